@@ -1,0 +1,53 @@
+# Finds the LibTorch of a torch wheel (or an unpacked LibTorch) and defines imported targets
+#   moe8::c10  moe8::torch_cpu  and, with MOE8_CUDA, moe8::c10_cuda  moe8::torch_cuda
+# Why not the wheel's TorchConfig.cmake: it insists on nvcc even for CPU programs and rewrites flags.
+#
+# Looked for, in this order: -DLIBTORCH_PREFIX=, $LIBTORCH_PREFIX, the torch of the active Python.
+
+set(LIBTORCH_PREFIX "$ENV{LIBTORCH_PREFIX}" CACHE PATH "Folder with include/ and lib/ of LibTorch")
+
+if(NOT LIBTORCH_PREFIX)
+  find_program(MOE8_PYTHON NAMES python3 python)
+  if(MOE8_PYTHON)
+    execute_process(
+      COMMAND ${MOE8_PYTHON} -c
+              "import importlib.util as u, os; print(os.path.dirname(u.find_spec('torch').origin))"
+      OUTPUT_VARIABLE _torch_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(_torch_dir)
+      set(LIBTORCH_PREFIX "${_torch_dir}" CACHE PATH "" FORCE)
+    endif()
+  endif()
+endif()
+
+if(NOT EXISTS "${LIBTORCH_PREFIX}/include/torch/csrc/api/include/torch/torch.h")
+  message(FATAL_ERROR "LibTorch was not found ('${LIBTORCH_PREFIX}'). Pass -DLIBTORCH_PREFIX=DIR, "
+                      "the folder 'torch' of an installed torch==2.11.0 wheel, or activate its Python.")
+endif()
+
+file(READ "${LIBTORCH_PREFIX}/include/torch/headeronly/version.h" _torch_version_h)
+string(REGEX MATCH "TORCH_VERSION_MAJOR ([0-9]+)" _ "${_torch_version_h}")
+set(_major ${CMAKE_MATCH_1})
+string(REGEX MATCH "TORCH_VERSION_MINOR ([0-9]+)" _ "${_torch_version_h}")
+set(LIBTORCH_VERSION "${_major}.${CMAKE_MATCH_1}")
+if(NOT LIBTORCH_VERSION VERSION_EQUAL 2.11)
+  message(WARNING "moe8 is tested with LibTorch 2.11; ${LIBTORCH_PREFIX} holds ${LIBTORCH_VERSION}.")
+endif()
+
+function(_moe8_import_torch name)
+  if(TARGET moe8::${name})
+    return()
+  endif()
+  set(_library "${LIBTORCH_PREFIX}/lib/lib${name}.so")
+  if(NOT EXISTS "${_library}")
+    message(FATAL_ERROR "${_library} is missing: is this a complete LibTorch?")
+  endif()
+  add_library(moe8::${name} SHARED IMPORTED)
+  set_target_properties(moe8::${name} PROPERTIES
+    IMPORTED_LOCATION "${_library}"
+    INTERFACE_INCLUDE_DIRECTORIES
+      "${LIBTORCH_PREFIX}/include;${LIBTORCH_PREFIX}/include/torch/csrc/api/include")
+endfunction()
+
+_moe8_import_torch(c10)
+_moe8_import_torch(torch_cpu)
+set_property(TARGET moe8::torch_cpu PROPERTY INTERFACE_LINK_LIBRARIES moe8::c10)

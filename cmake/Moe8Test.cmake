@@ -1,0 +1,14 @@
+# moe8_test(SOURCE [LABELS l...]): one executable and one ctest entry for a test file; the name is the
+# path below tests/, so tests/quantize/mx_test.cpp is `ctest -R quantize/mx`.
+function(moe8_test source)
+  cmake_parse_arguments(ARG "" "" "LABELS;LIBRARIES" ${ARGN})
+  file(RELATIVE_PATH folder "${PROJECT_SOURCE_DIR}/tests" "${CMAKE_CURRENT_SOURCE_DIR}")
+  get_filename_component(stem "${source}" NAME_WE)
+  string(REPLACE "/" "_" target "test_${folder}_${stem}")
+  add_executable(${target} ${source})
+  target_link_libraries(${target} PRIVATE moe8_testing ${ARG_LIBRARIES})
+  target_precompile_headers(${target} REUSE_FROM moe8_testing)
+  string(REGEX REPLACE "_test$" "" short "${stem}")
+  add_test(NAME "${folder}/${short}" COMMAND ${target} --gtest_brief=1)
+  set_tests_properties("${folder}/${short}" PROPERTIES TIMEOUT 300 LABELS "${ARG_LABELS}")
+endfunction()

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Configs and recipes: plain values that say which weights compute in which format.
+// What a config means operand by operand is the table in src/autograd/training_formats.cpp.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "moe8/formats.h"
+
+namespace moe8 {
+
+/// AUTO: the best kernel for this device, never an error because of the device.
+/// EMULATED: the reference arithmetic, quantize-dequantize and a high-precision product.
+enum class KernelPreference { AUTO, EMULATED };
+
+enum class FP8GroupedMMRecipe { FP8_ROWWISE };
+
+enum class MXFP8GroupedMMRecipe {
+  MXFP8_RCEIL,
+  MXFP8_RCEIL_WGRAD_WITH_HP,
+  MXFP8_EMULATED_RCEIL,
+  MXFP8_FLOOR,
+  MXFP8_FLOOR_WGRAD_WITH_HP,
+};
+
+enum class MXLinearRecipeName {
+  MXFP8_EMULATED,
+  MXFP8_CUBLAS,
+  MXFP8_CUBLAS_RCEIL,
+  MXFP4_EMULATED,
+  MXFP4_CUTLASS,
+};
+
+enum class Float8LinearRecipeName { TENSORWISE, ROWWISE, ROWWISE_WITH_GW_HP };
+
+enum class ScalingType { DYNAMIC, DISABLED };  // DISABLED: stay in high precision
+enum class ScalingGranularity { TENSORWISE, AXISWISE };
+
+/// Expert weights (E, N, K) in FP8 with one power-of-two scale per row of every operand.
+struct FP8GroupedMMConfig {
+  at::ScalarType out_dtype = at::kBFloat16;  // bf16 or float32
+
+  static FP8GroupedMMConfig from_recipe(FP8GroupedMMRecipe recipe);
+  void validate() const;
+  bool operator==(const FP8GroupedMMConfig&) const = default;
+};
+
+/// Expert weights (E, N, K) in MXFP8: e4m3 with one e8m0 scale per 32 elements.
+struct MXFP8GroupedMMConfig {
+  KernelPreference kernel_preference = KernelPreference::AUTO;
+  at::ScalarType out_dtype = at::kBFloat16;  // bf16 or float32
+  bool wgrad_with_hp = false;                // true: grad_W from unquantized operands
+  ScaleCalculationMode scale_calculation_mode = ScaleCalculationMode::RCEIL;
+
+  static MXFP8GroupedMMConfig from_recipe(MXFP8GroupedMMRecipe recipe);
+  void validate() const;
+  bool operator==(const MXFP8GroupedMMConfig&) const = default;
+};
+
+/// Linear weights (N, K) in an MX format. Input, weight and grad_output may differ in format.
+struct MXLinearConfig {
+  int64_t block_size = 32;  // 32 only: the block of OCP MX v1.0
+  ElemDtype elem_dtype = ElemDtype::E4M3;
+  std::optional<ElemDtype> elem_dtype_weight_override;
+  std::optional<ElemDtype> elem_dtype_grad_output_override;
+  KernelPreference kernel_preference = KernelPreference::EMULATED;
+  ScaleCalculationMode scale_calculation_mode = ScaleCalculationMode::FLOOR;
+
+  static MXLinearConfig from_recipe_name(MXLinearRecipeName recipe);
+  static MXLinearConfig from_recipe_name(std::string_view recipe);
+  void validate() const;
+  bool operator==(const MXLinearConfig&) const = default;
+};
+
+/// How one operand of one GEMM is cast to FP8.
+struct CastConfig {
+  ScalingType scaling_type = ScalingType::DYNAMIC;
+  ScalingGranularity scaling_granularity = ScalingGranularity::TENSORWISE;
+  ElemDtype target_dtype = ElemDtype::E4M3;  // E4M3 or E5M2
+
+  bool operator==(const CastConfig&) const = default;
+};
+
+struct Float8GemmConfig {
+  bool use_fast_accum = false;  // lets Hopper's tensor cores accumulate in about 14 bits
+
+  bool operator==(const Float8GemmConfig&) const = default;
+};
+
+/// Linear weights (N, K) in FP8 with float32 scales. The six casts are those of the three GEMMs;
+/// a *_for_grad_* cast that is not set equals the base cast of the same tensor.
+struct Float8LinearConfig {
+  CastConfig cast_config_input;
+  CastConfig cast_config_weight;
+  CastConfig cast_config_grad_output{.target_dtype = ElemDtype::E5M2};
+  std::optional<CastConfig> cast_config_input_for_grad_weight;
+  std::optional<CastConfig> cast_config_weight_for_grad_input;
+  std::optional<CastConfig> cast_config_grad_output_for_grad_weight;
+  Float8GemmConfig gemm_config_output{.use_fast_accum = true};
+  Float8GemmConfig gemm_config_grad_input;
+  Float8GemmConfig gemm_config_grad_weight;
+  bool round_scales_to_power_of_2 = false;
+  bool emulate = false;
+
+  static Float8LinearConfig from_recipe_name(Float8LinearRecipeName recipe);
+  static Float8LinearConfig from_recipe_name(std::string_view recipe);
+  void validate() const;
+  bool operator==(const Float8LinearConfig&) const = default;
+};
+
+using Config =
+    std::variant<FP8GroupedMMConfig, MXFP8GroupedMMConfig, MXLinearConfig, Float8LinearConfig>;
+
+/// True for the configs of 3-D expert weights, false for those of linear weights.
+bool is_grouped(const Config& config);
+
+/// The config of a recipe of any family: "mxfp8_rceil", "mxfp8_cublas", "rowwise", ...
+/// @throws c10::Error for an unknown name; the message lists all of them.
+Config recipe(std::string_view name);
+
+struct RecipeInfo {
+  std::string name;         // "mxfp8_rceil"
+  std::string applies_to;   // "experts" or "linear"
+  std::string description;  // one line
+  Config config;
+};
+
+/// Every recipe there is, in the order in which `moe8 recipes` prints them.
+const std::vector<RecipeInfo>& all_recipes();
+
+/// Sets one field by its name, from text: set_field(config, "scale_calculation_mode", "floor").
+/// @throws c10::Error naming the field or value and the allowed ones.
+void set_field(Config& config, std::string_view field, std::string_view value);
+
+/// @throws c10::Error naming field, value and the allowed ones.
+void validate(const Config& config);
+
+/// One line, e.g. "MXFP8GroupedMMConfig(kernel_preference=auto, out_dtype=bfloat16, ...)".
+std::string to_string(const Config& config);
+
+std::string_view to_string(ElemDtype value);  // torch's name: "float8_e4m3fn"
+std::string_view to_string(KernelPreference value);
+std::string_view to_string(ScaleCalculationMode value);
+std::string_view to_string(FP8GroupedMMRecipe value);
+std::string_view to_string(MXFP8GroupedMMRecipe value);
+std::string_view to_string(MXLinearRecipeName value);
+std::string_view to_string(Float8LinearRecipeName value);
+std::string_view to_string(ScalingType value);
+std::string_view to_string(ScalingGranularity value);
+
+/// The enumerator with this string. @throws c10::Error listing the valid ones.
+template <typename Enum>
+Enum parse(std::string_view text);
+
+}  // namespace moe8
+
+template <>
+struct std::hash<moe8::FP8GroupedMMConfig> {
+  size_t operator()(const moe8::FP8GroupedMMConfig& config) const;
+};
+template <>
+struct std::hash<moe8::MXFP8GroupedMMConfig> {
+  size_t operator()(const moe8::MXFP8GroupedMMConfig& config) const;
+};
+template <>
+struct std::hash<moe8::MXLinearConfig> {
+  size_t operator()(const moe8::MXLinearConfig& config) const;
+};
+template <>
+struct std::hash<moe8::Float8LinearConfig> {
+  size_t operator()(const moe8::Float8LinearConfig& config) const;
+};

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Low-precision grouped matrix products: every expert's token rows times that expert's weights.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "moe8/config.h"
+#include "moe8/mx.h"
+
+namespace moe8 {
+
+/// Quantizes A and B to FP8 (e4m3, one power-of-two scale per row) and multiplies by expert.
+///
+///   out[m, :] = sum_k  A[m, k] * B_t[e(m), k, :]        e(m): the expert whose row range holds m
+///
+/// @param A     [M, K] bf16 or float32; rows of one expert contiguous.
+/// @param B_t   [E, K, N] bf16 or float32, normally W.transpose(-2, -1); any strides.
+/// @param offs  [E] int32 on A's device; offs[e] = end row of expert e; non-decreasing, repeats are
+///              empty experts; offs[E-1] <= M.
+/// @return      [M, N] out_dtype (bf16 or float32), contiguous; rows at or past offs[E-1] are zero.
+/// @throws c10::Error when ranks, dtypes, devices or sizes disagree; the message names argument,
+///         expected and got. On a CPU also when offs decreases or passes M.
+/// Differentiable once in A and B_t; gradients have the dtypes of A and B_t; an empty expert's is
+/// zero. Deterministic. No host synchronisation. Source: docs/numerics.md, section 4.
+at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
+                                                 const at::Tensor& offs,
+                                                 at::ScalarType out_dtype = at::kBFloat16);
+
+/// The same product in MXFP8: e4m3, one e8m0 scale per 32 elements along each contracted axis.
+/// Blocks along tokens (grad_W) start afresh at each expert's first row, so any group size is
+/// allowed. Arguments, result, errors and edges as above.
+at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
+                                           const at::Tensor& offs,
+                                           const MXFP8GroupedMMConfig& config = {});
+
+/// The same with activations that are quantized already (e4m3, [M, K], blocks along K, no offs).
+/// Needs config.wgrad_with_hp; no gradient flows to A; grad_W uses the dequantized A.
+at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,
+                                           const at::Tensor& offs,
+                                           const MXFP8GroupedMMConfig& config = {});
+
+/// One of the above, by config. @throws c10::Error when the config is one of a linear.
+at::Tensor quantize_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
+                                           const at::Tensor& offs, const Config& config);
+
+}  // namespace moe8

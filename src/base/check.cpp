@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/check.h"
+
+namespace moe8 {
+
+void fail(const char* op, const std::string& argument, const std::string& message) {
+  std::string text = c10::str("[", op, "] ");
+  if (!argument.empty()) text += argument + ": ";
+  text += message;
+  throw c10::Error({__func__, __FILE__, static_cast<uint32_t>(__LINE__)}, text);
+}
+
+std::string message_of(const std::exception& error) {
+  if (const auto* torch_error = dynamic_cast<const c10::Error*>(&error)) {
+    return torch_error->what_without_backtrace();
+  }
+  return error.what();
+}
+
+}  // namespace moe8

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/log.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+
+namespace moe8 {
+namespace {
+
+struct Logger {
+  std::shared_ptr<spdlog::logger> out;
+  bool dispatch = false;
+};
+
+Logger make_logger() {
+  const char* setting = std::getenv("MOE8_LOG");
+  const std::string_view text = setting ? setting : "";
+  const auto asks_for = [&](std::string_view word) {
+    return text.find(word) != std::string_view::npos;
+  };
+  Logger logger;
+  logger.out =
+      std::make_shared<spdlog::logger>("moe8", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger.out->set_pattern("%n: %^%l%$: %v");
+  logger.dispatch = asks_for("dispatch");
+  logger.out->set_level(asks_for("debug") || logger.dispatch ? spdlog::level::debug
+                        : asks_for("info")                   ? spdlog::level::info
+                        : asks_for("error")                  ? spdlog::level::err
+                                                             : spdlog::level::warn);
+  return logger;
+}
+
+Logger& logger() {
+  static Logger instance = make_logger();
+  return instance;
+}
+
+}  // namespace
+
+void log_error(const std::string& message) { logger().out->error("{}", message); }
+void log_warning(const std::string& message) { logger().out->warn("{}", message); }
+void log_info(const std::string& message) { logger().out->info("{}", message); }
+bool logs_dispatch() { return logger().dispatch; }
+void log_dispatch(const std::string& message) { logger().out->debug("{}", message); }
+
+}  // namespace moe8
