@@ -69,8 +69,8 @@ struct MXFP8GroupedMMConfig {
 struct MXLinearConfig {
   int64_t block_size = 32;  // 32 only: the block of OCP MX v1.0
   ElemDtype elem_dtype = ElemDtype::E4M3;
-  std::optional<ElemDtype> elem_dtype_weight_override;
-  std::optional<ElemDtype> elem_dtype_grad_output_override;
+  std::optional<ElemDtype> elem_dtype_weight_override = std::nullopt;
+  std::optional<ElemDtype> elem_dtype_grad_output_override = std::nullopt;
   KernelPreference kernel_preference = KernelPreference::EMULATED;
   ScaleCalculationMode scale_calculation_mode = ScaleCalculationMode::FLOOR;
 
@@ -98,15 +98,15 @@ struct Float8GemmConfig {
 /// Linear weights (N, K) in FP8 with float32 scales. The six casts are those of the three GEMMs;
 /// a *_for_grad_* cast that is not set equals the base cast of the same tensor.
 struct Float8LinearConfig {
-  CastConfig cast_config_input;
-  CastConfig cast_config_weight;
+  CastConfig cast_config_input = {};
+  CastConfig cast_config_weight = {};
   CastConfig cast_config_grad_output{.target_dtype = ElemDtype::E5M2};
-  std::optional<CastConfig> cast_config_input_for_grad_weight;
-  std::optional<CastConfig> cast_config_weight_for_grad_input;
-  std::optional<CastConfig> cast_config_grad_output_for_grad_weight;
+  std::optional<CastConfig> cast_config_input_for_grad_weight = std::nullopt;
+  std::optional<CastConfig> cast_config_weight_for_grad_input = std::nullopt;
+  std::optional<CastConfig> cast_config_grad_output_for_grad_weight = std::nullopt;
   Float8GemmConfig gemm_config_output{.use_fast_accum = true};
-  Float8GemmConfig gemm_config_grad_input;
-  Float8GemmConfig gemm_config_grad_weight;
+  Float8GemmConfig gemm_config_grad_input = {};
+  Float8GemmConfig gemm_config_grad_weight = {};
   bool round_scales_to_power_of_2 = false;
   bool emulate = false;
 

@@ -18,15 +18,14 @@ inline constexpr int64_t kMxBlock = 32;
 
 /// A tensor in an MX format: value = decode(data) * 2^(scale - 127).
 struct MXTensor {
-  at::Tensor data;   // codes; shape of the source. e4m3/e5m2: float8 dtypes; e2m3/e3m2: uint8, one
-                     // code a byte; e2m1: float4_e2m1fn_x2, two codes a byte, last dim halved
-  at::Tensor scale;  // float8_e8m0fnu; shape of the source, but `axis` counts blocks
+  at::Tensor data;   // codes, shape of the source. e4m3, e5m2: float8 dtypes; e2m3, e3m2: uint8, one
+                     // code a byte; e2m1: float4_e2m1fn_x2, two codes a byte, last axis halved
+  at::Tensor scale;  // float8_e8m0fnu, shape of the source with blocks counted along `axis`
   ElemDtype elem = ElemDtype::E4M3;
-  int64_t axis = -1;  // the axis along which blocks run, 0 <= axis < dim()
+  int64_t axis = 0;  // along which blocks run, from the front
   at::ScalarType orig_dtype = at::kBFloat16;
-  at::IntArrayRef sizes() const { return shape; }
-  std::vector<int64_t> shape;       // the source's
-  std::optional<at::Tensor> offs;   // blocks start afresh at each group's first row when set
+  std::vector<int64_t> shape;      // the source's
+  std::optional<at::Tensor> offs;  // set: blocks start afresh at each group's first row
 };
 
 /// Quantizes x to an MX format.

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a config means: the format of every operand of the three GEMMs. One table for all recipes.
+#pragma once
+
+#include "gemm/low_precision_gemm.h"
+#include "moe8/config.h"
+
+namespace moe8 {
+
+struct TrainingFormats {
+  GemmFormats out;          // input x weight
+  GemmFormats grad_input;   // grad_output x weight
+  GemmFormats grad_weight;  // grad_output x input
+  KernelPreference kernel_preference = KernelPreference::AUTO;
+};
+
+/// The rows of docs/numerics.md, sections 4 and 5.
+TrainingFormats training_formats(const Config& config);
+
+}  // namespace moe8

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Instruction sets of the CPU kernels. A kernel is plain C++ that the compiler turns into vector code,
+// once per instruction set: an entry point carries the target, and flatten pulls the templates it calls
+// into it, so that nothing compiled for a newer CPU can be shared with an older one.
+#pragma once
+
+#include <string_view>
+
+namespace moe8::cpu {
+
+enum class Isa { PORTABLE, AVX2, AVX512 };
+
+std::string_view to_string(Isa isa);
+
+/// The best one that this CPU has; MOE8_CPU_ISA=portable|avx2|avx512 asks for a lesser one.
+Isa best_isa();
+
+/// What this CPU has, whatever MOE8_CPU_ISA says.
+bool has_isa(Isa isa);
+
+/// avx512_bf16: this CPU multiplies bf16 in hardware.
+bool has_bf16_products();
+
+}  // namespace moe8::cpu
+
+#if defined(__x86_64__)
+#define MOE8_TARGET_AVX2 [[gnu::target("arch=x86-64-v3"), gnu::flatten]]
+#define MOE8_TARGET_AVX512 [[gnu::target("arch=x86-64-v4,prefer-vector-width=512"), gnu::flatten]]
+#else
+#define MOE8_TARGET_AVX2
+#define MOE8_TARGET_AVX512
+#endif

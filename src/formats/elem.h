@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Element formats: the table of their bit layouts, and scalar encode and decode, bit-exact on host and
+// device. Header-only; no Torch, no CUDA runtime. Scales are in e8m0.h.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "moe8/formats.h"
+
+#if defined(__CUDACC__)
+#define MOE8_HD __host__ __device__
+#else
+#define MOE8_HD
+#endif
+
+namespace moe8 {
+
+/// Layout of one element format: sign, exponent, mantissa from the top bit of the code.
+struct ElemLayout {
+  int exponent_bits;
+  int mantissa_bits;
+  int bias;
+  int max_exponent;  // the largest power of two is 2^max_exponent
+  float max;         // the largest finite value, V
+  int nan_code;      // without sign; -1: the format has no NaN
+
+  constexpr int bits() const { return 1 + exponent_bits + mantissa_bits; }
+  constexpr int min_exponent() const { return 1 - bias; }  // of normal numbers
+};
+
+/// The table of docs/numerics.md, section 1. Index: ElemDtype.
+inline constexpr ElemLayout kElemLayouts[] = {
+    {4, 3, 7, 8, 448.0f, 0x7F},       // E4M3 (fn: no Inf)
+    {5, 2, 15, 15, 57344.0f, 0x7F},   // E5M2 (0x7C is Inf)
+    {2, 3, 1, 2, 7.5f, -1},           // E2M3
+    {3, 2, 3, 4, 28.0f, -1},          // E3M2
+    {2, 1, 1, 2, 6.0f, -1},           // E2M1
+};
+
+constexpr MOE8_HD ElemLayout layout_of(ElemDtype elem) {
+  return kElemLayouts[static_cast<int>(elem)];
+}
+
+/// 2^e as float32 for -149 <= e <= 127, subnormals included.
+constexpr MOE8_HD float exp2_exact(int e) {
+  return e >= -126 ? std::bit_cast<float>(static_cast<uint32_t>(e + 127) << 23)
+                   : std::bit_cast<float>(uint32_t{1} << (e + 149));
+}
+
+/// condition ? a : b by masks: compilers make a branch of ?:, and then no vector code of the loop.
+constexpr MOE8_HD uint32_t select(bool condition, uint32_t a, uint32_t b) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (a & mask) | (b & ~mask);
+}
+
+/// Nearest code, ties to even, saturating at +-max; the sign of zero and of underflow is kept.
+/// NaN gives the format's NaN, positive; formats without one saturate (a NaN in an MX block is told by
+/// its scale). The code fits a byte; it is returned as a word, and made without branches, so that loops
+/// over it become vector code of one lane width.
+constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
+  const ElemLayout f = layout_of(elem);
+  const int drop = 23 - f.mantissa_bits;  // mantissa bits that do not fit
+  const uint32_t max_bits = std::bit_cast<uint32_t>(f.max);
+  const uint32_t magnitude = std::bit_cast<uint32_t>(x) & 0x7FFFFFFFu;
+  const bool is_nan = magnitude > 0x7F800000u;
+  const uint32_t clamped = select(magnitude < max_bits, magnitude, max_bits);
+
+  const uint32_t odd = (clamped >> drop) & 1;
+  const uint32_t rounded = (clamped + odd + (1u << (drop - 1)) - 1) >> drop;
+  const uint32_t normal = rounded - (static_cast<uint32_t>(127 - f.bias) << f.mantissa_bits);
+
+  // Below the smallest normal, codes count steps of 2^(min_exponent - mantissa_bits). Adding a number
+  // whose last bit is one such step makes the adder round for us.
+  const float adder = exp2_exact(f.min_exponent() - f.mantissa_bits + 23);
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(clamped) + adder) -
+                             std::bit_cast<uint32_t>(adder);
+
+  const bool is_subnormal = clamped < std::bit_cast<uint32_t>(exp2_exact(f.min_exponent()));
+  const uint32_t sign = (std::bit_cast<uint32_t>(x) >> 31) << (f.bits() - 1);
+  const uint32_t code = select(is_subnormal, subnormal, normal) | sign;
+  const uint32_t nan_code = f.nan_code >= 0 ? static_cast<uint32_t>(f.nan_code) : code & ~sign;
+  return select(is_nan, nan_code, code);
+}
+
+/// The value of a code, as encode() makes it.
+constexpr MOE8_HD float decode(uint32_t code, ElemDtype elem) {
+  const ElemLayout f = layout_of(elem);
+  const uint32_t sign = (code >> (f.bits() - 1)) << 31;
+  const uint32_t magnitude = code & ((1u << (f.bits() - 1)) - 1);
+  const uint32_t normal = (magnitude << (23 - f.mantissa_bits)) +
+                          (static_cast<uint32_t>(127 - f.bias) << 23);
+  const float subnormal =
+      static_cast<float>(static_cast<int>(magnitude)) * exp2_exact(f.min_exponent() - f.mantissa_bits);
+  uint32_t bits = select((magnitude >> f.mantissa_bits) == 0, std::bit_cast<uint32_t>(subnormal), normal);
+  if (elem == ElemDtype::E5M2) {
+    bits = select(magnitude >= 0x7C, select(magnitude == 0x7C, 0x7F800000u, 0x7FC00000u), bits);
+  } else if (f.nan_code >= 0) {
+    bits = select(magnitude == static_cast<uint32_t>(f.nan_code), 0x7FC00000u, bits);
+  }
+  return std::bit_cast<float>(sign | bits);
+}
+
+}  // namespace moe8

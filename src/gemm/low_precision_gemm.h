@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The three GEMMs of a (grouped) linear layer with quantized operands, and the list from which the
+// kernel of each is chosen. MOE8_LOG=dispatch prints the winner and why the others refused.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moe8/config.h"
+#include "quantize/operand.h"
+
+namespace moe8 {
+
+enum class Gemm {
+  OUT,          // left A  [M, K], right W [E, N, K], contracts K:  [M, N]
+  GRAD_INPUT,   // left dO [M, N], right W [E, N, K], contracts N:  [M, K]
+  GRAD_WEIGHT,  // left dO [M, N], right A [M, K], contracts the rows of each group: [E, N, K]
+};
+const char* to_string(Gemm gemm);
+
+/// Formats of the two operands of one GEMM.
+struct GemmFormats {
+  OperandFormat left;
+  OperandFormat right;
+  bool use_fast_accum = false;
+  bool operator==(const GemmFormats&) const = default;
+};
+
+struct GemmProblem {
+  Gemm gemm;
+  at::Tensor left;
+  at::Tensor right;
+  std::optional<at::Tensor> offs;  // [E] end rows; not set: E = 1, all rows
+  GemmFormats formats;
+  at::ScalarType out_dtype;
+  KernelPreference kernel_preference = KernelPreference::AUTO;
+
+  std::string describe() const;
+};
+
+/// One way to compute a GemmProblem.
+struct GemmKernel {
+  const char* name;
+  /// Nothing when it can, else why not.
+  std::optional<std::string> (*refusal)(const GemmProblem& problem);
+  at::Tensor (*launch)(const GemmProblem& problem);
+};
+
+/// Every kernel of this build in the order of preference; the first that does not refuse runs.
+const std::vector<GemmKernel>& gemm_kernels();
+
+/// Quantizes both operands along the contracted axis and multiplies; float32 accumulation, rounded
+/// once to out_dtype. Rows in no group are zero; an empty group's GRAD_WEIGHT is zero.
+/// Arguments are checked by src/ops; this trusts them. Deterministic.
+at::Tensor low_precision_gemm(const GemmProblem& problem);
+
+}  // namespace moe8

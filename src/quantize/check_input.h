@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What every tensor-level function asks of its inputs, in one place: dtype, device, axis, offs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "formats/float_type.h"
+#include "moe8/mx.h"
+
+namespace moe8 {
+
+/// "bfloat16 [4, 8] on cpu", for messages.
+std::string describe(const at::Tensor& x);
+
+/// bf16 or float32, or an error that names `argument`.
+void check_dtype(const char* op, const char* argument, const at::Tensor& x);
+void check_out_dtype(const char* op, at::ScalarType dtype);
+FloatType float_type(at::ScalarType dtype);
+
+/// The axis counted from the front. @throws when it is out of range.
+int64_t check_axis(const char* op, const at::Tensor& x, int64_t axis);
+
+/// End rows of groups: int32, 1-D, on `device`, `groups` of them unless that is -1; on a CPU also
+/// non-decreasing, from 0 to `rows`.
+void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t rows,
+                const at::Device& device);
+
+/// An MXTensor whose parts fit together: dtypes, shapes, axis. Its fields are open to the caller.
+void check_mx_tensor(const char* op, const char* argument, const MXTensor& x);
+
+/// Only CPU tensors so far, or an error that says so.
+void check_device_supported(const char* op, const char* argument, const at::Tensor& x);
+
+/// A tensor seen as [outer, length, inner] around an axis.
+struct AxisView {
+  int64_t outer;
+  int64_t length;
+  int64_t inner;
+};
+AxisView view_around(const at::IntArrayRef& sizes, int64_t axis);
+
+}  // namespace moe8

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// MX quantizers on tensors: check, allocate, launch. The arithmetic is in src/cpu/mx.cpp, its
+// definition in src/reference/mx.cpp.
+#include "moe8/mx.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "base/check.h"
+#include "cpu/mx.h"
+#include "quantize/check_input.h"
+#include "quantize/mx_args.h"
+#include "quantize/packing.h"
+#include "quantize/parallel.h"
+
+namespace moe8 {
+namespace {
+
+// The blocks of x along an axis and how many scale rows a tensor of them has. With offs that is an
+// upper bound that depends on shapes alone, so that no device has to be asked for group sizes.
+struct Blocking {
+  std::vector<MxBlock> blocks;
+  int64_t scale_rows;
+};
+
+Blocking block_axis(const char* op, const at::Tensor& x, int64_t axis,
+                    const std::optional<at::Tensor>& offs) {
+  const int64_t length = x.size(axis);
+  if (!offs) return {mx_blocks(length, nullptr, 0), (length + kMxBlock - 1) / kMxBlock};
+  MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs", "expected groups along axis 0 of a 2-D tensor, got ",
+             describe(x), " along axis ", axis);
+  check_offs(op, *offs, -1, length, x.device());
+  const at::Tensor ends = offs->contiguous();
+  const int64_t groups = ends.size(0);
+  return {mx_blocks(length, ends.const_data_ptr<int32_t>(), groups),
+          (length + (kMxBlock - 1) * groups) / kMxBlock};
+}
+
+// Checks, then fills all but the outputs. `source` and `blocking` must outlive the arguments.
+MxQuantizeArgs quantize_args(const at::Tensor& source, int64_t axis, const Blocking& blocking,
+                             ElemDtype elem, ScaleCalculationMode mode) {
+  const AxisView view = view_around(source.sizes(), axis);
+  return {.elem = elem,
+          .mode = mode,
+          .x = source.const_data_ptr(),
+          .x_type = float_type(source.scalar_type()),
+          .outer = view.outer,
+          .length = view.length,
+          .inner = view.inner,
+          .blocks = blocking.blocks.data(),
+          .block_count = static_cast<int64_t>(blocking.blocks.size()),
+          .scale_rows = blocking.scale_rows,
+          .data = nullptr,
+          .scale = nullptr,
+          .dequantized = nullptr,
+          .dequantized_type = FloatType::BF16};
+}
+
+void launch(const MxQuantizeArgs& args) {
+  parallel_items(args.work_items(), args.inner * kMxBlock,
+                 [&](int64_t begin, int64_t end) { cpu::quantize_mx(args, begin, end); });
+}
+
+// Rows in no group are not written by the kernels.
+at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype, const at::Tensor& like,
+                    const std::optional<at::Tensor>& offs) {
+  const at::TensorOptions options = like.options().dtype(dtype).requires_grad(false);
+  return offs ? at::zeros(sizes, options) : at::empty(sizes, options);
+}
+
+std::vector<int64_t> scale_sizes(const at::Tensor& x, int64_t axis, int64_t scale_rows) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[axis] = scale_rows;
+  return sizes;
+}
+
+}  // namespace
+
+MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode, int64_t axis,
+                     const std::optional<at::Tensor>& offs) {
+  constexpr const char* kOp = "quantize_mx";
+  check_dtype(kOp, "x", x);
+  check_device_supported(kOp, "x", x);
+  axis = check_axis(kOp, x, axis);
+  const Blocking blocking = block_axis(kOp, x, axis, offs);
+  const at::Tensor source = x.detach().contiguous();
+
+  const at::Tensor codes = allocate(x.sizes(), at::kByte, x, offs);
+  const at::Tensor scale = allocate(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x, offs);
+  MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
+  args.data = codes.mutable_data_ptr<uint8_t>();
+  args.scale = scale.mutable_data_ptr<uint8_t>();
+  launch(args);
+
+  return {.data = pack_codes(codes, elem),
+          .scale = scale.view(at::kFloat8_e8m0fnu),
+          .elem = elem,
+          .axis = axis,
+          .orig_dtype = x.scalar_type(),
+          .shape = x.sizes().vec(),
+          .offs = offs};
+}
+
+at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+                            int64_t axis, const std::optional<at::Tensor>& offs,
+                            std::optional<at::ScalarType> dtype) {
+  constexpr const char* kOp = "fake_quantize_mx";
+  check_dtype(kOp, "x", x);
+  check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
+  check_device_supported(kOp, "x", x);
+  axis = check_axis(kOp, x, axis);
+  const Blocking blocking = block_axis(kOp, x, axis, offs);
+  const at::Tensor source = x.detach().contiguous();
+
+  const at::Tensor out = allocate(x.sizes(), dtype.value_or(x.scalar_type()), x, offs);
+  MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
+  args.dequantized = out.mutable_data_ptr();
+  args.dequantized_type = float_type(out.scalar_type());
+  launch(args);
+  return out;
+}
+
+at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
+  constexpr const char* kOp = "dequantize";
+  check_mx_tensor(kOp, "x", x);
+  check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
+  check_device_supported(kOp, "x", x.data);
+  const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
+  const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);
+  const at::Tensor scale = x.scale.contiguous().view(at::kByte);
+  const at::Tensor out = allocate(x.shape, dtype.value_or(x.orig_dtype), codes, x.offs);
+  const AxisView view = view_around(x.shape, x.axis);
+  const MxDequantizeArgs args{.elem = x.elem,
+                              .data = codes.const_data_ptr<uint8_t>(),
+                              .scale = scale.const_data_ptr<uint8_t>(),
+                              .outer = view.outer,
+                              .length = view.length,
+                              .inner = view.inner,
+                              .blocks = blocking.blocks.data(),
+                              .block_count = static_cast<int64_t>(blocking.blocks.size()),
+                              .scale_rows = blocking.scale_rows,
+                              .out = out.mutable_data_ptr(),
+                              .out_type = float_type(out.scalar_type())};
+  parallel_items(args.work_items(), args.inner * kMxBlock,
+                 [&](int64_t begin, int64_t end) { cpu::dequantize_mx(args, begin, end); });
+  return out;
+}
+
+}  // namespace moe8
