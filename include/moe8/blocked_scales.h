@@ -26,7 +26,8 @@ BlockedGroups to_blocked_m_groups(const at::Tensor& scale, const at::Tensor& off
 at::Tensor from_blocked_m_groups(const at::Tensor& blocked, const at::Tensor& offs, int64_t rows,
                                  int64_t cols);
 
-/// Groups of columns: scale [R, C], offs [E] int32 end columns. Each group's columns are padded to 4.
+/// Groups of columns: scale [R, C], offs [E] int32 end columns. Each group's columns are padded
+/// to 4.
 /// @return blocked [round_up(R, 128), C + 4 E], a flat buffer in which group g starts at
 ///         round_up(R, 128) * start[g] and has its own round_up(width, 4) columns.
 BlockedGroups to_blocked_k_groups(const at::Tensor& scale, const at::Tensor& offs);

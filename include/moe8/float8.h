@@ -35,12 +35,13 @@ struct Float8Tensor {
 
 /// Quantizes x to FP8.
 ///
-///   scale = float32(max_of_format / max(amax, 1e-12));  data = cast(float32(x) * scale), saturating
-///   round_scales_to_power_of_2: scale is rounded down to a power of two first
+///   scale = float32(max_of_format / max(amax, 1e-12));  data = cast(float32(x) * scale),
+///   saturating round_scales_to_power_of_2: scale is rounded down to a power of two first
 ///
 /// @param x     bf16 or float32, any strides; any rank, at least 1 for axiswise.
 /// @param elem  E4M3 or E5M2.
-/// @param offs  [E] int32 end rows: x is 2-D, axiswise(0), one scale per (group, column); rows at or
+/// @param offs  [E] int32 end rows: x is 2-D, axiswise(0), one scale per (group, column); rows at
+/// or
 ///              past offs[E-1] have code 0; an empty group has the scale of amax 0.
 /// @throws c10::Error on another dtype or format, an axis out of range, or offs that do not fit.
 /// A NaN or Inf makes the results of its reduced set NaN and of no other. Exact on every device.

@@ -19,8 +19,9 @@ namespace moe8 {
 /// @param bias    [N] or nothing; added in the output dtype.
 /// @param config  an MXLinearConfig or a Float8LinearConfig.
 /// @return        [..., N], contiguous, the dtype of x.
-/// @throws c10::Error when ranks, dtypes, devices or sizes disagree, or the config is a grouped one.
-/// Differentiable once in x, weight and bias. Deterministic. Source: docs/numerics.md, section 5.
+/// @throws c10::Error when ranks, dtypes, devices or sizes disagree, or the config is a grouped
+/// one. Differentiable once in x, weight and bias. Deterministic. Source: docs/numerics.md,
+/// section 5.
 at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias, const Config& config);
 

@@ -18,8 +18,8 @@ inline constexpr int64_t kMxBlock = 32;
 
 /// A tensor in an MX format: value = decode(data) * 2^(scale - 127).
 struct MXTensor {
-  at::Tensor data;   // codes, shape of the source. e4m3, e5m2: float8 dtypes; e2m3, e3m2: uint8, one
-                     // code a byte; e2m1: float4_e2m1fn_x2, two codes a byte, last axis halved
+  at::Tensor data;  // codes, shape of the source. e4m3, e5m2: float8 dtypes; e2m3, e3m2: uint8, one
+                    // code a byte; e2m1: float4_e2m1fn_x2, two codes a byte, last axis halved
   at::Tensor scale;  // float8_e8m0fnu, shape of the source with blocks counted along `axis`
   ElemDtype elem = ElemDtype::E4M3;
   int64_t axis = 0;  // along which blocks run, from the front
@@ -52,8 +52,7 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype = s
 /// quantize_mx followed by dequantize, in one pass and without the codes.
 /// @return  contiguous, shape of x, `dtype` (bf16 or float32; default x's dtype).
 at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
-                            int64_t axis = -1,
-                            const std::optional<at::Tensor>& offs = std::nullopt,
+                            int64_t axis = -1, const std::optional<at::Tensor>& offs = std::nullopt,
                             std::optional<at::ScalarType> dtype = std::nullopt);
 
 }  // namespace moe8

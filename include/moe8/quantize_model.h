@@ -17,8 +17,8 @@ class Module;
 
 namespace moe8 {
 
-/// An ordered list of (key, config); a config that is not set means "leave alone". A key is the name
-/// of a parameter or module, "re:PATTERN" (Perl-compatible, matched against the whole name) or
+/// An ordered list of (key, config); a config that is not set means "leave alone". A key is the
+/// name of a parameter or module, "re:PATTERN" (Perl-compatible, matched against the whole name) or
 /// "_default". Resolved parameter by parameter. A key counts for a parameter only if its config can
 /// apply to it (grouped configs: 3-D parameters; linear configs: the weight of a Linear, or another
 /// 2-D parameter that is not an Embedding's) or is not set. The first of these that exists decides:
@@ -46,11 +46,11 @@ struct QuantizeOptions {
 struct ConversionRow {
   std::string fqn;
   std::vector<int64_t> shape;
-  std::string dtype;                 // "bfloat16"
-  std::optional<Config> config;      // set: converted to this
-  std::optional<Config> replaced;    // set: this other config was replaced
-  std::string key;                   // the key that decided; empty: none did
-  std::string reason;                // why it was left alone, or "converted"
+  std::string dtype;               // "bfloat16"
+  std::optional<Config> config;    // set: converted to this
+  std::optional<Config> replaced;  // set: this other config was replaced
+  std::string key;                 // the key that decided; empty: none did
+  std::string reason;              // why it was left alone, or "converted"
 };
 
 struct ConversionReport {
@@ -64,20 +64,21 @@ struct ConversionReport {
 
 std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 
-/// Converts the parameters that `config` names. They keep their identity: optimizers, requires_grad,
-/// .grad, hooks, names and shapes are untouched; saving writes the plain high-precision tensors;
-/// loading, Module::to and clone after conversion keep it. The model must call torch::nn::Linear,
-/// at::linear, mm, addmm or matmul (2-D weights), at::_grouped_mm (3-D weights).
+/// Converts the parameters that `config` names. They keep their identity: optimizers,
+/// requires_grad, .grad, hooks, names and shapes are untouched; saving writes the plain
+/// high-precision tensors; loading, Module::to and clone after conversion keep it. The model must
+/// call torch::nn::Linear, at::linear, mm, addmm or matmul (2-D weights), at::_grouped_mm (3-D
+/// weights).
 /// @throws c10::Error on an invalid key or pattern, a duplicate key, a config that cannot apply to
-///         the parameter named exactly, or a key that matched nothing (the nearest names are listed).
-///         Nothing is converted then.
+///         the parameter named exactly, or a key that matched nothing (the nearest names are
+///         listed). Nothing is converted then.
 /// Converting again with the same config changes nothing; with another config replaces the old one.
 /// Not to be called while another thread runs the model.
 ConversionReport quantize_(torch::nn::Module& model, const FqnToConfig& config,
                            const QuantizeOptions& options = {});
 
-/// Asks filter(module, fqn) in pre-order; a module that passes converts the parameters of its subtree
-/// to which the config can apply and is not descended into.
+/// Asks filter(module, fqn) in pre-order; a module that passes converts the parameters of its
+/// subtree to which the config can apply and is not descended into.
 ConversionReport quantize_(torch::nn::Module& model, const Config& config,
                            FilterFn filter = is_linear, const QuantizeOptions& options = {});
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reading and writing safetensors files: a JSON header with names, dtypes and shapes, then raw bytes.
+// Reading and writing safetensors files: a JSON header with names, dtypes and shapes, then raw
+// bytes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,7 +25,8 @@ struct SafetensorsEntry {
 };
 
 /// A safetensors file opened for reading. The header is checked completely before anything else:
-/// sizes, dtypes, overlaps, gaps, overflow and duplicate names; data is mapped and copied on demand.
+/// sizes, dtypes, overlaps, gaps, overflow and duplicate names; data is mapped and copied on
+/// demand.
 class SafetensorsReader {
  public:
   /// @throws c10::Error naming the file and what is wrong with it.

@@ -20,8 +20,8 @@ struct Saved : torch::CustomClassHolder {
   std::optional<at::Tensor> offs;
 };
 
-/// Below autograd and autocast: the products inside are ours, and must not be seen by the hooks that
-/// brought us here (the saved weight is still a converted one).
+/// Below autograd and autocast: the products inside are ours, and must not be seen by the hooks
+/// that brought us here (the saved weight is still a converted one).
 struct PlainOps {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
@@ -38,8 +38,8 @@ at::Tensor run(const Saved& saved, Gemm gemm, const GemmFormats& formats, const 
                              .kernel_preference = saved.formats.kernel_preference});
 }
 
-// Gradients that were asked for with create_graph get a node that refuses to be differentiated again;
-// without it second-order terms would vanish silently.
+// Gradients that were asked for with create_graph get a node that refuses to be differentiated
+// again; without it second-order terms would vanish silently.
 void forbid_double_backward(variable_list& grads) {
   auto error = std::make_shared<torch::autograd::DelayedError>(
       "moe8: low-precision products cannot be differentiated twice (create_graph=true). "
@@ -56,14 +56,16 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& A, const at::Tensor& W,
                             const c10::intrusive_ptr<Saved>& saved, at::ScalarType out_dtype) {
     const PlainOps guard;
-    ctx->save_for_backward({W.requires_grad() ? A : at::Tensor(), A.requires_grad() ? W : at::Tensor()});
+    ctx->save_for_backward(
+        {W.requires_grad() ? A : at::Tensor(), A.requires_grad() ? W : at::Tensor()});
     ctx->saved_data["saved"] = c10::IValue::make_capsule(saved);
     return run(*saved, Gemm::OUT, saved->formats.out, A, W, out_dtype);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const variable_list tensors = ctx->get_saved_variables();
-    const auto saved = c10::static_intrusive_pointer_cast<Saved>(ctx->saved_data["saved"].toCapsule());
+    const auto saved =
+        c10::static_intrusive_pointer_cast<Saved>(ctx->saved_data["saved"].toCapsule());
     variable_list grads(2);  // A, W
     if (grad_outputs[0].defined()) {
       const PlainOps guard;

@@ -34,10 +34,12 @@ TrainingFormats formats_of(const MXLinearConfig& c) {
 }
 
 TrainingFormats formats_of(const Float8LinearConfig& c) {
-  const auto cast = [&](const std::optional<CastConfig>& chosen, const CastConfig& base) -> OperandFormat {
+  const auto cast = [&](const std::optional<CastConfig>& chosen,
+                        const CastConfig& base) -> OperandFormat {
     const CastConfig& config = chosen ? *chosen : base;
     if (config.scaling_type == ScalingType::DISABLED) return HighPrecision{};
-    return Float8Format{config.target_dtype, config.scaling_granularity, c.round_scales_to_power_of_2};
+    return Float8Format{config.target_dtype, config.scaling_granularity,
+                        c.round_scales_to_power_of_2};
   };
   const auto base = [&](const CastConfig& config) { return cast(std::nullopt, config); };
   return {

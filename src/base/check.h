@@ -9,11 +9,11 @@
 /// throws c10::Error "[quantize_mx] axis: expected 0 to 1, got 7" when the condition is false. The
 /// pieces after the argument's name are streamed together and only evaluated on failure.
 /// A macro because the message must not be built when all is well.
-#define MOE8_CHECK(condition, op, argument, ...)                                 \
-  do {                                                                           \
-    if (!(condition)) [[unlikely]] {                                             \
-      ::moe8::fail(op, argument, ::c10::str(__VA_ARGS__));                       \
-    }                                                                            \
+#define MOE8_CHECK(condition, op, argument, ...)           \
+  do {                                                     \
+    if (!(condition)) [[unlikely]] {                       \
+      ::moe8::fail(op, argument, ::c10::str(__VA_ARGS__)); \
+    }                                                      \
   } while (false)
 
 namespace moe8 {

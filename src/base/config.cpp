@@ -19,11 +19,11 @@ namespace {
 template <typename Enum>
 struct Names;  // list: (enumerator, its string), what: the word for messages
 
-#define MOE8_NAMES(Enum, word, ...)                                              \
-  template <>                                                                    \
-  struct Names<Enum> {                                                           \
-    static constexpr const char* what = word;                                    \
-    static constexpr std::pair<Enum, std::string_view> list[] = {__VA_ARGS__};   \
+#define MOE8_NAMES(Enum, word, ...)                                            \
+  template <>                                                                  \
+  struct Names<Enum> {                                                         \
+    static constexpr const char* what = word;                                  \
+    static constexpr std::pair<Enum, std::string_view> list[] = {__VA_ARGS__}; \
   };
 
 MOE8_NAMES(ElemDtype, "element dtype", {ElemDtype::E4M3, "float8_e4m3fn"},
@@ -50,7 +50,8 @@ MOE8_NAMES(Float8LinearRecipeName, "recipe", {Float8LinearRecipeName::TENSORWISE
            {Float8LinearRecipeName::ROWWISE_WITH_GW_HP, "rowwise_with_gw_hp"})
 MOE8_NAMES(ScalingType, "scaling type", {ScalingType::DYNAMIC, "dynamic"},
            {ScalingType::DISABLED, "disabled"})
-MOE8_NAMES(ScalingGranularity, "scaling granularity", {ScalingGranularity::TENSORWISE, "tensorwise"},
+MOE8_NAMES(ScalingGranularity, "scaling granularity",
+           {ScalingGranularity::TENSORWISE, "tensorwise"},
            {ScalingGranularity::AXISWISE, "axiswise"})
 #undef MOE8_NAMES
 
@@ -74,7 +75,8 @@ std::string choices() {
   return join(names);
 }
 
-// ---- fields: f(name, field...) for every field of every config -----------------------------------
+// ---- fields: f(name, field...) for every field of every config
+// -----------------------------------
 
 template <typename C>
 using Bare = std::remove_cvref_t<C>;
@@ -121,15 +123,24 @@ constexpr const char* type_name() {
   if constexpr (std::is_same_v<C, Float8LinearConfig>) return "Float8LinearConfig";
 }
 
-// ---- fields to and from text ---------------------------------------------------------------------
+// ---- fields to and from text
+// ---------------------------------------------------------------------
 
 std::string_view dtype_name(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kFloat ? "float32" : c10::toString(dtype);
+  return dtype == at::kBFloat16 ? "bfloat16"
+         : dtype == at::kFloat  ? "float32"
+                                : c10::toString(dtype);
 }
 
-std::string text_of(bool value) { return value ? "true" : "false"; }
-std::string text_of(int64_t value) { return std::to_string(value); }
-std::string text_of(at::ScalarType value) { return std::string(dtype_name(value)); }
+std::string text_of(bool value) {
+  return value ? "true" : "false";
+}
+std::string text_of(int64_t value) {
+  return std::to_string(value);
+}
+std::string text_of(at::ScalarType value) {
+  return std::string(dtype_name(value));
+}
 std::string text_of(const Float8GemmConfig& value) {
   return value.use_fast_accum ? "fast_accum" : "exact_accum";
 }
@@ -138,8 +149,7 @@ std::string text_of(const CastConfig& value) {
   return c10::str(name_of(value.scaling_granularity), ":", name_of(value.target_dtype));
 }
 template <typename Enum>
-  requires std::is_enum_v<Enum>
-std::string text_of(Enum value) {
+requires std::is_enum_v<Enum> std::string text_of(Enum value) {
   return std::string(name_of(value));
 }
 template <typename T>
@@ -198,7 +208,7 @@ struct FieldText {
   }
   void into(ElemDtype& value) const { value = parse_elem(); }
   template <typename Enum>
-    requires std::is_enum_v<Enum>
+  requires std::is_enum_v<Enum>
   void into(Enum& value) const {
     for (const auto& [enumerator, name] : Names<Enum>::list) {
       if (name == text) {
@@ -221,13 +231,10 @@ struct FieldText {
 
  private:
   ElemDtype parse_elem() const {
-    static constexpr std::pair<std::string_view, ElemDtype> kShort[] = {{"e4m3", ElemDtype::E4M3},
-                                                                        {"e5m2", ElemDtype::E5M2},
-                                                                        {"e2m3", ElemDtype::E2M3},
-                                                                        {"e3m2", ElemDtype::E3M2},
-                                                                        {"e2m1", ElemDtype::E2M1},
-                                                                        {"fp6_e2m3", ElemDtype::E2M3},
-                                                                        {"fp6_e3m2", ElemDtype::E3M2}};
+    static constexpr std::pair<std::string_view, ElemDtype> kShort[] = {
+        {"e4m3", ElemDtype::E4M3},    {"e5m2", ElemDtype::E5M2}, {"e2m3", ElemDtype::E2M3},
+        {"e3m2", ElemDtype::E3M2},    {"e2m1", ElemDtype::E2M1}, {"fp6_e2m3", ElemDtype::E2M3},
+        {"fp6_e3m2", ElemDtype::E3M2}};
     for (const auto& [name, value] : kShort) {
       if (name == text) return value;
     }
@@ -238,7 +245,8 @@ struct FieldText {
   }
 };
 
-// ---- checks ----------------------------------------------------------------------------------------
+// ---- checks
+// ----------------------------------------------------------------------------------------
 
 // The refusals of validate(): "[MXLinearConfig] block_size: expected 32, got 16".
 template <typename C>
@@ -262,12 +270,17 @@ void check_enums_and_dtypes(const C& config) {
   });
 }
 
-const std::optional<CastConfig>& as_optional(const std::optional<CastConfig>& cast) { return cast; }
-std::optional<CastConfig> as_optional(const CastConfig& cast) { return cast; }
+const std::optional<CastConfig>& as_optional(const std::optional<CastConfig>& cast) {
+  return cast;
+}
+std::optional<CastConfig> as_optional(const CastConfig& cast) {
+  return cast;
+}
 
 template <typename T>
 void hash_into(size_t& seed, const T& value) {
-  seed ^= std::hash<std::string>{}(text_of(value)) + 0x9e3779b97f4a7c15ULL + (seed << 6) + (seed >> 2);
+  seed ^=
+      std::hash<std::string>{}(text_of(value)) + 0x9e3779b97f4a7c15ULL + (seed << 6) + (seed >> 2);
 }
 
 template <typename C>
@@ -279,17 +292,36 @@ size_t hash_of(const C& config) {
 
 }  // namespace
 
-// ---- strings ----------------------------------------------------------------------------------------
+// ---- strings
+// ----------------------------------------------------------------------------------------
 
-std::string_view to_string(ElemDtype value) { return name_of(value); }
-std::string_view to_string(KernelPreference value) { return name_of(value); }
-std::string_view to_string(ScaleCalculationMode value) { return name_of(value); }
-std::string_view to_string(FP8GroupedMMRecipe value) { return name_of(value); }
-std::string_view to_string(MXFP8GroupedMMRecipe value) { return name_of(value); }
-std::string_view to_string(MXLinearRecipeName value) { return name_of(value); }
-std::string_view to_string(Float8LinearRecipeName value) { return name_of(value); }
-std::string_view to_string(ScalingType value) { return name_of(value); }
-std::string_view to_string(ScalingGranularity value) { return name_of(value); }
+std::string_view to_string(ElemDtype value) {
+  return name_of(value);
+}
+std::string_view to_string(KernelPreference value) {
+  return name_of(value);
+}
+std::string_view to_string(ScaleCalculationMode value) {
+  return name_of(value);
+}
+std::string_view to_string(FP8GroupedMMRecipe value) {
+  return name_of(value);
+}
+std::string_view to_string(MXFP8GroupedMMRecipe value) {
+  return name_of(value);
+}
+std::string_view to_string(MXLinearRecipeName value) {
+  return name_of(value);
+}
+std::string_view to_string(Float8LinearRecipeName value) {
+  return name_of(value);
+}
+std::string_view to_string(ScalingType value) {
+  return name_of(value);
+}
+std::string_view to_string(ScalingGranularity value) {
+  return name_of(value);
+}
 
 template <typename Enum>
 Enum parse(std::string_view text) {
@@ -339,11 +371,13 @@ void set_field(Config& config, std::string_view field, std::string_view value) {
       config);
 }
 
-// ---- recipes ----------------------------------------------------------------------------------------
+// ---- recipes
+// ----------------------------------------------------------------------------------------
 
 FP8GroupedMMConfig FP8GroupedMMConfig::from_recipe(FP8GroupedMMRecipe recipe) {
   switch (recipe) {
-    case FP8GroupedMMRecipe::FP8_ROWWISE: return {};
+    case FP8GroupedMMRecipe::FP8_ROWWISE:
+      return {};
   }
   fail("FP8GroupedMMConfig", "recipe", "expected one of " + choices<FP8GroupedMMRecipe>());
 }
@@ -351,10 +385,14 @@ FP8GroupedMMConfig FP8GroupedMMConfig::from_recipe(FP8GroupedMMRecipe recipe) {
 MXFP8GroupedMMConfig MXFP8GroupedMMConfig::from_recipe(MXFP8GroupedMMRecipe recipe) {
   using enum MXFP8GroupedMMRecipe;
   switch (recipe) {
-    case MXFP8_RCEIL: return {};
-    case MXFP8_RCEIL_WGRAD_WITH_HP: return {.wgrad_with_hp = true};
-    case MXFP8_EMULATED_RCEIL: return {.kernel_preference = KernelPreference::EMULATED};
-    case MXFP8_FLOOR: return {.scale_calculation_mode = ScaleCalculationMode::FLOOR};
+    case MXFP8_RCEIL:
+      return {};
+    case MXFP8_RCEIL_WGRAD_WITH_HP:
+      return {.wgrad_with_hp = true};
+    case MXFP8_EMULATED_RCEIL:
+      return {.kernel_preference = KernelPreference::EMULATED};
+    case MXFP8_FLOOR:
+      return {.scale_calculation_mode = ScaleCalculationMode::FLOOR};
     case MXFP8_FLOOR_WGRAD_WITH_HP:
       return {.wgrad_with_hp = true, .scale_calculation_mode = ScaleCalculationMode::FLOOR};
   }
@@ -364,12 +402,15 @@ MXFP8GroupedMMConfig MXFP8GroupedMMConfig::from_recipe(MXFP8GroupedMMRecipe reci
 MXLinearConfig MXLinearConfig::from_recipe_name(MXLinearRecipeName recipe) {
   using enum MXLinearRecipeName;
   switch (recipe) {
-    case MXFP8_EMULATED: return {};
-    case MXFP8_CUBLAS: return {.kernel_preference = KernelPreference::AUTO};
+    case MXFP8_EMULATED:
+      return {};
+    case MXFP8_CUBLAS:
+      return {.kernel_preference = KernelPreference::AUTO};
     case MXFP8_CUBLAS_RCEIL:
       return {.kernel_preference = KernelPreference::AUTO,
               .scale_calculation_mode = ScaleCalculationMode::RCEIL};
-    case MXFP4_EMULATED: return {.elem_dtype = ElemDtype::E2M1};
+    case MXFP4_EMULATED:
+      return {.elem_dtype = ElemDtype::E2M1};
     case MXFP4_CUTLASS:
       return {.elem_dtype = ElemDtype::E2M1, .kernel_preference = KernelPreference::AUTO};
   }
@@ -386,7 +427,8 @@ Float8LinearConfig Float8LinearConfig::from_recipe_name(Float8LinearRecipeName r
   constexpr CastConfig kTensor{};
   constexpr CastConfig kOff{.scaling_type = ScalingType::DISABLED};
   switch (recipe) {
-    case TENSORWISE: return {};
+    case TENSORWISE:
+      return {};
     case ROWWISE:
       return {.cast_config_input = kRow,
               .cast_config_weight = kRow,
@@ -421,20 +463,27 @@ const std::vector<RecipeInfo>& all_recipes() {
       using Recipe = decltype(name);
       using C = std::conditional_t<std::is_same_v<Recipe, MXLinearRecipeName>, MXLinearConfig,
                                    Float8LinearConfig>;
-      list.push_back({std::string(name_of(name)), "linear", description, C::from_recipe_name(name)});
+      list.push_back(
+          {std::string(name_of(name)), "linear", description, C::from_recipe_name(name)});
     };
     experts(FP8GroupedMMRecipe::FP8_ROWWISE, "e4m3, a power-of-two scale per row of every operand");
-    experts(MXFP8GroupedMMRecipe::MXFP8_RCEIL, "e4m3, a scale per 32 elements, rounded up: no saturation");
+    experts(MXFP8GroupedMMRecipe::MXFP8_RCEIL,
+            "e4m3, a scale per 32 elements, rounded up: no saturation");
     experts(MXFP8GroupedMMRecipe::MXFP8_RCEIL_WGRAD_WITH_HP, "as mxfp8_rceil, grad_W unquantized");
-    experts(MXFP8GroupedMMRecipe::MXFP8_EMULATED_RCEIL, "as mxfp8_rceil, reference arithmetic everywhere");
-    experts(MXFP8GroupedMMRecipe::MXFP8_FLOOR, "e4m3, a scale per 32 elements, rounded down: may saturate");
+    experts(MXFP8GroupedMMRecipe::MXFP8_EMULATED_RCEIL,
+            "as mxfp8_rceil, reference arithmetic everywhere");
+    experts(MXFP8GroupedMMRecipe::MXFP8_FLOOR,
+            "e4m3, a scale per 32 elements, rounded down: may saturate");
     experts(MXFP8GroupedMMRecipe::MXFP8_FLOOR_WGRAD_WITH_HP, "as mxfp8_floor, grad_W unquantized");
     linear(MXLinearRecipeName::MXFP8_EMULATED, "MX e4m3, floor scales, reference arithmetic");
-    linear(MXLinearRecipeName::MXFP8_CUBLAS, "MX e4m3, floor scales, the best kernel of the device");
+    linear(MXLinearRecipeName::MXFP8_CUBLAS,
+           "MX e4m3, floor scales, the best kernel of the device");
     linear(MXLinearRecipeName::MXFP8_CUBLAS_RCEIL, "MX e4m3, scales rounded up, the best kernel");
     linear(MXLinearRecipeName::MXFP4_EMULATED, "MX e2m1, floor scales, reference arithmetic");
-    linear(MXLinearRecipeName::MXFP4_CUTLASS, "MX e2m1, floor scales, the best kernel of the device");
-    linear(Float8LinearRecipeName::TENSORWISE, "e4m3 (gradients e5m2), one float32 scale per tensor");
+    linear(MXLinearRecipeName::MXFP4_CUTLASS,
+           "MX e2m1, floor scales, the best kernel of the device");
+    linear(Float8LinearRecipeName::TENSORWISE,
+           "e4m3 (gradients e5m2), one float32 scale per tensor");
     linear(Float8LinearRecipeName::ROWWISE, "e4m3, a power-of-two scale per row of every operand");
     linear(Float8LinearRecipeName::ROWWISE_WITH_GW_HP, "as rowwise, grad_W unquantized");
     return list;
@@ -456,11 +505,16 @@ bool is_grouped(const Config& config) {
          std::holds_alternative<MXFP8GroupedMMConfig>(config);
 }
 
-// ---- validate --------------------------------------------------------------------------------------
+// ---- validate
+// --------------------------------------------------------------------------------------
 
-void FP8GroupedMMConfig::validate() const { check_enums_and_dtypes(*this); }
+void FP8GroupedMMConfig::validate() const {
+  check_enums_and_dtypes(*this);
+}
 
-void MXFP8GroupedMMConfig::validate() const { check_enums_and_dtypes(*this); }
+void MXFP8GroupedMMConfig::validate() const {
+  check_enums_and_dtypes(*this);
+}
 
 void MXLinearConfig::validate() const {
   check_enums_and_dtypes(*this);
@@ -475,15 +529,18 @@ void Float8LinearConfig::validate() const {
     if constexpr (std::is_same_v<T, CastConfig> || std::is_same_v<T, std::optional<CastConfig>>) {
       const std::optional<CastConfig> cast = as_optional(value);
       if (!cast) return;
-      require<Float8LinearConfig>(is_valid(cast->scaling_type) && is_valid(cast->scaling_granularity),
-                                  field, "valid enumerators", "an invalid enumerator");
+      require<Float8LinearConfig>(
+          is_valid(cast->scaling_type) && is_valid(cast->scaling_granularity), field,
+          "valid enumerators", "an invalid enumerator");
       require<Float8LinearConfig>(
           cast->target_dtype == ElemDtype::E4M3 || cast->target_dtype == ElemDtype::E5M2, field,
           "target_dtype float8_e4m3fn or float8_e5m2", std::string(name_of(cast->target_dtype)));
     }
   });
   // A GEMM multiplies two quantized operands or two unquantized ones.
-  const auto disabled = [](const CastConfig& cast) { return cast.scaling_type == ScalingType::DISABLED; };
+  const auto disabled = [](const CastConfig& cast) {
+    return cast.scaling_type == ScalingType::DISABLED;
+  };
   const auto pair = [&](const char* gemm, const CastConfig& left, const CastConfig& right) {
     require<Float8LinearConfig>(disabled(left) == disabled(right), gemm,
                                 "both operands quantized or both disabled",
@@ -503,7 +560,8 @@ void validate(const Config& config) {
 
 }  // namespace moe8
 
-size_t std::hash<moe8::FP8GroupedMMConfig>::operator()(const moe8::FP8GroupedMMConfig& config) const {
+size_t std::hash<moe8::FP8GroupedMMConfig>::operator()(
+    const moe8::FP8GroupedMMConfig& config) const {
   return moe8::hash_of(config);
 }
 size_t std::hash<moe8::MXFP8GroupedMMConfig>::operator()(
@@ -513,6 +571,7 @@ size_t std::hash<moe8::MXFP8GroupedMMConfig>::operator()(
 size_t std::hash<moe8::MXLinearConfig>::operator()(const moe8::MXLinearConfig& config) const {
   return moe8::hash_of(config);
 }
-size_t std::hash<moe8::Float8LinearConfig>::operator()(const moe8::Float8LinearConfig& config) const {
+size_t std::hash<moe8::Float8LinearConfig>::operator()(
+    const moe8::Float8LinearConfig& config) const {
   return moe8::hash_of(config);
 }

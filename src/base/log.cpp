@@ -23,8 +23,8 @@ Logger make_logger() {
     return text.find(word) != std::string_view::npos;
   };
   Logger logger;
-  logger.out =
-      std::make_shared<spdlog::logger>("moe8", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger.out = std::make_shared<spdlog::logger>(
+      "moe8", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger.out->set_pattern("%n: %^%l%$: %v");
   logger.dispatch = asks_for("dispatch");
   logger.out->set_level(asks_for("debug") || logger.dispatch ? spdlog::level::debug
@@ -41,10 +41,20 @@ Logger& logger() {
 
 }  // namespace
 
-void log_error(const std::string& message) { logger().out->error("{}", message); }
-void log_warning(const std::string& message) { logger().out->warn("{}", message); }
-void log_info(const std::string& message) { logger().out->info("{}", message); }
-bool logs_dispatch() { return logger().dispatch; }
-void log_dispatch(const std::string& message) { logger().out->debug("{}", message); }
+void log_error(const std::string& message) {
+  logger().out->error("{}", message);
+}
+void log_warning(const std::string& message) {
+  logger().out->warn("{}", message);
+}
+void log_info(const std::string& message) {
+  logger().out->info("{}", message);
+}
+bool logs_dispatch() {
+  return logger().dispatch;
+}
+void log_dispatch(const std::string& message) {
+  logger().out->debug("{}", message);
+}
 
 }  // namespace moe8

@@ -12,11 +12,16 @@ template <typename F>
 inline void with_elem(ElemDtype elem, F f) {
   using enum ElemDtype;
   switch (elem) {
-    case E4M3: return f.template operator()<E4M3>();
-    case E5M2: return f.template operator()<E5M2>();
-    case E2M3: return f.template operator()<E2M3>();
-    case E3M2: return f.template operator()<E3M2>();
-    case E2M1: return f.template operator()<E2M1>();
+    case E4M3:
+      return f.template operator()<E4M3>();
+    case E5M2:
+      return f.template operator()<E5M2>();
+    case E2M3:
+      return f.template operator()<E2M3>();
+    case E3M2:
+      return f.template operator()<E3M2>();
+    case E2M1:
+      return f.template operator()<E2M1>();
   }
 }
 

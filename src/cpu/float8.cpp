@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What:  Float8 quantization, dequantization and both in one: a scale per row, column, group or tensor.
-// How:   a work item is a row, or kColumns columns of a set of rows; it is read twice in pieces of float32
+// What:  Float8 quantization, dequantization and both in one: a scale per row, column, group or
+// tensor. How:   a work item is a row, or kColumns columns of a set of rows; it is read twice in
+// pieces of float32
 //        lanes, once for amax and once (from cache) for the codes.
 // Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
 #include "cpu/float8.h"
@@ -47,7 +48,8 @@ inline void for_each_piece(int64_t at, int64_t size, F f) {
   if (size > 0) f(at, size);
 }
 
-inline uint32_t amax_of_run(const void* x, FloatType type, int64_t first, int64_t size, Piece& piece) {
+inline uint32_t amax_of_run(const void* x, FloatType type, int64_t first, int64_t size,
+                            Piece& piece) {
   uint32_t amax = 0;
   for_each_piece(first, size, [&](int64_t at, int64_t n) {
     load(x, type, at, piece.lanes, n);
@@ -70,10 +72,11 @@ inline void find_amax(const Float8QuantizeArgs& a, const Item& item, Piece& piec
   }
 }
 
-/// Writes what is wanted of n lanes that hold x; multiply(lanes, factor) applies a scale or its inverse.
+/// Writes what is wanted of n lanes that hold x; multiply(lanes, factor) applies a scale or its
+/// inverse.
 template <typename Factor>
-inline void write_lanes(const Float8QuantizeArgs& a, Piece& piece, int64_t at, int64_t n, Factor scale,
-                        Factor inverse) {
+inline void write_lanes(const Float8QuantizeArgs& a, Piece& piece, int64_t at, int64_t n,
+                        Factor scale, Factor inverse) {
   multiply(piece.lanes, scale, n);
   if (a.data) {
     encode_lanes(a.elem, piece.lanes, piece.codes, n);
@@ -143,7 +146,8 @@ inline uint32_t amax_any(const void* x, FloatType type, int64_t at, int64_t n) {
   return amax_of_run(x, type, at, n, piece);
 }
 
-// ---- entry points, one per instruction set ------------------------------------------------------------
+// ---- entry points, one per instruction set
+// ------------------------------------------------------------
 
 using QuantizeKernel = void (*)(const Float8QuantizeArgs&, int64_t, int64_t);
 using DequantizeKernel = void (*)(const Float8DequantizeArgs&, int64_t, int64_t);
@@ -178,7 +182,8 @@ MOE8_TARGET_AVX512 uint32_t amax_avx512(const void* x, FloatType type, int64_t a
 }
 
 constexpr QuantizeKernel kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
-constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2, dequantize_avx512};
+constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2,
+                                            dequantize_avx512};
 constexpr AmaxKernel kAmax[] = {amax_portable, amax_avx2, amax_avx512};
 
 }  // namespace

@@ -8,7 +8,8 @@
 namespace moe8::cpu {
 
 /// Quantizes work items [begin, end) of args.work_items().
-void quantize_float8(const Float8QuantizeArgs& args, int64_t begin, int64_t end, Isa isa = best_isa());
+void quantize_float8(const Float8QuantizeArgs& args, int64_t begin, int64_t end,
+                     Isa isa = best_isa());
 
 /// Dequantizes work items [begin, end).
 void dequantize_float8(const Float8DequantizeArgs& args, int64_t begin, int64_t end,

@@ -7,9 +7,12 @@ namespace moe8::cpu {
 
 std::string_view to_string(Isa isa) {
   switch (isa) {
-    case Isa::AVX512: return "avx512";
-    case Isa::AVX2: return "avx2";
-    case Isa::PORTABLE: break;
+    case Isa::AVX512:
+      return "avx512";
+    case Isa::AVX2:
+      return "avx2";
+    case Isa::PORTABLE:
+      break;
   }
   return "portable";
 }
@@ -40,8 +43,9 @@ Isa best_isa() {
   static const Isa best = [] {
     const char* wanted = std::getenv("MOE8_CPU_ISA");
     for (Isa isa : {Isa::AVX512, Isa::AVX2}) {
-      const bool lesser_wanted = wanted && (std::string_view(wanted) == "portable" ||
-                                            (std::string_view(wanted) == "avx2" && isa == Isa::AVX512));
+      const bool lesser_wanted =
+          wanted && (std::string_view(wanted) == "portable" ||
+                     (std::string_view(wanted) == "avx2" && isa == Isa::AVX512));
       if (!lesser_wanted && has_isa(isa)) return isa;
     }
     return Isa::PORTABLE;

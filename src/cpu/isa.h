@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Instruction sets of the CPU kernels. A kernel is plain C++ that the compiler turns into vector code,
-// once per instruction set: an entry point carries the target, and flatten pulls the templates it calls
-// into it, so that nothing compiled for a newer CPU can be shared with an older one.
+// Instruction sets of the CPU kernels. A kernel is plain C++ that the compiler turns into vector
+// code, once per instruction set: an entry point carries the target, and flatten pulls the
+// templates it calls into it, so that nothing compiled for a newer CPU can be shared with an older
+// one.
 #pragma once
 
 #include <string_view>

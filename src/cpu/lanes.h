@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Stages that the CPU quantizers are made of: flat loops over float32 lanes, each of which the compiler
-// turns into vector code of the entry point's instruction set (isa.h).
+// Stages that the CPU quantizers are made of: flat loops over float32 lanes, each of which the
+// compiler turns into vector code of the entry point's instruction set (isa.h).
 #pragma once
 
 #include <cstdint>

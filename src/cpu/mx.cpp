@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What:  MX quantization, dequantization and both in one, along any axis.
-// How:   tiles of float32 lanes in the first cache: load, amax of each strip (a strip is one block),
-//        scale of each, multiply, encode or round, multiply back, store. Every stage is a flat loop of
-//        lanes.h, so a new format or type adds a loop, not a kernel.
+// How:   tiles of float32 lanes in the first cache: load, amax of each strip (a strip is one
+// block),
+//        scale of each, multiply, encode or round, multiply back, store. Every stage is a flat loop
+//        of lanes.h, so a new format or type adds a loop, not a kernel.
 // Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
 #include "cpu/mx.h"
 
@@ -12,7 +13,8 @@
 namespace moe8::cpu {
 namespace {
 
-// ---- configuration -----------------------------------------------------------------------------------
+// ---- configuration
+// -----------------------------------------------------------------------------------
 
 constexpr int64_t kBlock = 32;   // elements of a full strip
 constexpr int64_t kStrips = 64;  // strips a tile: 8 KiB of lanes
@@ -28,7 +30,8 @@ struct Tile {
   alignas(64) float factor[kStrips];
 };
 
-// ---- scales ---------------------------------------------------------------------------------------------
+// ---- scales
+// ---------------------------------------------------------------------------------------------
 
 template <ElemDtype elem, ScaleCalculationMode mode>
 inline void scale_strips(Tile& tile) {
@@ -39,15 +42,20 @@ inline void scale_strips(Tile& tile, ElemDtype format, ScaleCalculationMode mode
   using enum ScaleCalculationMode;
   with_elem(format, [&]<ElemDtype elem>() {
     switch (mode) {
-      case FLOOR: return scale_strips<elem, FLOOR>(tile);
-      case RCEIL: return scale_strips<elem, RCEIL>(tile);
-      case CEIL: return scale_strips<elem, CEIL>(tile);
-      case EVEN: return scale_strips<elem, EVEN>(tile);
+      case FLOOR:
+        return scale_strips<elem, FLOOR>(tile);
+      case RCEIL:
+        return scale_strips<elem, RCEIL>(tile);
+      case CEIL:
+        return scale_strips<elem, CEIL>(tile);
+      case EVEN:
+        return scale_strips<elem, EVEN>(tile);
     }
   });
 }
 
-// ---- the two directions ------------------------------------------------------------------------------------
+// ---- the two directions
+// ------------------------------------------------------------------------------------
 
 /// Where a tile lies: `strips` blocks of one row, or `strips` columns of one block.
 struct Place {
@@ -79,7 +87,8 @@ struct Rows {
     }
   }
   static void multiply_by_factor(Tile& tile, const Place& p) {
-    for (int64_t j = 0; j < p.strips; ++j) multiply(tile.lanes + j * kBlock, tile.factor[j], kBlock);
+    for (int64_t j = 0; j < p.strips; ++j)
+      multiply(tile.lanes + j * kBlock, tile.factor[j], kBlock);
   }
 };
 
@@ -135,7 +144,8 @@ inline void for_each_tile(const Args& a, int64_t begin, int64_t end, F f) {
   }
 }
 
-// ---- kernels ---------------------------------------------------------------------------------------------------
+// ---- kernels
+// ---------------------------------------------------------------------------------------------------
 
 /// Lanes that hold values of codes -> values of the source, in memory.
 template <typename Direction>
@@ -188,7 +198,8 @@ inline void dequantize_any(const MxDequantizeArgs& a, int64_t begin, int64_t end
   });
 }
 
-// ---- entry points, one per instruction set ------------------------------------------------------------
+// ---- entry points, one per instruction set
+// ------------------------------------------------------------
 
 using QuantizeKernel = void (*)(const MxQuantizeArgs&, int64_t, int64_t);
 using DequantizeKernel = void (*)(const MxDequantizeArgs&, int64_t, int64_t);
@@ -213,7 +224,8 @@ MOE8_TARGET_AVX512 void dequantize_avx512(const MxDequantizeArgs& a, int64_t b, 
 }
 
 constexpr QuantizeKernel kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
-constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2, dequantize_avx512};
+constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2,
+                                            dequantize_avx512};
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Element formats: the table of their bit layouts, and scalar encode and decode, bit-exact on host and
-// device. Header-only; no Torch, no CUDA runtime. Scales are in e8m0.h.
+// Element formats: the table of their bit layouts, and scalar encode and decode, bit-exact on host
+// and device. Header-only; no Torch, no CUDA runtime. Scales are in e8m0.h.
 #pragma once
 
 #include <bit>
@@ -31,11 +31,11 @@ struct ElemLayout {
 
 /// The table of docs/numerics.md, section 1. Index: ElemDtype.
 inline constexpr ElemLayout kElemLayouts[] = {
-    {4, 3, 7, 8, 448.0f, 0x7F},       // E4M3 (fn: no Inf)
-    {5, 2, 15, 15, 57344.0f, 0x7F},   // E5M2 (0x7C is Inf)
-    {2, 3, 1, 2, 7.5f, -1},           // E2M3
-    {3, 2, 3, 4, 28.0f, -1},          // E3M2
-    {2, 1, 1, 2, 6.0f, -1},           // E2M1
+    {4, 3, 7, 8, 448.0f, 0x7F},      // E4M3 (fn: no Inf)
+    {5, 2, 15, 15, 57344.0f, 0x7F},  // E5M2 (0x7C is Inf)
+    {2, 3, 1, 2, 7.5f, -1},          // E2M3
+    {3, 2, 3, 4, 28.0f, -1},         // E3M2
+    {2, 1, 1, 2, 6.0f, -1},          // E2M1
 };
 
 constexpr MOE8_HD ElemLayout layout_of(ElemDtype elem) {
@@ -55,9 +55,9 @@ constexpr MOE8_HD uint32_t select(bool condition, uint32_t a, uint32_t b) {
 }
 
 /// Nearest code, ties to even, saturating at +-max; the sign of zero and of underflow is kept.
-/// NaN gives the format's NaN, positive; formats without one saturate (a NaN in an MX block is told by
-/// its scale). The code fits a byte; it is returned as a word, and made without branches, so that loops
-/// over it become vector code of one lane width.
+/// NaN gives the format's NaN, positive; formats without one saturate (a NaN in an MX block is told
+/// by its scale). The code fits a byte; it is returned as a word, and made without branches, so
+/// that loops over it become vector code of one lane width.
 constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
   const ElemLayout f = layout_of(elem);
   const int drop = 23 - f.mantissa_bits;  // mantissa bits that do not fit
@@ -70,8 +70,8 @@ constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
   const uint32_t rounded = (clamped + odd + (1u << (drop - 1)) - 1) >> drop;
   const uint32_t normal = rounded - (static_cast<uint32_t>(127 - f.bias) << f.mantissa_bits);
 
-  // Below the smallest normal, codes count steps of 2^(min_exponent - mantissa_bits). Adding a number
-  // whose last bit is one such step makes the adder round for us.
+  // Below the smallest normal, codes count steps of 2^(min_exponent - mantissa_bits). Adding a
+  // number whose last bit is one such step makes the adder round for us.
   const float adder = exp2_exact(f.min_exponent() - f.mantissa_bits + 23);
   const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(clamped) + adder) -
                              std::bit_cast<uint32_t>(adder);
@@ -88,11 +88,12 @@ constexpr MOE8_HD float decode(uint32_t code, ElemDtype elem) {
   const ElemLayout f = layout_of(elem);
   const uint32_t sign = (code >> (f.bits() - 1)) << 31;
   const uint32_t magnitude = code & ((1u << (f.bits() - 1)) - 1);
-  const uint32_t normal = (magnitude << (23 - f.mantissa_bits)) +
-                          (static_cast<uint32_t>(127 - f.bias) << 23);
-  const float subnormal =
-      static_cast<float>(static_cast<int>(magnitude)) * exp2_exact(f.min_exponent() - f.mantissa_bits);
-  uint32_t bits = select((magnitude >> f.mantissa_bits) == 0, std::bit_cast<uint32_t>(subnormal), normal);
+  const uint32_t normal =
+      (magnitude << (23 - f.mantissa_bits)) + (static_cast<uint32_t>(127 - f.bias) << 23);
+  const float subnormal = static_cast<float>(static_cast<int>(magnitude)) *
+                          exp2_exact(f.min_exponent() - f.mantissa_bits);
+  uint32_t bits =
+      select((magnitude >> f.mantissa_bits) == 0, std::bit_cast<uint32_t>(subnormal), normal);
   if (elem == ElemDtype::E5M2) {
     bits = select(magnitude >= 0x7C, select(magnitude == 0x7C, 0x7F800000u, 0x7FC00000u), bits);
   } else if (f.nan_code >= 0) {

@@ -19,7 +19,9 @@ struct BFloat16 {
 constexpr MOE8_HD float to_float(BFloat16 x) {
   return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
 }
-constexpr MOE8_HD float to_float(float x) { return x; }
+constexpr MOE8_HD float to_float(float x) {
+  return x;
+}
 
 /// float32 to T, nearest, ties to even; NaN stays a (quiet) NaN.
 template <typename T>

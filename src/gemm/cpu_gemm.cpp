@@ -101,16 +101,24 @@ bool cpu_prefers_bf16() {
 std::optional<std::string> cpu_bf16_refusal(const GemmProblem& p) {
   if (std::optional<std::string> refusal = not_on_cpu(p)) return refusal;
   if (p.out_dtype != at::kBFloat16) return "a bf16 product would round a float32 result to bf16";
-  if (!values_fit_bf16(p.formats.left, p.left.scalar_type())) return "the left operand needs float32";
-  if (!values_fit_bf16(p.formats.right, p.right.scalar_type())) return "the right operand needs float32";
+  if (!values_fit_bf16(p.formats.left, p.left.scalar_type()))
+    return "the left operand needs float32";
+  if (!values_fit_bf16(p.formats.right, p.right.scalar_type()))
+    return "the right operand needs float32";
   if (!cpu_prefers_bf16()) return "float32 products are faster on this CPU (no avx512_bf16)";
   return std::nullopt;
 }
 
-at::Tensor cpu_bf16_gemm(const GemmProblem& p) { return gemm_in(p, at::kBFloat16); }
+at::Tensor cpu_bf16_gemm(const GemmProblem& p) {
+  return gemm_in(p, at::kBFloat16);
+}
 
-std::optional<std::string> cpu_float32_refusal(const GemmProblem& p) { return not_on_cpu(p); }
+std::optional<std::string> cpu_float32_refusal(const GemmProblem& p) {
+  return not_on_cpu(p);
+}
 
-at::Tensor cpu_float32_gemm(const GemmProblem& p) { return gemm_in(p, at::kFloat); }
+at::Tensor cpu_float32_gemm(const GemmProblem& p) {
+  return gemm_in(p, at::kFloat);
+}
 
 }  // namespace moe8

@@ -11,8 +11,9 @@
 
 namespace moe8 {
 
-/// True when bf16 products are the faster ones on this CPU. The rule: it multiplies bf16 in hardware
-/// (avx512_bf16; every CPU with AMX has it too). MOE8_CPU_GEMM=bf16 or float32 overrides it.
+/// True when bf16 products are the faster ones on this CPU. The rule: it multiplies bf16 in
+/// hardware (avx512_bf16; every CPU with AMX has it too). MOE8_CPU_GEMM=bf16 or float32 overrides
+/// it.
 bool cpu_prefers_bf16();
 
 /// Exact operands, products accumulated in float32, rounded once to bf16.

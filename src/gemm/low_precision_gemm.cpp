@@ -10,16 +10,19 @@ namespace moe8 {
 
 const char* to_string(Gemm gemm) {
   switch (gemm) {
-    case Gemm::OUT: return "out";
-    case Gemm::GRAD_INPUT: return "grad_input";
-    case Gemm::GRAD_WEIGHT: return "grad_weight";
+    case Gemm::OUT:
+      return "out";
+    case Gemm::GRAD_INPUT:
+      return "grad_input";
+    case Gemm::GRAD_WEIGHT:
+      return "grad_weight";
   }
   return "invalid";
 }
 
 std::string GemmProblem::describe() const {
-  return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left), ") x ",
-                  moe8::describe(right), " (", to_string(formats.right), "), ",
+  return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left),
+                  ") x ", moe8::describe(right), " (", to_string(formats.right), "), ",
                   offs ? offs->numel() : 1, " groups, ", out_dtype, " out, ",
                   to_string(kernel_preference));
 }

@@ -15,15 +15,17 @@ void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& d
   MOE8_CHECK(a_sizes.size() == 2, op, "A", "expected [M, K], got ", a_sizes);
   check_dtype(op, "B_t", B_t);
   MOE8_CHECK(B_t.dim() == 3, op, "B_t", "expected [E, K, N], got ", describe(B_t));
-  MOE8_CHECK(B_t.device() == device, op, "B_t", "expected on ", device, " as A is, got ", describe(B_t));
-  MOE8_CHECK(B_t.size(1) == a_sizes[1], op, "B_t", "expected [E, ", a_sizes[1],
-             ", N] to fit A of ", a_sizes, ", got ", B_t.sizes(),
+  MOE8_CHECK(B_t.device() == device, op, "B_t", "expected on ", device, " as A is, got ",
+             describe(B_t));
+  MOE8_CHECK(B_t.size(1) == a_sizes[1], op, "B_t", "expected [E, ", a_sizes[1], ", N] to fit A of ",
+             a_sizes, ", got ", B_t.sizes(),
              ". Weights (E, N, K) are passed as W.transpose(-2, -1)");
   check_offs(op, offs, B_t.size(0), a_sizes[0], device);
 }
 
 at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Tensor& B_t,
-                              const at::Tensor& offs, const Config& config, at::ScalarType out_dtype) {
+                              const at::Tensor& offs, const Config& config,
+                              at::ScalarType out_dtype) {
   validate(config);
   check_dtype(op, "A", A);
   check_operands(op, A.sizes(), A.device(), B_t, offs);
@@ -41,7 +43,8 @@ at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config) {
-  return checked_grouped_mm("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config, config.out_dtype);
+  return checked_grouped_mm("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config,
+                            config.out_dtype);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,
@@ -50,14 +53,17 @@ at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& 
   constexpr const char* kOp = "to_mxfp8_then_scaled_grouped_mm";
   config.validate();
   check_mx_tensor(kOp, "A", A);
-  MOE8_CHECK(config.wgrad_with_hp, kOp, "config.wgrad_with_hp",
-             "expected true with quantized activations, got false. They have no blocks along tokens to "
-             "compute grad_W from");
+  MOE8_CHECK(
+      config.wgrad_with_hp, kOp, "config.wgrad_with_hp",
+      "expected true with quantized activations, got false. They have no blocks along tokens to "
+      "compute grad_W from");
   MOE8_CHECK(A.elem == ElemDtype::E4M3 && A.shape.size() == 2 && A.axis == 1 && !A.offs, kOp, "A",
-             "expected float8_e4m3fn of [M, K] with blocks along K, got ", to_string(A.elem), " of ",
-             at::IntArrayRef(A.shape), " with blocks along axis ", A.axis, A.offs ? " in groups" : "");
+             "expected float8_e4m3fn of [M, K] with blocks along K, got ", to_string(A.elem),
+             " of ", at::IntArrayRef(A.shape), " with blocks along axis ", A.axis,
+             A.offs ? " in groups" : "");
   check_operands(kOp, A.shape, A.data.device(), B_t, offs);
-  // The values of A are what its codes stand for; quantizing them again would change nothing but time.
+  // The values of A are what its codes stand for; quantizing them again would change nothing but
+  // time.
   TrainingFormats formats = training_formats(config);
   formats.out.left = HighPrecision{};
   return low_precision_mm(dequantize(A), B_t.transpose(1, 2), offs, formats, config.out_dtype);

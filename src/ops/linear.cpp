@@ -22,14 +22,15 @@ at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
   MOE8_CHECK(weight.dim() == 2, kOp, "weight", "expected [N, K], got ", describe(weight));
   const int64_t n = weight.size(0);
   const int64_t k = weight.size(1);
-  MOE8_CHECK(x.dim() >= 1 && x.size(-1) == k, kOp, "x", "expected [..., ", k, "] to fit a weight of ",
-             weight.sizes(), ", got ", describe(x));
+  MOE8_CHECK(x.dim() >= 1 && x.size(-1) == k, kOp, "x", "expected [..., ", k,
+             "] to fit a weight of ", weight.sizes(), ", got ", describe(x));
   MOE8_CHECK(weight.device() == x.device(), kOp, "weight", "expected on ", x.device(),
              " as x is, got ", describe(weight));
   if (bias) {
     MOE8_CHECK(bias->dim() == 1 && bias->size(0) == n && bias->device() == x.device() &&
                    at::isFloatingType(bias->scalar_type()),
-               kOp, "bias", "expected floating-point [", n, "] on ", x.device(), ", got ", describe(*bias));
+               kOp, "bias", "expected floating-point [", n, "] on ", x.device(), ", got ",
+               describe(*bias));
   }
 
   std::vector<int64_t> rows_of = x.sizes().vec();

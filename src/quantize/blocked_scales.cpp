@@ -16,7 +16,9 @@ namespace {
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileCols = 4;
 
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 void check_scale(const char* op, const char* argument, const at::Tensor& scale, int64_t dim) {
   MOE8_CHECK(scale.defined() && scale.dim() == dim &&
@@ -47,7 +49,9 @@ at::Tensor unblock(const at::Tensor& flat, int64_t rows, int64_t cols) {
       .contiguous();
 }
 
-at::Tensor bytes_of(const at::Tensor& scale) { return scale.contiguous().view(at::kByte); }
+at::Tensor bytes_of(const at::Tensor& scale) {
+  return scale.contiguous().view(at::kByte);
+}
 
 /// Where each group starts in the source and, padded, in the result.
 struct Groups {
@@ -81,8 +85,8 @@ void check_blocked(const char* op, const at::Tensor& blocked, at::IntArrayRef ex
 }
 
 void check_size(const char* op, int64_t rows, int64_t cols) {
-  MOE8_CHECK(rows >= 0 && cols >= 0, op, "rows, cols", "expected sizes of at least 0, got ", rows, " and ",
-             cols);
+  MOE8_CHECK(rows >= 0 && cols >= 0, op, "rows, cols", "expected sizes of at least 0, got ", rows,
+             " and ", cols);
 }
 
 }  // namespace
@@ -105,7 +109,8 @@ BlockedGroups to_blocked_m_groups(const at::Tensor& scale, const at::Tensor& off
   const Groups groups = groups_of(kOp, offs, scale.size(0), kTileRows);
   const at::Tensor bytes = bytes_of(scale);
   const int64_t cols = round_up(scale.size(1), kTileCols);
-  const at::Tensor out = at::zeros({scale.size(0) + kTileRows * offs.size(0), cols}, bytes.options());
+  const at::Tensor out =
+      at::zeros({scale.size(0) + kTileRows * offs.size(0), cols}, bytes.options());
   for (int64_t g = 0; g < offs.size(0); ++g) {
     const int64_t rows = groups.start[g + 1] - groups.start[g];
     const at::Tensor group = bytes.slice(0, groups.begin[g], groups.begin[g + 1]);
@@ -136,7 +141,8 @@ BlockedGroups to_blocked_k_groups(const at::Tensor& scale, const at::Tensor& off
   const Groups groups = groups_of(kOp, offs, scale.size(1), kTileCols);
   const at::Tensor bytes = bytes_of(scale);
   const int64_t rows = round_up(scale.size(0), kTileRows);
-  const at::Tensor out = at::zeros({rows, scale.size(1) + kTileCols * offs.size(0)}, bytes.options());
+  const at::Tensor out =
+      at::zeros({rows, scale.size(1) + kTileCols * offs.size(0)}, bytes.options());
   for (int64_t g = 0; g < offs.size(0); ++g) {
     const int64_t width = groups.start[g + 1] - groups.start[g];
     const at::Tensor group = bytes.slice(1, groups.begin[g], groups.begin[g + 1]);

@@ -57,19 +57,20 @@ void check_mx_tensor(const char* op, const char* argument, const MXTensor& x) {
   MOE8_CHECK(x.data.defined() && x.scale.defined(), op, argument, "expected data and scale, got ",
              describe(x.data), " and ", describe(x.scale));
   MOE8_CHECK(dim >= 1 && x.axis >= 0 && x.axis < dim, op, argument,
-             "expected a shape of at least one dimension and an axis in it, got ", at::IntArrayRef(x.shape), " and ", x.axis);
+             "expected a shape of at least one dimension and an axis in it, got ",
+             at::IntArrayRef(x.shape), " and ", x.axis);
   std::vector<int64_t> data = x.shape;
   std::vector<int64_t> scale = x.shape;
   if (x.elem == ElemDtype::E2M1) data.back() = (data.back() + 1) / 2;
   const int64_t groups = x.offs ? x.offs->numel() : 0;
   scale[x.axis] = (scale[x.axis] + (kMxBlock - 1) * (x.offs ? groups : 1)) / kMxBlock;
   const bool is_byte = x.data.element_size() == 1 && !x.data.is_complex();
-  MOE8_CHECK(is_byte && x.data.sizes() == at::IntArrayRef(data), op, argument, "expected data ", at::IntArrayRef(data),
-             " of one byte each, got ", describe(x.data));
-  MOE8_CHECK(x.scale.scalar_type() == at::kFloat8_e8m0fnu && x.scale.sizes() == at::IntArrayRef(scale) &&
-                 x.scale.device() == x.data.device(),
-             op, argument, "expected scale float8_e8m0fnu ", at::IntArrayRef(scale), " on ", x.data.device(), ", got ",
-             describe(x.scale));
+  MOE8_CHECK(is_byte && x.data.sizes() == at::IntArrayRef(data), op, argument, "expected data ",
+             at::IntArrayRef(data), " of one byte each, got ", describe(x.data));
+  MOE8_CHECK(x.scale.scalar_type() == at::kFloat8_e8m0fnu &&
+                 x.scale.sizes() == at::IntArrayRef(scale) && x.scale.device() == x.data.device(),
+             op, argument, "expected scale float8_e8m0fnu ", at::IntArrayRef(scale), " on ",
+             x.data.device(), ", got ", describe(x.scale));
 }
 
 void check_device_supported(const char* op, const char* argument, const at::Tensor& x) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Float8 quantizers on tensors: check, allocate, launch. The arithmetic is in src/cpu/float8.cpp, its
-// definition in src/reference/float8.cpp.
+// Float8 quantizers on tensors: check, allocate, launch. The arithmetic is in src/cpu/float8.cpp,
+// its definition in src/reference/float8.cpp.
 #include "moe8/float8.h"
 
 #include <ATen/ops/empty.h>
@@ -118,7 +118,8 @@ void launch(Float8QuantizeArgs args, const Float8Granularity& granularity) {
     args.scale = repeated.data();
     args.scale_is_given = true;
   }
-  parallel_items(args.work_items(), elements_per_item({args.outer, args.length, args.inner}, args.set_count),
+  parallel_items(args.work_items(),
+                 elements_per_item({args.outer, args.length, args.inner}, args.set_count),
                  [&](int64_t begin, int64_t end) { cpu::quantize_float8(args, begin, end); });
 }
 
@@ -131,14 +132,16 @@ at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype, const at::Tenso
 }  // namespace
 
 Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity, ElemDtype elem,
-                             bool round_scales_to_power_of_2, const std::optional<at::Tensor>& offs) {
+                             bool round_scales_to_power_of_2,
+                             const std::optional<at::Tensor>& offs) {
   constexpr const char* kOp = "quantize_float8";
   check_quantize(kOp, x, elem);
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
   const at::Tensor codes = allocate(x.sizes(), at::kByte, x, offs);
   const at::Tensor scale = allocate(reduction.scale_sizes, at::kFloat, x, std::nullopt);
-  Float8QuantizeArgs args = quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
+  Float8QuantizeArgs args =
+      quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.data = codes.mutable_data_ptr<uint8_t>();
   launch(args, granularity);
   return {.data = pack_codes(codes, elem),
@@ -161,7 +164,8 @@ at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granulari
   const at::Tensor source = x.detach().contiguous();
   const at::Tensor out = allocate(x.sizes(), dtype.value_or(x.scalar_type()), x, offs);
   const at::Tensor scale = allocate(reduction.scale_sizes, at::kFloat, x, std::nullopt);
-  Float8QuantizeArgs args = quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
+  Float8QuantizeArgs args =
+      quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.dequantized = out.mutable_data_ptr();
   args.dequantized_type = float_type(out.scalar_type());
   launch(args, granularity);
@@ -172,13 +176,14 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   constexpr const char* kOp = "dequantize";
   MOE8_CHECK(x.data.defined() && x.data.element_size() == 1 && x.scale.defined() &&
                  x.scale.scalar_type() == at::kFloat && x.scale.device() == x.data.device(),
-             kOp, "x", "expected one-byte data and float32 scale on one device, got ", describe(x.data),
-             " and ", describe(x.scale));
+             kOp, "x", "expected one-byte data and float32 scale on one device, got ",
+             describe(x.data), " and ", describe(x.scale));
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   const Reduction reduction = reduction_of(kOp, x.data, x.granularity, x.offs);
   MOE8_CHECK(x.scale.sizes() == at::IntArrayRef(reduction.scale_sizes), kOp, "x", "expected scale ",
-             at::IntArrayRef(reduction.scale_sizes), " for data ", x.data.sizes(), ", got ", x.scale.sizes());
+             at::IntArrayRef(reduction.scale_sizes), " for data ", x.data.sizes(), ", got ",
+             x.scale.sizes());
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.data.sizes());
   const at::Tensor scale = x.scale.contiguous();
   const std::vector<float> repeated(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The arguments of every Float8 kernel, reference, CPU and CUDA alike: pointers and sizes, no Torch.
+// The arguments of every Float8 kernel, reference, CPU and CUDA alike: pointers and sizes, no
+// Torch.
 #pragma once
 
 #include <cstdint>

@@ -27,8 +27,9 @@ Blocking block_axis(const char* op, const at::Tensor& x, int64_t axis,
                     const std::optional<at::Tensor>& offs) {
   const int64_t length = x.size(axis);
   if (!offs) return {mx_blocks(length, nullptr, 0), (length + kMxBlock - 1) / kMxBlock};
-  MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs", "expected groups along axis 0 of a 2-D tensor, got ",
-             describe(x), " along axis ", axis);
+  MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs",
+             "expected groups along axis 0 of a 2-D tensor, got ", describe(x), " along axis ",
+             axis);
   check_offs(op, *offs, -1, length, x.device());
   const at::Tensor ends = offs->contiguous();
   const int64_t groups = ends.size(0);

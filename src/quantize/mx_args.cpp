@@ -9,7 +9,8 @@ std::vector<MxBlock> mx_blocks(int64_t length, const int32_t* group_ends, int64_
   constexpr int64_t kBlock = 32;
   std::vector<MxBlock> blocks;
   const auto cut = [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end; at += kBlock) blocks.push_back({at, std::min(kBlock, end - at)});
+    for (int64_t at = begin; at < end; at += kBlock)
+      blocks.push_back({at, std::min(kBlock, end - at)});
   };
   if (group_ends == nullptr) {
     cut(0, length);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Operands of a GEMM: in which format, and quantized to it. Adding a format means one alternative of
-// OperandFormat here, its branch in operand.cpp, and rows in src/autograd/training_formats.cpp.
+// Operands of a GEMM: in which format, and quantized to it. Adding a format means one alternative
+// of OperandFormat here, its branch in operand.cpp, and rows in src/autograd/training_formats.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,8 +36,8 @@ using OperandFormat = std::variant<HighPrecision, MxFormat, Float8Format>;
 /// "mx float8_e4m3fn rceil", for logs.
 std::string to_string(const OperandFormat& format);
 
-/// True when the values of this operand, source dtype given, are bf16 numbers: power-of-two scales and
-/// few bits, or a bf16 source left alone. A bf16 GEMM of such operands loses nothing.
+/// True when the values of this operand, source dtype given, are bf16 numbers: power-of-two scales
+/// and few bits, or a bf16 source left alone. A bf16 GEMM of such operands loses nothing.
 bool values_fit_bf16(const OperandFormat& format, at::ScalarType source);
 
 /// The values that the low-precision operand stands for (quantized and dequantized), along the

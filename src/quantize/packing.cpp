@@ -13,11 +13,15 @@ namespace {
 
 at::ScalarType storage_dtype(ElemDtype elem) {
   switch (elem) {
-    case ElemDtype::E4M3: return at::kFloat8_e4m3fn;
-    case ElemDtype::E5M2: return at::kFloat8_e5m2;
-    case ElemDtype::E2M1: return at::kFloat4_e2m1fn_x2;
+    case ElemDtype::E4M3:
+      return at::kFloat8_e4m3fn;
+    case ElemDtype::E5M2:
+      return at::kFloat8_e5m2;
+    case ElemDtype::E2M1:
+      return at::kFloat4_e2m1fn_x2;
     case ElemDtype::E2M3:
-    case ElemDtype::E3M2: break;
+    case ElemDtype::E3M2:
+      break;
   }
   return at::kByte;  // LibTorch has no dtype for six bits
 }

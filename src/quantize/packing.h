@@ -8,8 +8,8 @@
 
 namespace moe8 {
 
-/// uint8 codes -> the storage dtype of the format: a view, or packed for e2m1 (two codes a byte along
-/// the last axis, the first in the low nibble; an odd last axis is filled up with a zero).
+/// uint8 codes -> the storage dtype of the format: a view, or packed for e2m1 (two codes a byte
+/// along the last axis, the first in the low nibble; an odd last axis is filled up with a zero).
 at::Tensor pack_codes(const at::Tensor& codes, ElemDtype elem);
 
 /// The inverse; `sizes` is the shape of the codes.

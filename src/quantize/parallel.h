@@ -12,8 +12,10 @@ namespace moe8 {
 /// kernel(begin, end) over [0, items), in parallel when an item's bytes make it worth a thread.
 template <typename Kernel>
 void parallel_items(int64_t items, int64_t elements_per_item, Kernel kernel) {
-  constexpr int64_t kElementsPerTask = 1 << 15;  // about 15 us of work: a few times a thread's wake-up
-  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements_per_item));
+  constexpr int64_t kElementsPerTask =
+      1 << 15;  // about 15 us of work: a few times a thread's wake-up
+  const int64_t grain =
+      std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements_per_item));
   if (items > 0) at::parallel_for(0, items, grain, kernel);
 }
 

@@ -9,7 +9,8 @@
 namespace moe8::reference {
 namespace {
 
-// One reduced set: `size` elements that lie `stride` apart, the first at `first`, its scale at `scale_at`.
+// One reduced set: `size` elements that lie `stride` apart, the first at `first`, its scale at
+// `scale_at`.
 struct Strip {
   int64_t first;
   int64_t stride;
@@ -40,7 +41,8 @@ void quantize_float8(const Float8QuantizeArgs& a, int64_t begin, int64_t end) {
     if (!a.scale_is_given) {
       uint32_t amax_bits = 0;  // magnitudes compare as integers; a NaN is larger than all
       for (int64_t k = 0; k < strip.size; ++k) {
-        amax_bits = std::max(amax_bits, magnitude_bits(load(a.x, a.x_type, strip.first + k * strip.stride)));
+        amax_bits = std::max(amax_bits,
+                             magnitude_bits(load(a.x, a.x_type, strip.first + k * strip.stride)));
       }
       a.scale[strip.scale_at] = float8_scale(amax_bits, a.elem, a.round_scales_to_power_of_2);
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Float8 quantization written to be read: the definition that every other kernel equals bit for bit.
+// Float8 quantization written to be read: the definition that every other kernel equals bit for
+// bit.
 #pragma once
 
 #include "quantize/float8_args.h"

@@ -9,7 +9,8 @@
 namespace moe8::reference {
 namespace {
 
-// One block: `size` elements that lie `stride` apart, the first at `first`, with its scale at `scale_at`.
+// One block: `size` elements that lie `stride` apart, the first at `first`, with its scale at
+// `scale_at`.
 struct Strip {
   int64_t first;
   int64_t stride;
@@ -17,8 +18,8 @@ struct Strip {
   int64_t scale_at;
 };
 
-// Calls f(strip) for every block of the work items [begin, end): an item is one block of the axis, for
-// each of the `inner` positions.
+// Calls f(strip) for every block of the work items [begin, end): an item is one block of the axis,
+// for each of the `inner` positions.
 template <typename Args, typename F>
 void for_each_strip(const Args& a, int64_t begin, int64_t end, F f) {
   for (int64_t item = begin; item < end; ++item) {

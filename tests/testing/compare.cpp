@@ -21,14 +21,14 @@ AssertionResult same_kind(const at::Tensor& expected, const at::Tensor& got) {
     return AssertionFailure() << "one of the tensors is undefined";
   }
   if (expected.scalar_type() != got.scalar_type() || expected.sizes() != got.sizes()) {
-    return AssertionFailure() << "expected " << expected.scalar_type() << expected.sizes() << ", got "
-                              << got.scalar_type() << got.sizes();
+    return AssertionFailure() << "expected " << expected.scalar_type() << expected.sizes()
+                              << ", got " << got.scalar_type() << got.sizes();
   }
   return AssertionSuccess();
 }
 
 at::Tensor bytes_of(const at::Tensor& x) {  // [elements, bytes of one]
-  return x.contiguous().view(at::kByte).reshape({-1, x.element_size()});
+  return x.contiguous().reshape({-1}).view(at::kByte).reshape({-1, x.element_size()});
 }
 
 AssertionResult first_difference(const at::Tensor& expected, const at::Tensor& got,
@@ -68,7 +68,8 @@ AssertionResult same_values(const at::Tensor& expected, const at::Tensor& got) {
   if (AssertionResult kind = same_kind(expected, got); !kind || !expected.defined()) return kind;
   if (expected.numel() == 0) return AssertionSuccess();
   at::Tensor differs = bytes_of(expected).ne(bytes_of(got)).any(1);
-  const at::Tensor both_nan = expected.to(at::kFloat).isnan().logical_and(got.to(at::kFloat).isnan());
+  const at::Tensor both_nan =
+      expected.to(at::kFloat).isnan().logical_and(got.to(at::kFloat).isnan());
   return first_difference(expected, got, differs.logical_and(both_nan.reshape(-1).logical_not()));
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How tests compare: bit for bit where docs/numerics.md says exact, by SQNR elsewhere, errors by text.
+// How tests compare: bit for bit where docs/numerics.md says exact, by SQNR elsewhere, errors by
+// text.
 #pragma once
 
 #include <ATen/core/Tensor.h>

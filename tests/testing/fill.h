@@ -17,7 +17,8 @@ at::Tensor hard_values(at::IntArrayRef shape, at::ScalarType dtype, uint64_t see
                        bool with_nonfinite = false);
 
 /// Integers from -limit to limit: products and sums of a few thousand are exact in float32.
-at::Tensor small_integers(at::IntArrayRef shape, at::ScalarType dtype, uint64_t seed, int limit = 3);
+at::Tensor small_integers(at::IntArrayRef shape, at::ScalarType dtype, uint64_t seed,
+                          int limit = 3);
 
 /// int32 end rows of groups with these sizes.
 at::Tensor offs_of(const std::vector<int64_t>& sizes);
