@@ -18,26 +18,28 @@ namespace moe8 {
 /// One tensor as the header describes it.
 struct SafetensorsEntry {
   std::string name;
-  std::string dtype;  // "BF16", "F32", "U8", "F8_E4M3", ... as in the file
-  std::vector<int64_t> shape;
-  uint64_t begin = 0;  // byte range in the data section
+  std::string dtype;           // "BF16", "F32", "U8", "F8_E4M3", ... as in the file
+  std::vector<int64_t> shape;  // in elements, for F4 too: twice LibTorch's last size
+  uint64_t begin = 0;          // byte range in the data section
   uint64_t end = 0;
 };
 
 /// A safetensors file opened for reading. The header is checked completely before anything else:
-/// sizes, dtypes, overlaps, gaps, overflow and duplicate names; data is mapped and copied on
-/// demand.
+/// sizes, dtypes, overlaps, gaps, overflow and duplicate names; data is read on demand, from
+/// several threads if you like.
 class SafetensorsReader {
  public:
   /// @throws c10::Error naming the file and what is wrong with it.
   explicit SafetensorsReader(const std::string& path);
   ~SafetensorsReader();
   SafetensorsReader(SafetensorsReader&&) noexcept;
+  SafetensorsReader& operator=(SafetensorsReader&&) noexcept;
 
   const std::vector<SafetensorsEntry>& entries() const;  // in the order of their bytes
   const std::map<std::string, std::string>& metadata() const;
   bool contains(std::string_view name) const;
-  /// A copy on the CPU. @throws c10::Error when there is no such tensor (the nearest names listed).
+  /// A copy on the CPU. @throws c10::Error when there is no such tensor (the nearest names listed),
+  /// when LibTorch lacks its dtype (F6_E2M3, F6_E3M2) or a BOOL is neither 0 nor 1.
   at::Tensor tensor(std::string_view name) const;
 
  private:
@@ -48,10 +50,14 @@ class SafetensorsReader {
 /// Reads every tensor of a file.
 std::map<std::string, at::Tensor> load_safetensors(const std::string& path);
 
-/// Writes tensors (any device and strides; bf16, f16, f32, f64, bool, u8, signed ints, f8 types).
-/// The file appears under its name only when it is complete (temporary name, fsync, rename).
-/// @throws c10::Error on an unsupported dtype, a duplicate name, or a failure to write; an existing
-///         file is then untouched.
+/// Writes dense tensors of any device and strides: bf16, f16, f32, f64, c64, bool, signed and
+/// unsigned integers, the f8 types and f4. The widest elements come first, otherwise in the order
+/// given, so that every tensor is aligned; the same input always gives the same bytes. Views are
+/// written out whole: sharing of storage is not kept. The file appears under its name only when it
+/// is complete (temporary name, fsync, rename).
+/// @throws c10::Error on an unsupported dtype, a duplicate name, text that is not UTF-8, or a
+/// failure
+///         to write; an existing file is then untouched.
 void save_safetensors(const std::string& path,
                       const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});

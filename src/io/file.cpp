@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+
+namespace moe8 {
+namespace {
+
+constexpr uint64_t kLargestCall = uint64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
+
+std::string reason(int error) {
+  return std::generic_category().message(error);
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+std::string folder_of(const std::string& path) {
+  const auto folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+}  // namespace
+
+// ---- Descriptor ---------------------------------------------------------------------------------
+
+Descriptor::~Descriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+Descriptor::Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+// ---- InputFile ----------------------------------------------------------------------------------
+
+InputFile::InputFile(const char* op, const std::string& path) : op_(op), path_(path) {
+  // Without O_NONBLOCK, opening a pipe would wait for a writer.
+  fd_ = Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  MOE8_CHECK(fd_.get() >= 0, op_, path_, "expected a readable file, got: ", reason(errno));
+  struct stat status {};
+  MOE8_CHECK(::fstat(fd_.get(), &status) == 0, op_, path_,
+             "expected a readable file, got: ", reason(errno));
+  MOE8_CHECK(S_ISREG(status.st_mode), op_, path_, "expected a regular file, got ",
+             kind_of(status.st_mode));
+  size_ = static_cast<uint64_t>(status.st_size);
+}
+
+void InputFile::read(void* to, uint64_t count, uint64_t position) const {
+  auto* out = static_cast<char*>(to);
+  for (uint64_t done = 0; done < count;) {
+    const ssize_t got = ::pread(fd_.get(), out + done, std::min(count - done, kLargestCall),
+                                static_cast<off_t>(position + done));
+    if (got < 0 && errno == EINTR) continue;
+    MOE8_CHECK(got >= 0, op_, path_, "expected ", count, " bytes at ", position,
+               ", got: ", reason(errno));
+    MOE8_CHECK(got > 0, op_, path_, "expected ", count, " bytes at ", position, ", got ", done,
+               ": the file became shorter while it was read");
+    done += static_cast<uint64_t>(got);
+  }
+}
+
+// ---- MappedFile ---------------------------------------------------------------------------------
+
+MappedFile::MappedFile(const char* op, const std::string& path) {
+  const InputFile file(op, path);
+  if (file.size() == 0) return;  // mmap refuses to map nothing
+  void* start = ::mmap(nullptr, file.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  MOE8_CHECK(start != MAP_FAILED, op, path, "expected to map ", file.size(),
+             " bytes, got: ", reason(errno));
+  bytes_ = {static_cast<const uint8_t*>(start), file.size()};
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
+}
+MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+
+// ---- AtomicFile ---------------------------------------------------------------------------------
+
+AtomicFile::AtomicFile(const char* op, const std::string& path) : op_(op), path_(path) {
+  MOE8_CHECK(!path.empty(), op_, "path", "expected a file name, got an empty text");
+  struct stat status {};
+  const bool exists = ::stat(path.c_str(), &status) == 0;
+  // Renaming onto a device as root would replace the device.
+  MOE8_CHECK(!exists || S_ISREG(status.st_mode), op_, path_,
+             "expected a regular file or a new name, got ", kind_of(status.st_mode));
+
+  static std::atomic<uint64_t> counter{0};
+  do {
+    temporary_ = folder_of(path) + "/.moe8-" + std::to_string(::getpid()) + "-" +
+                 std::to_string(counter++) + ".tmp";
+    fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  } while (fd_.get() < 0 && errno == EEXIST);
+  if (fd_.get() < 0) {
+    temporary_.clear();
+    fail(op_, path_, c10::str("expected a folder that can be written to, got: ", reason(errno)));
+  }
+}
+
+AtomicFile::~AtomicFile() {
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::write(const void* bytes, uint64_t count) {
+  const auto* in = static_cast<const char*>(bytes);
+  while (count > 0) {
+    const ssize_t done = ::write(fd_.get(), in, std::min(count, kLargestCall));
+    if (done < 0 && errno == EINTR) continue;
+    MOE8_CHECK(done >= 0, op_, path_, "expected to write ", count,
+               " more bytes, got: ", reason(errno));
+    in += done;
+    count -= static_cast<uint64_t>(done);
+  }
+}
+
+void AtomicFile::commit() {
+  MOE8_CHECK(::fsync(fd_.get()) == 0, op_, path_,
+             "expected to flush the file, got: ", reason(errno));
+  MOE8_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, op_, path_,
+             "expected to rename the finished file, got: ", reason(errno));
+  temporary_.clear();
+  // The file is complete by now; what can still be lost in a power cut is its new name.
+  const Descriptor folder(::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() < 0 || ::fsync(folder.get()) != 0) {
+    log_warning(path_ + ": its folder could not be flushed: " + reason(errno));
+  }
+}
+
+}  // namespace moe8

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Files with errors for people: reading, mapping, and writing that never leaves half a file behind.
+// `op` is the name that errors start with; it must outlive the object (a string literal).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace moe8 {
+
+/// Owns a file descriptor.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  ~Descriptor();
+  Descriptor(Descriptor&& other) noexcept;
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+/// A regular file opened for reading at any position; reads may come from several threads.
+class InputFile {
+ public:
+  /// @throws c10::Error when the file is missing, unreadable or not a regular file.
+  InputFile(const char* op, const std::string& path);
+
+  uint64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+  int descriptor() const { return fd_.get(); }
+  /// @throws c10::Error when the bytes cannot be read or the file ends before them.
+  void read(void* to, uint64_t count, uint64_t position) const;
+
+ private:
+  const char* op_;
+  std::string path_;
+  Descriptor fd_;
+  uint64_t size_ = 0;
+};
+
+/// The bytes of a whole regular file, mapped read-only. As with every mapping, the file must not be
+/// shortened while it is in use.
+class MappedFile {
+ public:
+  /// @throws c10::Error as InputFile.
+  MappedFile(const char* op, const std::string& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) = delete;
+
+  std::span<const uint8_t> bytes() const { return bytes_; }
+
+ private:
+  std::span<const uint8_t> bytes_;
+};
+
+/// A file that appears under its name only when it is complete: written beside it, then renamed.
+/// Until commit() returns, a file of that name stays as it was; the destructor removes what was
+/// written.
+class AtomicFile {
+ public:
+  /// @throws c10::Error when the folder is missing or cannot be written to, or when the name
+  /// belongs
+  ///         to something other than a regular file.
+  AtomicFile(const char* op, const std::string& path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* bytes, uint64_t count);
+  /// Flushes to the disk and takes the name.
+  void commit();
+
+ private:
+  const char* op_;
+  std::string path_;
+  std::string temporary_;  // empty: there is nothing to remove
+  Descriptor fd_;
+};
+
+}  // namespace moe8

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The data of safetensors files: opening, copying tensors out, saving.
+#include "moe8/safetensors.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <set>
+
+#include "base/check.h"
+#include "base/nearest.h"
+#include "io/file.h"
+#include "io/safetensors_header.h"
+
+namespace moe8 {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian");
+
+constexpr const char* kLoad = "load_safetensors";
+constexpr const char* kSave = "save_safetensors";
+
+uint64_t read_header_length(const InputFile& in) {
+  MOE8_CHECK(in.size() >= kSafetensorsLengthBytes, kLoad, in.path(), "expected at least ",
+             kSafetensorsLengthBytes, " bytes, got ", in.size(), ". Is this a safetensors file?");
+  uint64_t length = 0;
+  in.read(&length, sizeof length, 0);
+  MOE8_CHECK(length <= kSafetensorsMaxHeader, kLoad, in.path(), "expected a header of at most ",
+             kSafetensorsMaxHeader, " bytes, got ", length, ". Is this a safetensors file?");
+  MOE8_CHECK(length <= in.size() - kSafetensorsLengthBytes, kLoad, in.path(),
+             "expected a header of ", length, " bytes, got a file of ", in.size(),
+             " bytes. Is the file cut off?");
+  return length;
+}
+
+// Contiguous on the CPU and free of autograd; bytes that LibTorch cannot copy by type go as U8.
+at::Tensor plain(const at::Tensor& tensor) {
+  at::Tensor value = tensor.detach().resolve_conj().resolve_neg();
+  if (value.element_size() == 1) value = value.view(at::kByte);
+  return value.cpu().contiguous();
+}
+
+void check_saveable(const std::string& name, const at::Tensor& tensor, const std::string& file) {
+  MOE8_CHECK(tensor.defined(), kSave, file, "tensor ", shown(name),
+             ": expected data, got an undefined tensor");
+  MOE8_CHECK(tensor.layout() == at::kStrided && !tensor.is_meta() && !tensor.is_nested(), kSave,
+             file, "tensor ", shown(name), ": expected a dense tensor with data, got ",
+             tensor.toString());
+  const SafetensorsDtype* dtype = find_safetensors_dtype(tensor.scalar_type());
+  MOE8_CHECK(dtype != nullptr, kSave, file, "tensor ", shown(name),
+             ": expected a dtype that the format has, got ", tensor.scalar_type());
+  MOE8_CHECK(dtype->packed == 1 || tensor.dim() > 0, kSave, file, "tensor ", shown(name),
+             ": expected at least one dimension for ", dtype->name, ", got a scalar");
+}
+
+std::vector<int64_t> file_shape(const at::Tensor& tensor, const SafetensorsDtype& dtype) {
+  std::vector<int64_t> shape = tensor.sizes().vec();
+  if (dtype.packed > 1) shape.back() *= dtype.packed;
+  return shape;
+}
+
+}  // namespace
+
+// ---- reading ------------------------------------------------------------------------------------
+
+struct SafetensorsReader::File {
+  explicit File(const std::string& path) : in(kLoad, path) {
+    std::string text(read_header_length(in), '\0');
+    in.read(text.data(), text.size(), kSafetensorsLengthBytes);
+    data_start = kSafetensorsLengthBytes + text.size();
+    header = parse_safetensors_header(text, in.size() - data_start, path);
+    for (size_t i = 0; i < header.entries.size(); ++i) index.emplace(header.entries[i].name, i);
+  }
+
+  InputFile in;
+  uint64_t data_start = 0;
+  SafetensorsHeader header;
+  std::map<std::string, size_t, std::less<>> index;  // name -> position in header.entries
+};
+
+SafetensorsReader::SafetensorsReader(const std::string& path)
+    : file_(std::make_unique<File>(path)) {}
+SafetensorsReader::~SafetensorsReader() = default;
+SafetensorsReader::SafetensorsReader(SafetensorsReader&&) noexcept = default;
+SafetensorsReader& SafetensorsReader::operator=(SafetensorsReader&&) noexcept = default;
+
+const std::vector<SafetensorsEntry>& SafetensorsReader::entries() const {
+  return file_->header.entries;
+}
+const std::map<std::string, std::string>& SafetensorsReader::metadata() const {
+  return file_->header.metadata;
+}
+bool SafetensorsReader::contains(std::string_view name) const {
+  return file_->index.contains(name);
+}
+
+at::Tensor SafetensorsReader::tensor(std::string_view name) const {
+  const std::string& path = file_->in.path();
+  const auto found = file_->index.find(name);
+  if (found == file_->index.end()) {
+    std::vector<std::string> names;
+    for (const SafetensorsEntry& entry : entries()) names.push_back(entry.name);
+    std::vector<std::string> closest;
+    for (const std::string& one : nearest(name, names)) closest.push_back(shown(one));
+    fail(kLoad, path,
+         c10::str("expected one of its ", names.size(), " tensors, got ", shown(name),
+                  closest.empty() ? "" : ". Nearest: " + join(closest)));
+  }
+  const SafetensorsEntry& entry = entries()[found->second];
+  const SafetensorsDtype& dtype = *find_safetensors_dtype(entry.dtype);
+  MOE8_CHECK(dtype.type != at::ScalarType::Undefined, kLoad, path, "tensor ", shown(name),
+             ": expected a dtype that LibTorch has, got ", entry.dtype);
+
+  std::vector<int64_t> shape = entry.shape;
+  if (dtype.packed > 1) {
+    MOE8_CHECK(!shape.empty() && shape.back() % dtype.packed == 0, kLoad, path, "tensor ",
+               shown(name), ": expected a last size that is a multiple of ", dtype.packed, " for ",
+               entry.dtype, ", got shape [", c10::Join(", ", shape), "]");
+    shape.back() /= dtype.packed;
+  }
+  at::Tensor out = at::empty(shape, at::TensorOptions().dtype(dtype.type));
+  auto* bytes = static_cast<uint8_t*>(out.data_ptr());
+  const uint64_t count = entry.end - entry.begin;
+  file_->in.read(bytes, count, file_->data_start + entry.begin);
+  // Any other byte in a C++ bool is undefined behaviour later on.
+  MOE8_CHECK(
+      dtype.type != at::kBool || std::all_of(bytes, bytes + count, [](uint8_t b) { return b < 2; }),
+      kLoad, path, "tensor ", shown(name), ": expected bytes 0 and 1 for BOOL, got others");
+  return out;
+}
+
+std::map<std::string, at::Tensor> load_safetensors(const std::string& path) {
+  const SafetensorsReader reader(path);
+  std::map<std::string, at::Tensor> tensors;
+  for (const SafetensorsEntry& entry : reader.entries()) {
+    tensors.emplace(entry.name, reader.tensor(entry.name));
+  }
+  return tensors;
+}
+
+// ---- writing ------------------------------------------------------------------------------------
+
+void save_safetensors(const std::string& path,
+                      const std::vector<std::pair<std::string, at::Tensor>>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  std::set<std::string_view> names;
+  std::vector<const std::pair<std::string, at::Tensor>*> order;
+  for (const auto& named : tensors) {
+    check_saveable(named.first, named.second, path);
+    MOE8_CHECK(names.insert(named.first).second, kSave, path, "expected unique names, got ",
+               shown(named.first), " twice");
+    order.push_back(&named);
+  }
+  // The widest elements first keeps every tensor aligned for readers that map the file.
+  std::ranges::stable_sort(order, std::greater{},
+                           [](const auto* named) { return named->second.element_size(); });
+
+  SafetensorsHeader header{.entries = {}, .metadata = metadata};
+  uint64_t position = 0;
+  for (const auto* named : order) {
+    const SafetensorsDtype& dtype = *find_safetensors_dtype(named->second.scalar_type());
+    const uint64_t end = position + named->second.nbytes();
+    header.entries.push_back({.name = named->first,
+                              .dtype = std::string(dtype.name),
+                              .shape = file_shape(named->second, dtype),
+                              .begin = position,
+                              .end = end});
+    position = end;
+  }
+
+  const std::string text = write_safetensors_header(header, path);
+  const uint64_t length = text.size();
+  AtomicFile out(kSave, path);
+  out.write(&length, sizeof length);
+  out.write(text.data(), text.size());
+  for (const auto* named : order) {
+    const at::Tensor bytes = plain(named->second);
+    out.write(bytes.const_data_ptr(), bytes.nbytes());
+  }
+  out.commit();
+}
+
+}  // namespace moe8
