@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Text as tokens: the split, both kinds of windows, the bigram baseline, and what is refused.
+#include "train/text_data.h"
+
+#include <cmath>
+#include <set>
+
+#include "testing/compare.h"
+#include "testing/folder.h"
+
+namespace moe8 {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::same_bits;
+using testing::TemporaryFolder;
+
+// Every byte tells its position: 0, 1, ... 250, 0, 1, ...
+std::string counting(size_t size, size_t from = 0) {
+  std::string text(size, '\0');
+  for (size_t i = 0; i < size; ++i) text[i] = static_cast<char>((from + i) % 251);
+  return text;
+}
+
+std::vector<int64_t> values(const at::Tensor& x) {
+  return {x.const_data_ptr<int64_t>(), x.const_data_ptr<int64_t>() + x.numel()};
+}
+
+class TextDataTest : public ::testing::Test {
+ protected:
+  TemporaryFolder folder_;
+};
+
+TEST_F(TextDataTest, HoldsBackTheEndOfEachFile) {
+  const TextData data({folder_.write("a", counting(200)), folder_.write("b", counting(101))}, 0.1);
+  EXPECT_EQ(data.validation_bytes(), 20 + 11) << "rounded up: no file is without";
+  EXPECT_EQ(data.train_bytes(), 180 + 90);
+
+  // 4 bytes a window: a gives (20 - 1) / 4 = 4 from 180 on, b gives (11 - 1) / 4 = 2 from 90 on.
+  ASSERT_EQ(data.validation_batches(2, 4), 3);
+  EXPECT_EQ(values(data.validation_batch(0, 2, 4).tokens),
+            (std::vector<int64_t>{180, 181, 182, 183, 184, 185, 186, 187}));
+  EXPECT_EQ(values(data.validation_batch(0, 2, 4).targets),
+            (std::vector<int64_t>{181, 182, 183, 184, 185, 186, 187, 188}));
+  EXPECT_EQ(values(data.validation_batch(2, 2, 4).tokens),
+            (std::vector<int64_t>{90, 91, 92, 93, 94, 95, 96, 97}));
+  EXPECT_EQ(data.validation_batches(4, 4), 1) << "6 windows: one full batch, 2 left over";
+}
+
+TEST_F(TextDataTest, ReadsBytesNotCharacters) {
+  const TextData data({folder_.write("a", std::string("\xff\x00\x80\n", 4))}, 0.5);
+  const Batch batch = data.validation_batch(0, 1, 1);
+  EXPECT_EQ(batch.tokens.scalar_type(), at::kLong);
+  EXPECT_EQ(values(batch.tokens), std::vector<int64_t>{128});
+  EXPECT_EQ(values(batch.targets), std::vector<int64_t>{10});
+  EXPECT_EQ(values(data.train_batch(0, 0, 1, 1).tokens), std::vector<int64_t>{255});
+}
+
+TEST_F(TextDataTest, DrawsTrainingWindowsFromTheTrainingPartOnly) {
+  // Training bytes are below 100, validation bytes above: a window must never see the latter.
+  const std::string a = counting(60) + std::string(60, '\xc8');
+  const std::string b = counting(40, 60) + std::string(40, '\xc8');
+  const TextData data({folder_.write("a", a), folder_.write("b", b)}, 0.5);
+  std::set<int64_t> starts;
+  for (int64_t index = 0; index < 200; ++index) {
+    const Batch batch = data.train_batch(7, index, 4, 8);
+    ASSERT_EQ(batch.tokens.sizes(), at::IntArrayRef({4, 8}));
+    for (int64_t row = 0; row < 4; ++row) {
+      const auto tokens = values(batch.tokens[row].contiguous());
+      const auto targets = values(batch.targets[row].contiguous());
+      const int64_t last = tokens[0] < 60 ? 60 : 100;  // no window from one file into the other
+      for (int64_t i = 0; i < 8; ++i) {
+        ASSERT_EQ(tokens[i], tokens[0] + i);
+        ASSERT_EQ(targets[i], tokens[i] + 1);
+        ASSERT_LT(targets[i], last);
+      }
+      starts.insert(tokens[0]);
+    }
+  }
+  EXPECT_EQ(starts.size(), 52 + 32) << "800 draws should hit each of the 84 positions";
+}
+
+TEST_F(TextDataTest, DrawsEachPositionEquallyOften) {
+  const TextData data({folder_.write("a", counting(200))}, 0.5);
+  constexpr int64_t kDraws = 50000;
+  constexpr int64_t kPositions = 50;  // 100 training bytes, windows of 50 + 1
+  std::vector<double> count(kPositions, 0);
+  for (int64_t index = 0; index < kDraws / 100; ++index) {
+    for (const int64_t start :
+         values(data.train_batch(1, index, 100, 50).tokens.select(1, 0).contiguous())) {
+      count.at(start) += 1;
+    }
+  }
+  const double expected = static_cast<double>(kDraws) / kPositions;
+  double chi_square = 0;
+  for (const double n : count) chi_square += (n - expected) * (n - expected) / expected;
+  EXPECT_LT(chi_square, 85.4) << "the 99.9 % quantile for 49 degrees of freedom";
+}
+
+TEST_F(TextDataTest, GivesTheSameBatchForTheSameArguments) {
+  const std::string path = folder_.write("a", counting(5000));
+  const TextData data({path});
+  const TextData again({path});
+  const Batch batch = data.train_batch(3, 17, 8, 32);
+  data.train_batch(3, 18, 8, 32);  // leaves no trace
+  EXPECT_TRUE(same_bits(batch.tokens, data.train_batch(3, 17, 8, 32).tokens));
+  EXPECT_TRUE(same_bits(batch.targets, again.train_batch(3, 17, 8, 32).targets));
+  EXPECT_FALSE(same_bits(batch.tokens, data.train_batch(3, 18, 8, 32).tokens));
+  EXPECT_FALSE(same_bits(batch.tokens, data.train_batch(4, 17, 8, 32).tokens));
+}
+
+TEST_F(TextDataTest, KeepsItsRandomSequence) {
+  // Expected: Philox4x32-10 written independently. A change here breaks the repeatability of runs.
+  const TextData data({folder_.write("a", counting(251))}, 0.01);
+  const auto draws = [&](uint64_t seed, int64_t index) {
+    return values(data.train_batch(seed, index, 4, 1).tokens);
+  };
+  EXPECT_EQ(draws(42, 0), (std::vector<int64_t>{151, 18, 243, 126}));
+  EXPECT_EQ(draws(42, 1), (std::vector<int64_t>{2, 57, 31, 26}));
+  EXPECT_EQ(draws((uint64_t{1} << 40) + 5, int64_t{1} << 33),
+            (std::vector<int64_t>{152, 239, 111, 65}));
+}
+
+TEST_F(TextDataTest, BigramLossIsTheMeanUnderTheTable) {
+  // Training text abababab: 4 pairs ab, 3 pairs ba. Validation text abcabcab.
+  const TextData data({folder_.write("a",
+                                     "ababababab"
+                                     "abcabcabca")},
+                      0.5);
+  const double ab = -std::log((5.0 + 1) / (5 + 256));
+  const double bc = -std::log((0.0 + 1) / (4 + 256));
+  const double ca = -std::log((0.0 + 1) / (0 + 256));
+  EXPECT_NEAR(data.bigram_loss(1, 3, 3), (3 * ab + 3 * bc + 3 * ca) / 9, 1e-12);
+  EXPECT_NEAR(data.bigram_loss(1, 1, 2), (ab + bc) / 2, 1e-12);
+  EXPECT_NEAR(data.bigram_loss(2, 1, 2), (ab + bc + ca + ab) / 4, 1e-12);
+  EXPECT_THAT(error_of([&] { data.bigram_loss(5, 1, 2); }),
+              HasSubstr("batches: expected 1 to 4, got 5"));
+}
+
+TEST_F(TextDataTest, RefusesBadFiles) {
+  const std::string good = folder_.write("a", counting(100));
+  const auto open = [](std::vector<std::string> paths, double fraction = 0.05) {
+    return error_of([&] { TextData(paths, fraction); });
+  };
+  EXPECT_EQ(open({good}), "(no error)");
+  EXPECT_EQ(open({}), "[text_data] paths: expected at least one text file, got none");
+  EXPECT_THAT(open({good, folder_ / "none"}),
+              HasSubstr("none: expected a readable file, got: No such file"));
+  EXPECT_THAT(open({folder_ / ""}), HasSubstr("expected a regular file, got a directory"));
+  EXPECT_THAT(open({good, folder_.write("empty", "")}),
+              HasSubstr("empty: expected text, got an empty file"));
+  for (const double fraction : {0.0, 1.0, -0.1, 2.0, std::nan("")}) {
+    EXPECT_THAT(open({good}, fraction),
+                HasSubstr("validation_fraction: expected more than 0 and less than 1"));
+  }
+}
+
+TEST_F(TextDataTest, SaysHowManyBytesAreNeeded) {
+  const TextData data({folder_.write("a", counting(100)), folder_.write("b", counting(60))}, 0.25);
+  EXPECT_EQ(error_of([&] { data.check_sizes(5, 7); }), "(no error)");  // 3 + 2 windows
+  EXPECT_THAT(
+      error_of([&] { data.check_sizes(6, 7); }),
+      HasSubstr(
+          "[text_data] validation text: expected at least 43 bytes for one batch of 6 windows "
+          "of 7, got 40 in 2 files (windows stay within one). Give a longer text"));
+  EXPECT_THAT(
+      error_of([&] { data.train_batch(0, 0, 1, 75); }),
+      HasSubstr("[text_data] training text: expected at least 76 bytes in one file for sequence "
+                "length 75, got 75"));
+  EXPECT_THAT(error_of([&] { data.train_batch(0, 0, 1, 1 << 30); }), HasSubstr("1073741825 bytes"));
+  EXPECT_THAT(error_of([&] { data.train_batch(0, 0, 0, 4); }),
+              HasSubstr("batch_size: expected 1 to"));
+  EXPECT_THAT(error_of([&] { data.train_batch(0, 0, 1, INT64_MAX); }),
+              HasSubstr("seq_len: expected 1 to"));
+  EXPECT_THAT(error_of([&] { data.train_batch(0, -1, 1, 4); }),
+              HasSubstr("index: expected 0 or more, got -1"));
+  EXPECT_THAT(error_of([&] { data.validation_batch(5, 1, 7); }),
+              HasSubstr("index: expected 0 to 4, got 5"));
+  EXPECT_THAT(error_of([&] { TextData({folder_.write("one", "x")}).check_sizes(1, 1); }),
+              HasSubstr("expected at least 2 bytes in one file for sequence length 1, got 0"));
+}
+
+}  // namespace
+}  // namespace moe8
