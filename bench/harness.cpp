@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "harness.h"
+
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "moe8/version.h"
+
+namespace moe8::bench {
+namespace {
+
+double seconds_of(const std::function<void()>& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+struct Timing {
+  double p10, median, p90;
+};
+
+Timing timing_of(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  const auto at = [&](double share) {
+    return seconds[static_cast<size_t>(share * (seconds.size() - 1))];
+  };
+  return {at(0.1), at(0.5), at(0.9)};
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+std::string output_of(const char* command) {
+  std::string text;
+  if (FILE* pipe = popen(command, "r")) {
+    char buffer[128];
+    while (std::fgets(buffer, sizeof buffer, pipe)) text += buffer;
+    pclose(pipe);
+  }
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+struct Options {
+  int rounds = 15;
+  std::string json;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view flag = argv[i];
+    if (i + 1 < argc && flag == "--rounds") {
+      options.rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (i + 1 < argc && flag == "--json") {
+      options.json = argv[++i];
+    } else {
+      std::cerr << "usage: " << argv[0] << " [--rounds N] [--json FILE]\n";
+      std::exit(2);
+    }
+  }
+  return options;
+}
+
+}  // namespace
+
+int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  std::vector<std::vector<double>> seconds(rows.size());
+  for (int round = -1; round < options.rounds; ++round) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const double s = seconds_of(rows[i].run);
+      if (round >= 0) seconds[i].push_back(s);
+    }
+  }
+
+  std::printf("%s: %s, %d threads, LibTorch %s, %d rounds\n\n", title.c_str(), cpu_name().c_str(),
+              at::get_num_threads(), TORCH_VERSION, options.rounds);
+  std::printf("| op | shape | recipe | median ms (p10-p90) | rate | of ceiling | x baseline |\n");
+  std::printf("|---|---|---|---|---|---|---|\n");
+  nlohmann::json records = nlohmann::json::array();
+  std::vector<Timing> timings;
+  for (const auto& s : seconds) timings.push_back(timing_of(s));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Row& row = rows[i];
+    const double work = row.flops > 0 ? row.flops : row.bytes;
+    const double rate = work / timings[i].median * 1e-9;
+    char of_ceiling[32] = "-";
+    char against[32] = "-";
+    nlohmann::json record = {{"op", row.op},
+                             {"shape", row.shape},
+                             {"recipe", row.recipe},
+                             {"median_s", timings[i].median},
+                             {"p10_s", timings[i].p10},
+                             {"p90_s", timings[i].p90},
+                             {row.flops > 0 ? "gflops" : "gbytes_per_s", rate}};
+    if (row.ceiling >= 0) {
+      const Row& top = rows[row.ceiling];
+      const double top_rate =
+          (row.flops > 0 ? top.flops : top.bytes) / timings[row.ceiling].median * 1e-9;
+      std::snprintf(of_ceiling, sizeof of_ceiling, "%.0f %%", 100 * rate / top_rate);
+      record["share_of_ceiling"] = rate / top_rate;
+    }
+    if (row.baseline >= 0) {
+      const double factor = timings[row.baseline].median / timings[i].median;
+      std::snprintf(against, sizeof against, "%.2f", factor);
+      record["x_baseline"] = factor;
+      record["baseline"] = rows[row.baseline].op;
+    }
+    std::printf("| %s | %s | %s | %.3f (%.3f-%.3f) | %.1f %s | %s | %s |\n", row.op.c_str(),
+                row.shape.c_str(), row.recipe.c_str(), timings[i].median * 1e3,
+                timings[i].p10 * 1e3, timings[i].p90 * 1e3, rate,
+                row.flops > 0 ? "GFLOP/s" : "GB/s", of_ceiling, against);
+    records.push_back(record);
+  }
+  if (!options.json.empty()) {
+    const nlohmann::json report = {{"title", title},
+                                   {"cpu", cpu_name()},
+                                   {"threads", at::get_num_threads()},
+                                   {"libtorch", TORCH_VERSION},
+                                   {"moe8", version()},
+                                   {"commit", output_of("git rev-parse --short HEAD 2>/dev/null")},
+                                   {"rounds", options.rounds},
+                                   {"rows", records}};
+    std::ofstream file(options.json);
+    file << report.dump(1) << "\n";
+    if (!file.flush()) {
+      std::cerr << "cannot write " << options.json << "\n";
+      return 1;
+    }
+  }
+  return 0;
+}
+
+}  // namespace moe8::bench

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The shapes that benchmarks use, in one place.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace moe8::bench {
+
+/// A grouped product: M tokens, N out-features, K in-features, E experts.
+struct GroupedShape {
+  const char* name;
+  int64_t M, N, K, E;
+};
+
+/// Sizes that a CPU finishes in well under a second: a small expert layer, and many small experts.
+inline constexpr std::array<GroupedShape, 2> kCpuGroupedShapes = {{
+    {"C1", 4096, 1024, 512, 8},
+    {"C2", 4096, 256, 512, 64},
+}};
+
+/// A matrix to quantize, larger than the last-level cache of a server core.
+struct MatrixShape {
+  const char* name;
+  int64_t rows, cols;
+};
+
+inline constexpr std::array<MatrixShape, 1> kCpuMatrixShapes = {{{"8192x4096", 8192, 4096}}};
+
+}  // namespace moe8::bench
