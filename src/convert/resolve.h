@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which config every parameter gets, from names and shapes alone: quantize_ on a live model and
+// `moe8 plan` on a checkpoint ask the same function. Nothing here knows tensors or modules.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moe8/quantize_model.h"
+
+namespace moe8 {
+
+/// The class of the module that owns a parameter, as far as conversion cares.
+enum class OwnerKind { LINEAR, EMBEDDING, OTHER };
+
+/// What resolution needs to know about one parameter.
+struct ParameterInfo {
+  std::string fqn;             // "layers.0.moe.experts.w1"
+  std::vector<int64_t> shape;  // (E, N, K)
+  OwnerKind owner = OwnerKind::OTHER;
+  std::string dtype = "bfloat16";  // torch's name
+};
+
+/// Why `config` cannot apply to a parameter, as "expected ..., got ..."; nothing when it can.
+std::optional<std::string> why_inapplicable(const Config& config, const ParameterInfo& parameter);
+
+/// True for the parameter "weight" of a Linear.
+bool is_linear_weight(const ParameterInfo& parameter);
+
+/// The owner's kind where only names and shapes are known, as in a checkpoint: the 2-D "weight" of
+/// a module whose name speaks of embeddings (embed, emb, wte, wpe) is an Embedding's, of any other
+/// a Linear's.
+OwnerKind guess_owner(const std::string& fqn, const std::vector<int64_t>& shape);
+
+/// Resolves `config` by the precedence of FqnToConfig (moe8/quantize_model.h).
+/// @param modules  names of all modules; may be empty: the enclosing modules of parameters follow
+///                 from the parameters' names, the others matter to keys without a config only.
+/// @return one row a parameter, in order: config set: convert to it; not set with a key: that key
+///         leaves it alone; neither: nothing decided, and `reason` says what came closest.
+/// @throws c10::Error as quantize_ does, a key that matched nothing included (Unmatched::ERROR). A
+///         key also matched nothing when its config can apply to none of the parameters it names.
+ConversionReport resolve(const std::vector<ParameterInfo>& parameters,
+                         const std::vector<std::string>& modules, const FqnToConfig& config,
+                         Unmatched unmatched = Unmatched::ERROR);
+
+}  // namespace moe8
