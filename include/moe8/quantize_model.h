@@ -47,10 +47,10 @@ struct ConversionRow {
   std::string fqn;
   std::vector<int64_t> shape;
   std::string dtype;                 // "bfloat16"
-  std::optional<Config> config;      // set: converted to this
-  std::optional<Config> replaced;    // set: this other config was replaced
-  std::optional<std::string> key;    // the key that decided; "" is the root, not set: none did
-  std::string reason;                // why it was left alone, or "converted" and what to know
+  std::optional<Config> config{};    // set: converted to this
+  std::optional<Config> replaced{};  // set: this other config was replaced
+  std::optional<std::string> key{};  // the key that decided; "" is the root, not set: none did
+  std::string reason{};              // why it was left alone, or "converted" and what to know
 };
 
 struct ConversionReport {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The report of a conversion as a table for people and as JSON for programs.
+#include <c10/util/StringUtil.h>
+
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -25,7 +27,7 @@ std::string name_of(const Config& config) {
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::vector<std::string> sizes;
   for (const int64_t size : shape) sizes.push_back(std::to_string(size));
-  return "(" + join(sizes) + ")";
+  return c10::str("(", join(sizes), ")");
 }
 
 Line line_of(const ConversionRow& row) {

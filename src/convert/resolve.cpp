@@ -55,9 +55,9 @@ std::string quoted(const std::string& key) {
 struct Key {
   std::string text;
   std::optional<Config> config;
-  std::optional<Pattern> pattern;
-  bool counted = false;   // it can decide at least one parameter
-  std::string near_miss;  // a name that it matches, and why its config cannot apply there
+  std::optional<Pattern> pattern{};
+  bool counted = false;     // it can decide at least one parameter
+  std::string near_miss{};  // a name that it matches, and why its config cannot apply there
 };
 
 class Resolver {

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "convert/tags.h"
+
+#include <c10/core/TensorImpl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace moe8 {
+namespace {
+
+std::atomic<int64_t> live_tags{0};
+
+// Shared by a weight and its aliases; one whose config was taken away marks nothing.
+struct Tag final : c10::BackendMeta {
+  explicit Tag(std::optional<Config> c) : config(std::move(c)) { ++live_tags; }
+  ~Tag() override { --live_tags; }
+  Tag(const Tag&) = delete;
+  Tag& operator=(const Tag&) = delete;
+
+  std::optional<Config> config;
+};
+using TagPtr = c10::intrusive_ptr<Tag>;
+
+Tag* meta_tag(const at::TensorBase& tensor) {
+  return dynamic_cast<Tag*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+}
+
+// The bytes of its storage that a tensor covers.
+struct Extent {
+  const c10::StorageImpl* storage;
+  int64_t begin;
+  int64_t end;
+
+  bool contains(const Extent& other) const {
+    return storage == other.storage && begin <= other.begin && other.end <= end;
+  }
+};
+
+Extent extent_of(const at::TensorBase& tensor) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    last += std::max<int64_t>(tensor.size(i) - 1, 0) * tensor.stride(i);
+  }
+  const auto item = static_cast<int64_t>(tensor.itemsize());
+  const int64_t begin = tensor.storage_offset() * item;
+  return {tensor.storage().unsafeGetStorageImpl(), begin, begin + (last + 1) * item};
+}
+
+class Registry {
+ public:
+  // Never destroyed: tensors in static storage may outlive it.
+  static Registry& instance() {
+    static Registry* registry = new Registry;
+    return *registry;
+  }
+
+  // The pointer stays valid while its tensor lives: entries go only with their tensor or clear().
+  Tag* find(const c10::TensorImpl* impl) const {
+    const std::shared_lock lock(mutex_);
+    const auto found = entries_.find(impl);
+    return found == entries_.end() ? nullptr : found->second.tag.get();
+  }
+
+  void insert(const at::Tensor& weight, TagPtr tag) {
+    const std::unique_lock lock(mutex_);
+    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
+    Entry entry{c10::weak_intrusive_ptr<c10::TensorImpl>(weight.getIntrusivePtr()), std::move(tag)};
+    entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
+    count_scanned();
+  }
+
+  void erase(const c10::TensorImpl* impl) {
+    const std::unique_lock lock(mutex_);
+    entries_.erase(impl);
+    count_scanned();
+  }
+
+  // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
+  // that are views themselves. Their memory tells.
+  std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
+    if (scanned_.load(std::memory_order_relaxed) == 0 || !tensor.has_storage()) return std::nullopt;
+    const Extent extent = extent_of(tensor);
+    const std::shared_lock lock(mutex_);
+    for (const auto& [impl, entry] : entries_) {
+      if (!entry.tag->config || entry.weight.expired()) continue;
+      const at::Tensor weight(entry.weight.lock());
+      if (!weight.defined() || !views_lose(weight)) continue;
+      if (extent_of(weight).contains(extent)) return Tagged{&*entry.tag->config, weight.dim()};
+    }
+    return std::nullopt;
+  }
+
+ private:
+  struct Entry {
+    // Keeps the address from being used again while the entry exists, not the tensor's memory.
+    c10::weak_intrusive_ptr<c10::TensorImpl> weight;
+    TagPtr tag;
+  };
+
+  static bool views_lose(const at::Tensor& weight) {
+    return weight.has_storage() && (weight.is_inference() || weight.is_view());
+  }
+
+  void count_scanned() {
+    int64_t count = 0;
+    for (const auto& [impl, entry] : entries_) {
+      const at::Tensor weight(entry.weight.lock());
+      count += weight.defined() && views_lose(weight);
+    }
+    scanned_ = count;
+  }
+
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<const c10::TensorImpl*, Entry> entries_;
+  std::atomic<int64_t> scanned_{0};
+};
+
+// The tag of exactly this tensor.
+Tag* own_tag(const at::TensorBase& tensor) {
+  Tag* tag = meta_tag(tensor);
+  if (!tag) tag = Registry::instance().find(tensor.unsafeGetTensorImpl());
+  return tag && tag->config ? tag : nullptr;
+}
+
+}  // namespace
+
+bool any_tags() {
+  return live_tags.load(std::memory_order_relaxed) != 0;
+}
+
+std::optional<Tagged> find_tag(const at::Tensor& tensor) {
+  if (!any_tags() || !tensor.defined()) return std::nullopt;
+  if (const Tag* tag = own_tag(tensor)) return Tagged{&*tag->config, tensor.dim()};
+  if (tensor.is_view()) {
+    const at::TensorBase& base = tensor._base();
+    if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim()};
+  }
+  return Registry::instance().find_by_memory(tensor);
+}
+
+std::optional<Config> config_of(const at::Tensor& weight) {
+  const Tag* tag = own_tag(weight);
+  return tag ? tag->config : std::nullopt;
+}
+
+void set_tag(const at::Tensor& weight, const Config& config) {
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  Tag* existing = meta_tag(weight);
+  if (!existing) existing = Registry::instance().find(impl);
+  const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
+  tag->config = config;
+  impl->set_backend_meta(tag);
+  Registry::instance().insert(weight, tag);
+}
+
+void clear_tag(const at::Tensor& weight) {
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  if (Tag* tag = Registry::instance().find(impl)) tag->config.reset();
+  if (Tag* tag = meta_tag(weight)) {
+    tag->config.reset();
+    impl->set_backend_meta(nullptr);
+  }
+  Registry::instance().erase(impl);
+}
+
+void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
+  const std::optional<Tagged> tagged = find_tag(source);
+  // A slice of the experts, W3[e], is no expert weight: neither is its copy.
+  if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
+  copy.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Tag>(*tagged->config));
+}
+
+}  // namespace moe8
