@@ -142,7 +142,7 @@ void carry_out(const std::vector<Decision>& decisions) {
                                     [](const Decision& d) { return d.row.config.has_value(); });
   if (converts) install_aten_hooks();
   for (const auto& [tensor, row] : decisions) {
-    if (row.config && config_of(tensor) != row.config) set_tag(tensor, *row.config);
+    if (row.config) set_tag(tensor, *row.config);
     if (!row.config) clear_tag(tensor);
   }
   // Autocast may hold casts of weights as they were.

@@ -2,6 +2,7 @@
 #include "convert/tags.h"
 
 #include <c10/core/TensorImpl.h>
+#include <c10/core/UndefinedTensorImpl.h>
 
 #include <algorithm>
 #include <atomic>
@@ -52,6 +53,11 @@ Extent extent_of(const at::TensorBase& tensor) {
   return {tensor.storage().unsafeGetStorageImpl(), begin, begin + (last + 1) * item};
 }
 
+// True for a weight whose views do not lead back to it by _base().
+bool views_lose(const at::Tensor& weight) {
+  return weight.has_storage() && (weight.is_inference() || weight.is_view());
+}
+
 class Registry {
  public:
   // Never destroyed: tensors in static storage may outlive it.
@@ -69,56 +75,55 @@ class Registry {
 
   void insert(const at::Tensor& weight, TagPtr tag) {
     const std::unique_lock lock(mutex_);
-    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
-    Entry entry{c10::weak_intrusive_ptr<c10::TensorImpl>(weight.getIntrusivePtr()), std::move(tag)};
+    if (entries_.size() >= purge_at_) purge();
+    Entry entry{Weak(weight.getIntrusivePtr()), std::move(tag)};
     entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
-    count_scanned();
+    if (views_lose(weight)) has_scanned_ = true;
   }
 
   void erase(const c10::TensorImpl* impl) {
     const std::unique_lock lock(mutex_);
     entries_.erase(impl);
-    count_scanned();
   }
 
   // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
   // that are views themselves. Their memory tells.
   std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
-    if (scanned_.load(std::memory_order_relaxed) == 0 || !tensor.has_storage()) return std::nullopt;
+    if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
     const Extent extent = extent_of(tensor);
     const std::shared_lock lock(mutex_);
     for (const auto& [impl, entry] : entries_) {
-      if (!entry.tag->config || entry.weight.expired()) continue;
       const at::Tensor weight(entry.weight.lock());
-      if (!weight.defined() || !views_lose(weight)) continue;
+      if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
       if (extent_of(weight).contains(extent)) return Tagged{&*entry.tag->config, weight.dim()};
     }
     return std::nullopt;
   }
 
  private:
+  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
   struct Entry {
-    // Keeps the address from being used again while the entry exists, not the tensor's memory.
-    c10::weak_intrusive_ptr<c10::TensorImpl> weight;
+    Weak weight;  // keeps the address from being used again, not the tensor's memory
     TagPtr tag;
   };
 
-  static bool views_lose(const at::Tensor& weight) {
-    return weight.has_storage() && (weight.is_inference() || weight.is_view());
-  }
+  static constexpr size_t kFewEntries = 64;
 
-  void count_scanned() {
-    int64_t count = 0;
-    for (const auto& [impl, entry] : entries_) {
-      const at::Tensor weight(entry.weight.lock());
-      count += weight.defined() && views_lose(weight);
-    }
-    scanned_ = count;
+  // Entries of dead weights go when the table has doubled: cheap per insertion.
+  void purge() {
+    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
+    has_scanned_ = std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) {
+      const at::Tensor weight(entry.second.weight.lock());
+      return weight.defined() && views_lose(weight);
+    });
+    purge_at_ = 2 * entries_.size() + kFewEntries;
   }
 
   mutable std::shared_mutex mutex_;
   std::unordered_map<const c10::TensorImpl*, Entry> entries_;
-  std::atomic<int64_t> scanned_{0};
+  size_t purge_at_ = kFewEntries;
+  std::atomic<bool> has_scanned_{false};
 };
 
 // The tag of exactly this tensor.
@@ -173,7 +178,9 @@ void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
   const std::optional<Tagged> tagged = find_tag(source);
   // A slice of the experts, W3[e], is no expert weight: neither is its copy.
   if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
-  copy.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Tag>(*tagged->config));
+  auto tag = c10::make_intrusive<Tag>(*tagged->config);
+  copy.unsafeGetTensorImpl()->set_backend_meta(tag);
+  if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
 }
 
 }  // namespace moe8

@@ -176,6 +176,8 @@ TEST(Resolve, AnInapplicableConfigAtAnExactParameterIsAnError) {
 }
 
 TEST(Resolve, RefusesBrokenKeys) {
+  MXLinearConfig bad_block;
+  bad_block.block_size = 16;
   const auto error = [](const FqnToConfig& config) {
     return error_of([&] { resolve(model(), {}, config, Unmatched::IGNORE); });
   };
@@ -184,7 +186,7 @@ TEST(Resolve, RefusesBrokenKeys) {
   EXPECT_THAT(error({{"re:(", kMxLinear}}), HasSubstr("position 1"));
   EXPECT_THAT(error({{"layers.re:.*", kMxLinear}}), HasSubstr("very start"));
   EXPECT_THAT(error({{"^re:.*", kMxLinear}}), HasSubstr("very start"));
-  EXPECT_THAT(error({{"output", MXLinearConfig{.block_size = 16}}}), HasSubstr("block_size"));
+  EXPECT_THAT(error({{"output", bad_block}}), HasSubstr("block_size"));
   EXPECT_THAT(error({{"re:(a|a?)+(.*)+(.*)+$q", kMxLinear}}), HasSubstr("match limit"));
 
   const std::vector<ParameterInfo> named_like_a_pattern = {{"re:x", {2, 2}},
