@@ -47,14 +47,14 @@ struct ConversionRow {
   std::string fqn;
   std::vector<int64_t> shape;
   std::string dtype;                 // "bfloat16"
-  std::optional<Config> config{};    // set: converted to this
+  std::optional<Config> config{};    // set: converted to this (now, or before this call)
   std::optional<Config> replaced{};  // set: this other config was replaced
   std::optional<std::string> key{};  // the key that decided; "" is the root, not set: none did
   std::string reason{};              // why it was left alone, or "converted" and what to know
 };
 
 struct ConversionReport {
-  std::vector<ConversionRow> rows;  // every parameter of the model, in its order
+  std::vector<ConversionRow> rows;  // every parameter of the model, in its order; tied ones once
   std::vector<std::string> unmatched_keys;
 
   std::vector<ConversionRow> converted() const;
@@ -70,15 +70,26 @@ std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 /// call torch::nn::Linear, at::linear, mm, addmm or matmul (2-D weights), at::_grouped_mm (3-D
 /// weights).
 /// @throws c10::Error on an invalid key or pattern, a duplicate key, a config that cannot apply to
-///         the parameter named exactly, or a key that matched nothing (the nearest names are
-///         listed). Nothing is converted then.
+///         the parameter named exactly, a parameter under two names with two configs, or a key that
+///         matched nothing (the nearest names are listed) or only parameters to which its config
+///         cannot apply. Nothing is converted then.
 /// Converting again with the same config changes nothing; with another config replaces the old one.
 /// Not to be called while another thread runs the model.
+///
+/// What stays in high precision: a converted weight as the left operand of mm, or in bmm, baddbmm,
+/// einsum, mv, convolutions and out= overloads; one expert's slice of a 3-D weight in a 2-D
+/// product, and at::_grouped_mm without offs (these two warn once). Copies of a converted weight
+/// (clone, casts, autocast) are converted, too. A weight reassigned (linear->weight = other) is
+/// not. A tensor put into it by set_data computes as the weight does; detach() of it then is plain
+/// until quantize_ is called again. The out_dtype of an at::_grouped_mm call, when given, replaces
+/// the config's.
 ConversionReport quantize_(torch::nn::Module& model, const FqnToConfig& config,
                            const QuantizeOptions& options = {});
 
 /// Asks filter(module, fqn) in pre-order; a module that passes converts the parameters of its
-/// subtree to which the config can apply and is not descended into.
+/// subtree to which the config can apply and is not descended into. A row's key is that module's
+/// name.
+/// @throws c10::Error when nothing is converted (see QuantizeOptions::unmatched).
 ConversionReport quantize_(torch::nn::Module& model, const Config& config,
                            FilterFn filter = is_linear, const QuantizeOptions& options = {});
 

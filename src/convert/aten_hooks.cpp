@@ -41,8 +41,7 @@ using at::Tensor;
 using c10::DispatchKey;
 using c10::DispatchKeySet;
 
-// ---- layers
-// ----------------------------------------------------------------------------------------
+// ---- layers ----
 
 // Hooks above LibTorch's autograd kernels. Those fill the slots AutogradCPU, AutogradCUDA and
 // AutogradOther alike; we take the first two, so AutogradOther still leads to the kernel we
@@ -73,8 +72,7 @@ struct InferenceLayer {
 };
 thread_local bool InferenceLayer::entered = false;
 
-// ---- whether
-// ---------------------------------------------------------------------------------------
+// ---- whether ----
 
 // High precision in spite of a conversion must not go unnoticed, nor be an error: LibTorch computes
 // what the model asks for.
@@ -117,8 +115,7 @@ const Config* grouped_config(const Tensor& A, const Tensor& B_t, const std::opti
   return tagged->config;
 }
 
-// ---- the products
-// -----------------------------------------------------------------------------------
+// ---- the products ----
 
 template <typename Layer>
 Tensor low_precision_linear(const Tensor& x, const Tensor& weight,
@@ -129,7 +126,7 @@ Tensor low_precision_linear(const Tensor& x, const Tensor& weight,
 
 template <typename Layer>
 Tensor mm(DispatchKeySet keys, const Tensor& x, const Tensor& mat2) {
-  if (Layer::active()) {
+  if (Layer::active() && x.dim() == 2) {
     if (const Config* config = linear_config("mm", x, mat2)) {
       return low_precision_linear<Layer>(x, mat2.t(), std::nullopt, *config);
     }
@@ -151,7 +148,7 @@ Tensor scaled_sum(const Tensor& self, const Tensor& product, const at::Scalar& b
 template <typename Layer>
 Tensor addmm(DispatchKeySet keys, const Tensor& self, const Tensor& x, const Tensor& mat2,
              const at::Scalar& beta, const at::Scalar& alpha) {
-  if (Layer::active()) {
+  if (Layer::active() && x.dim() == 2) {
     if (const Config* config = linear_config("addmm", x, mat2)) {
       const bool is_bias = self.dim() == 1 && self.size(0) == mat2.size(1);
       if (is_bias && beta.equal(1) && alpha.equal(1)) {
@@ -208,8 +205,7 @@ Tensor grouped_mm(DispatchKeySet keys, const Tensor& A, const Tensor& B_t,
   return at::_ops::_grouped_mm::redispatch(Layer::rest(keys), A, B_t, offs, bias, out_dtype);
 }
 
-// ---- copies
-// ----------------------------------------------------------------------------------------
+// ---- copies ----
 
 // LibTorch's kernel for both keys is the one function at::native::OP, so it is called directly.
 Tensor to_copy(const Tensor& self, std::optional<at::ScalarType> dtype,
@@ -228,8 +224,7 @@ Tensor clone(const Tensor& self, std::optional<at::MemoryFormat> memory_format) 
   return copy;
 }
 
-// ---- installing
-// ------------------------------------------------------------------------------------
+// ---- installing ----
 
 torch::Library library_of(DispatchKey key) {
   return torch::Library(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);

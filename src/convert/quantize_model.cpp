@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
@@ -21,8 +22,7 @@ namespace {
 
 using torch::nn::Module;
 
-// ---- naming
-// ----------------------------------------------------------------------------------------
+// ---- naming ----
 
 // A model laid out flat: every module and parameter under every name that it has.
 struct Names {
@@ -74,8 +74,7 @@ Names names_of(const Module& model) {
   return names;
 }
 
-// ---- one decision a tensor
-// -------------------------------------------------------------------------
+// ---- one decision a tensor ----
 
 struct Decision {
   at::Tensor tensor;
@@ -159,24 +158,22 @@ ConversionReport convert(const Names& names, ConversionReport resolved,
   return report;
 }
 
-// ---- one config and a filter
-// -----------------------------------------------------------------------
-
-bool is_within(const std::string& fqn, const std::string& module) {
-  return module.empty() || fqn.starts_with(module + ".");
-}
+// ---- one config and a filter ----
 
 // The names of the modules that pass; those below one that passes are not asked.
-std::vector<std::string> passing_modules(const Names& names, const FilterFn& filter) {
-  std::vector<std::string> passing;
+std::unordered_set<std::string> passing_modules(const Names& names, const FilterFn& filter) {
+  std::unordered_set<std::string> passing;
   for (const auto& [fqn, module] : names.modules) {
-    const bool below = !passing.empty() && is_within(fqn, passing.back());
-    if (!below && filter(*module, fqn)) passing.push_back(fqn);
+    const std::vector<std::string> above = enclosing_modules(fqn);
+    const bool below = std::any_of(above.begin(), above.end(),
+                                   [&](const std::string& name) { return passing.contains(name); });
+    if (!below && filter(*module, fqn)) passing.insert(fqn);
   }
   return passing;
 }
 
-ConversionReport decide_by_filter(const Names& names, const std::vector<std::string>& passing,
+ConversionReport decide_by_filter(const Names& names,
+                                  const std::unordered_set<std::string>& passing,
                                   const Config& config) {
   ConversionReport report;
   for (const ParameterInfo& parameter : names.parameters) {
@@ -184,14 +181,12 @@ ConversionReport decide_by_filter(const Names& names, const std::vector<std::str
                       .shape = parameter.shape,
                       .dtype = parameter.dtype,
                       .reason = "no enclosing module passed the filter"};
-    const auto module = std::find_if(passing.begin(), passing.end(), [&](const std::string& name) {
-      return is_within(parameter.fqn, name);
-    });
-    if (module != passing.end()) {
+    for (const std::string& module : enclosing_modules(parameter.fqn)) {
+      if (!passing.contains(module)) continue;
       const std::optional<std::string> obstacle = why_inapplicable(config, parameter);
       row.reason = obstacle.value_or("converted");
       if (!obstacle) row.config = config;
-      if (!obstacle) row.key = *module;
+      if (!obstacle) row.key = module;
     }
     report.rows.push_back(std::move(row));
   }
@@ -234,7 +229,7 @@ ConversionReport quantize_(torch::nn::Module& model, const Config& config, Filte
   validate(config);
   MOE8_CHECK(filter, "quantize_", "filter", "expected a function, got an empty one");
   const Names names = names_of(model);
-  const std::vector<std::string> passing = passing_modules(names, filter);
+  const std::unordered_set<std::string> passing = passing_modules(names, filter);
   ConversionReport report = decide_by_filter(names, passing, config);
   tell_nothing_converted(report, passing.size(), config, options.unmatched);
   return convert(names, std::move(report), options);

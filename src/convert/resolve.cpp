@@ -32,16 +32,6 @@ std::string_view local_name(std::string_view fqn) {
   return dot == std::string_view::npos ? fqn : fqn.substr(dot + 1);
 }
 
-// The enclosing modules of a name, the nearest first, the root ("") last.
-std::vector<std::string> enclosing(std::string_view fqn) {
-  std::vector<std::string> modules;
-  while (!fqn.empty()) {
-    fqn = parent_of(fqn);
-    modules.emplace_back(fqn);
-  }
-  return modules;
-}
-
 std::string type_of(const Config& config) {
   const std::string text = to_string(config);
   return text.substr(0, text.find('('));
@@ -88,7 +78,7 @@ class Resolver {
     for (const std::string& module : modules) add_module(module);
     for (const ParameterInfo& parameter : parameters_) {
       parameter_names_.insert(parameter.fqn);
-      for (const std::string& module : enclosing(parameter.fqn)) add_module(module);
+      for (const std::string& module : enclosing_modules(parameter.fqn)) add_module(module);
     }
   }
 
@@ -121,7 +111,7 @@ class Resolver {
         list.push_back(&keys_[found->second]);
       }
     };
-    const std::vector<std::string> modules = enclosing(parameter.fqn);
+    const std::vector<std::string> modules = enclosing_modules(parameter.fqn);
     add_exact(parameter.fqn);
     for (const std::string& module : modules) add_exact(module);
     for (Key& key : keys_) {
@@ -228,6 +218,15 @@ class Resolver {
 
 }  // namespace
 
+std::vector<std::string> enclosing_modules(std::string_view fqn) {
+  std::vector<std::string> modules;
+  while (!fqn.empty()) {
+    fqn = parent_of(fqn);
+    modules.emplace_back(fqn);
+  }
+  return modules;
+}
+
 bool is_linear_weight(const ParameterInfo& parameter) {
   return parameter.owner == OwnerKind::LINEAR && local_name(parameter.fqn) == "weight";
 }
@@ -235,10 +234,10 @@ bool is_linear_weight(const ParameterInfo& parameter) {
 std::optional<std::string> why_inapplicable(const Config& config, const ParameterInfo& parameter) {
   const size_t rank = parameter.shape.size();
   if (is_grouped(config) && rank != 3) {
-    return c10::str("expected a 3-D parameter (experts, N, K), got a ", rank, "-D one");
+    return c10::str("expected 3-D expert weights (E, N, K), got ", rank, "-D");
   }
   if (!is_grouped(config) && rank != 2) {
-    return c10::str("expected the 2-D weight (N, K) of a linear, got a ", rank, "-D parameter");
+    return c10::str("expected a 2-D weight (N, K), got ", rank, "-D");
   }
   if (!is_grouped(config) && parameter.owner == OwnerKind::EMBEDDING) {
     return "expected the weight of a linear, got an Embedding's";

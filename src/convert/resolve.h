@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "moe8/quantize_model.h"
@@ -25,6 +26,9 @@ struct ParameterInfo {
 
 /// Why `config` cannot apply to a parameter, as "expected ..., got ..."; nothing when it can.
 std::optional<std::string> why_inapplicable(const Config& config, const ParameterInfo& parameter);
+
+/// The modules that enclose a parameter, the nearest first, the root ("") last.
+std::vector<std::string> enclosing_modules(std::string_view fqn);
 
 /// True for the parameter "weight" of a Linear.
 bool is_linear_weight(const ParameterInfo& parameter);

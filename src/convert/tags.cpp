@@ -53,6 +53,15 @@ Extent extent_of(const at::TensorBase& tensor) {
   return {tensor.storage().unsafeGetStorageImpl(), begin, begin + (last + 1) * item};
 }
 
+// True when `tensor` can only be a view of `weight`. Weights whose rows lie apart in memory (slices
+// of a larger buffer) may have others between their rows: of those only whole views are known.
+bool covers(const at::Tensor& weight, const at::Tensor& tensor, const Extent& extent) {
+  const Extent own = extent_of(weight);
+  if (!own.contains(extent)) return false;
+  const bool dense = own.end - own.begin == static_cast<int64_t>(weight.nbytes());
+  return dense || (own.begin == extent.begin && weight.numel() == tensor.numel());
+}
+
 // True for a weight whose views do not lead back to it by _base().
 bool views_lose(const at::Tensor& weight) {
   return weight.has_storage() && (weight.is_inference() || weight.is_view());
@@ -95,7 +104,7 @@ class Registry {
     for (const auto& [impl, entry] : entries_) {
       const at::Tensor weight(entry.weight.lock());
       if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
-      if (extent_of(weight).contains(extent)) return Tagged{&*entry.tag->config, weight.dim()};
+      if (covers(weight, tensor, extent)) return Tagged{&*entry.tag->config, weight.dim()};
     }
     return std::nullopt;
   }

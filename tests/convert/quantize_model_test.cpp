@@ -94,8 +94,7 @@ ConversionRow row_of(const ConversionReport& report, const std::string& fqn) {
   return {};
 }
 
-// ---- which parameters: what torchao's tests of FqnToConfig check
-// --------------------------------------
+// ---- which parameters: what torchao's tests of FqnToConfig check ----
 
 struct Expected {
   std::optional<Config> pre{}, router{}, post{}, w1{}, w2{};
@@ -247,8 +246,7 @@ TEST(QuantizeModel, OtherDtypesStayAloneOrAreErrors) {
   EXPECT_THAT(error_of([&] { quantize_(*model, {{"experts.w1", kRceil}}); }), HasSubstr("float64"));
 }
 
-// ---- shared and odd models
-// --------------------------------------------------------------------------
+// ---- shared and odd models ----
 
 struct LinearOf : nn::LinearImpl {
   explicit LinearOf(const Tensor& shared)
@@ -322,8 +320,33 @@ TEST(QuantizeModel, AWeightThatIsAViewOfABuffer) {
   EXPECT_EQ(at::mm(x, model.a.t()).grad_fn()->name(), "MmBackward0");
 }
 
-// ---- what a conversion survives
-// ---------------------------------------------------------------------
+TEST(QuantizeModel, AWeightWhoseRowsLieBetweenAnothers) {
+  struct Interleaved : nn::Module {
+    Interleaved() {
+      const Tensor buffer = wide_normal({64, 2, 64}, at::kFloat, 4, 1);
+      a = register_parameter("a", buffer.select(1, 0));
+      b = register_parameter("b", buffer.select(1, 1));
+    }
+    Tensor a, b;
+  } model;
+  quantize_(model, {{"a", kLinear}});
+  const Tensor x = wide_normal({3, 64}, at::kFloat, 5, 1);
+  EXPECT_TRUE(same_bits(quantize_then_linear(x, model.a.detach().clone(), {}, kLinear),
+                        at::mm(x, model.a.t())));
+  EXPECT_EQ(at::mm(x, model.b.t()).grad_fn()->name(), "MmBackward0");
+}
+
+TEST(QuantizeModel, AModelThatContainsItselfIsAnError) {
+  auto model = std::make_shared<nn::SequentialImpl>();
+  auto child = std::make_shared<nn::SequentialImpl>();
+  model->register_module("child", child);
+  child->register_module("loop", model);
+  EXPECT_THAT(error_of([&] { quantize_(*model, {{"_default", kLinear}}); }),
+              HasSubstr("'child.loop', which contains itself"));
+  child->unregister_module("loop");
+}
+
+// ---- what a conversion survives ----
 
 struct Results {
   Tensor out, grad_x, grad_pre, grad_w1;

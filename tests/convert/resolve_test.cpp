@@ -156,7 +156,7 @@ TEST(Resolve, RowsSayWhatDecided) {
   EXPECT_THAT(shared.reason, HasSubstr("left alone"));
   const ConversionRow router = row_of(report, "layers.1.moe.router.weight");
   EXPECT_EQ(router.key, std::nullopt);
-  EXPECT_THAT(router.reason, AllOf(HasSubstr("key ''"), HasSubstr("3-D"), HasSubstr("2-D one")));
+  EXPECT_THAT(router.reason, AllOf(HasSubstr("key ''"), HasSubstr("3-D"), HasSubstr("got 2-D")));
   EXPECT_THAT(row_of(report, "layers.1.half.w").reason, HasSubstr("got float16"));
   EXPECT_EQ(row_of(resolve(model(), {}, {{"output", kMxLinear}}), "mixer").reason,
             "no key names it");
@@ -168,9 +168,9 @@ TEST(Resolve, AnInapplicableConfigAtAnExactParameterIsAnError) {
   };
   EXPECT_THAT(error("mixer", kRceil), AllOf(HasSubstr("[FqnToConfig] key 'mixer'"),
                                             HasSubstr("3-D"), HasSubstr("MXFP8GroupedMMConfig")));
-  EXPECT_THAT(error("layers.0.attn.wq.bias", kMxLinear), HasSubstr("1-D parameter"));
+  EXPECT_THAT(error("layers.0.attn.wq.bias", kMxLinear), HasSubstr("got 1-D"));
   EXPECT_THAT(error("embed.weight", kMxLinear), HasSubstr("an Embedding's"));
-  EXPECT_THAT(error("layers.1.moe.experts.w1", kMxLinear), HasSubstr("3-D parameter"));
+  EXPECT_THAT(error("layers.1.moe.experts.w1", kMxLinear), HasSubstr("got 3-D"));
   EXPECT_THAT(error("layers.1.half.w", kRceil), HasSubstr("got float16"));
   EXPECT_NO_THROW(decisions({{"embed.weight", kAlone}}));
 }
@@ -276,8 +276,7 @@ TEST(Report, PrintsJsonWhateverTheNames) {
   EXPECT_THAT(json["unmatched_keys"], IsEmpty());
 }
 
-// ---- the tables that torchao was run on
-// -------------------------------------------------------------
+// ---- the tables that torchao was run on ----
 
 struct Conformance {
   std::vector<ParameterInfo> parameters;
