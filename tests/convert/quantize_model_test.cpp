@@ -341,7 +341,9 @@ TEST(QuantizeModel, AModelThatContainsItselfIsAnError) {
   auto child = std::make_shared<nn::SequentialImpl>();
   model->register_module("child", child);
   child->register_module("loop", model);
-  EXPECT_THAT(error_of([&] { quantize_(*model, {{"_default", kLinear}}); }),
+  EXPECT_THAT(error_of([&] {
+                quantize_(*model, {{"_default", kLinear}});
+              }),
               HasSubstr("'child.loop', which contains itself"));
   child->unregister_module("loop");
 }
