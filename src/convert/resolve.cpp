@@ -37,7 +37,7 @@ std::string type_of(const Config& config) {
   return text.substr(0, text.find('('));
 }
 
-std::string quoted(const std::string& key) {
+std::string key_name(const std::string& key) {
   return c10::str("key '", key, "'");
 }
 
@@ -87,13 +87,13 @@ class Resolver {
   }
 
   void add_key(const std::string& text, const std::optional<Config>& config) {
-    MOE8_CHECK(!index_.contains(text), "FqnToConfig", quoted(text),
+    MOE8_CHECK(!index_.contains(text), "FqnToConfig", key_name(text),
                "expected every key once, got it twice");
     MOE8_CHECK(!(is_pattern(text) || text == kDefault) || !is_name(text), "FqnToConfig",
-               quoted(text), "expected a pattern or the default, got the name of a parameter or ",
+               key_name(text), "expected a pattern or the default, got the name of a parameter or ",
                "module of this model. Rename that, or match it by another pattern.");
     MOE8_CHECK(is_pattern(text) || is_name(text) || text.find(kPatternPrefix) == std::string::npos,
-               "FqnToConfig", quoted(text),
+               "FqnToConfig", key_name(text),
                "expected 're:' at the very start of a pattern, got it ", "inside a name");
     if (config) validate(*config);
     Key key{.text = text, .config = config};
@@ -143,7 +143,7 @@ class Resolver {
     for (Key* key : candidates(parameter)) {
       const std::optional<std::string> obstacle =
           key->config ? why_inapplicable(*key->config, parameter) : std::nullopt;
-      MOE8_CHECK(!obstacle || key->text != parameter.fqn, "FqnToConfig", quoted(key->text),
+      MOE8_CHECK(!obstacle || key->text != parameter.fqn, "FqnToConfig", key_name(key->text),
                  *obstacle, ". ", type_of(*key->config), " cannot apply to this parameter.");
       if (obstacle) {
         note_obstacle(*key, row, *obstacle);
@@ -158,7 +158,7 @@ class Resolver {
 
   static void note_obstacle(Key& key, ConversionRow& row, const std::string& obstacle) {
     if (key.near_miss.empty()) key.near_miss = c10::str(row.fqn, ": ", obstacle);
-    if (row.reason.empty()) row.reason = c10::str(quoted(key.text), ": ", obstacle);
+    if (row.reason.empty()) row.reason = c10::str(key_name(key.text), ": ", obstacle);
   }
 
   static void take(const Key& key, ConversionRow& row) {

@@ -209,7 +209,11 @@ TEST(AtenHooks, RanksMustFitTheConversion) {
   EXPECT_TRUE(same_bits(plain, at::mm(x, w3[1].t())));
   EXPECT_EQ(grad_fn_of(at::mm(x, w3[1].t())), "MmBackward0");
   const std::string said = ::testing::internal::GetCapturedStderr();
-  EXPECT_THAT(said, HasSubstr("slice of a 3-D expert weight"));
+  static bool told = false;  // once a process, also under --gtest_repeat
+  if (!told) {
+    EXPECT_THAT(said, HasSubstr("slice of a 3-D expert weight"));
+  }
+  told = true;
   EXPECT_EQ(said.find("high precision"), said.rfind("high precision"));
   // Nor is its copy.
   EXPECT_TRUE(same_bits(plain, at::mm(x, w3[1].clone().t())));
