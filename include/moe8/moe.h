@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A mixture-of-experts transformer with torchtitan's parameter names. It calls plain LibTorch
+// operations only; quantize_() of quantize_model.h alone makes it compute in low precision.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+namespace moe8 {
+
+/// What turns the router's logits into scores: over all experts, or each expert on its own.
+enum class ScoreFunction { SOFTMAX, SIGMOID };
+
+std::string_view to_string(ScoreFunction value);  // "softmax", "sigmoid"
+/// @throws c10::Error listing the valid names.
+ScoreFunction parse_score_function(std::string_view text);
+
+/// The shape of a model and its arithmetic. Widths are numbers of features.
+struct TransformerConfig {
+  int64_t vocab_size = 256;
+  int64_t dim = 256;
+  int64_t n_layers = 4;
+  int64_t n_heads = 4;
+  int64_t n_kv_heads = 4;  // fewer than n_heads: grouped-query attention
+  int64_t max_seq_len = 1024;
+
+  int64_t n_dense_layers = 1;      // the first layers have one feed-forward instead of experts
+  int64_t dense_hidden_dim = 704;  // its width
+
+  int64_t n_experts = 8;
+  int64_t top_k = 2;
+  int64_t hidden_dim = 256;      // the width of one expert
+  int64_t n_shared_experts = 1;  // experts that see every token, fused into one feed-forward; or 0
+  ScoreFunction score_function = ScoreFunction::SIGMOID;
+  bool route_norm = true;             // the scores of a token's experts sum to 1
+  double route_scale = 1.0;           // factor on the scores
+  bool score_before_experts = false;  // true: scale an expert's input; false: its output
+  double load_balance_coeff = 1e-3;   // step of expert_bias, see update_expert_bias; 0: no bias
+
+  double rope_theta = 10000.0;
+  double norm_eps = 1e-5;
+
+  int64_t head_dim() const { return dim / n_heads; }
+  /// @throws c10::Error "[TransformerConfig] field: expected ..., got ...".
+  void validate() const;
+  bool operator==(const TransformerConfig&) const = default;
+};
+
+struct ParameterShape {
+  std::string name;  // "layers.1.moe.experts.w1"
+  std::vector<int64_t> shape;
+
+  bool operator==(const ParameterShape&) const = default;
+};
+
+/// Names and shapes of the parameters of Transformer(config), in its order, without making it.
+std::vector<ParameterShape> parameter_shapes(const TransformerConfig& config);
+
+struct ParameterCounts {
+  int64_t total = 0;
+  int64_t active = 0;  // used by one token: of the routed experts, top_k
+};
+
+ParameterCounts count_parameters(const TransformerConfig& config);
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
+class RMSNormImpl : public torch::nn::Module {
+ public:
+  RMSNormImpl(int64_t dim, double eps);
+  torch::Tensor forward(const torch::Tensor& x);
+
+  torch::Tensor weight;  // [dim]
+
+ private:
+  double eps_;
+};
+TORCH_MODULE(RMSNorm);
+
+/// SwiGLU: w2(silu(w1(x)) * w3(x)).
+class FeedForwardImpl : public torch::nn::Module {
+ public:
+  FeedForwardImpl(int64_t dim, int64_t hidden_dim);
+  torch::Tensor forward(const torch::Tensor& x);  // [..., dim] -> [..., dim]
+  void init_weights(at::Generator& generator, double std);
+
+  torch::nn::Linear w1{nullptr}, w2{nullptr}, w3{nullptr};
+};
+TORCH_MODULE(FeedForward);
+
+/// Causal attention with rotary positions; n_kv_heads may be fewer than n_heads.
+class AttentionImpl : public torch::nn::Module {
+ public:
+  explicit AttentionImpl(const TransformerConfig& config);
+  /// @param x      [B, S, dim]
+  /// @param freqs  [S, head_dim/2] complex64: the rotation of each position, see rotary_frequencies
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs);
+  void init_weights(at::Generator& generator, double std);
+
+  torch::nn::Linear wq{nullptr}, wk{nullptr}, wv{nullptr}, wo{nullptr};
+
+ private:
+  int64_t head_dim_;
+};
+TORCH_MODULE(Attention);
+
+/// exp(i * position * theta^(-2j / head_dim)): [seq_len, head_dim/2] complex64, on the CPU.
+torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta);
+
+/// Which experts each token goes to, and with what weight.
+struct Routing {
+  torch::Tensor experts;            // [T, top_k] int64, no expert twice in a row
+  torch::Tensor scores;             // [T, top_k] float32, differentiable
+  torch::Tensor tokens_per_expert;  // [E] int64
+};
+
+/// Chooses each token's top_k experts. Scores are float32 whatever the dtype of x.
+class RouterImpl : public torch::nn::Module {
+ public:
+  explicit RouterImpl(const TransformerConfig& config);
+  /// @param x            [T, dim]
+  /// @param expert_bias  [E] float32 or undefined; added for the choice only, never to the scores.
+  Routing forward(const torch::Tensor& x, const torch::Tensor& expert_bias);
+
+  torch::nn::Linear gate{nullptr};
+
+ private:
+  TransformerConfig config_;
+};
+TORCH_MODULE(Router);
+
+/// All routed experts' SwiGLU, through at::_grouped_mm.
+class ExpertsImpl : public torch::nn::Module {
+ public:
+  explicit ExpertsImpl(const TransformerConfig& config);
+  /// @param x     [M, dim], rows sorted by expert
+  /// @param offs  [E] int32, end row of each expert; the last is M
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& offs);
+  void init_weights(at::Generator& generator, double std);
+
+  torch::Tensor w1, w2, w3;  // [E, hidden, dim], [E, dim, hidden], [E, hidden, dim]
+};
+TORCH_MODULE(Experts);
+
+/// Router, routed experts and shared experts:
+///
+///   out[t] = shared(x[t]) + sum_k scores[t, k] * expert[experts[t, k]](x[t])
+///
+/// No token is dropped and no group is padded. Deterministic on every device.
+class MoEImpl : public torch::nn::Module {
+ public:
+  explicit MoEImpl(const TransformerConfig& config);
+  torch::Tensor forward(const torch::Tensor& x);  // [B, S, dim] -> [B, S, dim]
+  void init_weights(at::Generator& generator, double std);
+  /// One step of the balancing bias of this layer; see the free function.
+  void update_expert_bias();
+
+  Router router{nullptr};
+  Experts experts{nullptr};
+  FeedForward shared_experts{nullptr};  // empty when n_shared_experts is 0
+  torch::Tensor expert_bias;        // buffer [E] float32; undefined when load_balance_coeff is 0
+  torch::Tensor tokens_per_expert;  // buffer [E] float32: counts of training since the last update
+
+ private:
+  TransformerConfig config_;
+};
+TORCH_MODULE(MoE);
+
+/// x + attention(norm(x)), then + experts(norm(x)) or feed_forward(norm(x)).
+class TransformerBlockImpl : public torch::nn::Module {
+ public:
+  TransformerBlockImpl(const TransformerConfig& config, int64_t layer);
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs);
+  void init_weights(at::Generator& generator);
+
+  Attention attention{nullptr};
+  FeedForward feed_forward{nullptr};  // of a dense layer; otherwise empty
+  MoE moe{nullptr};                   // of the other layers; otherwise empty
+  RMSNorm attention_norm{nullptr}, ffn_norm{nullptr};
+
+ private:
+  double init_std_;
+};
+TORCH_MODULE(TransformerBlock);
+
+/// The whole model: tokens to logits.
+class TransformerImpl : public torch::nn::Module {
+ public:
+  /// @param seed   decides every weight; the same on every machine and for every number of threads,
+  ///               and, up to rounding, for every dtype.
+  /// @param dtype  of the parameters and activations, bf16 or float32. Buffers stay float32: cast
+  /// an
+  ///               existing model with cast_parameters_, as Module::to casts buffers too.
+  /// @throws c10::Error when the config or dtype is invalid.
+  explicit TransformerImpl(const TransformerConfig& config, uint64_t seed = 0,
+                           at::ScalarType dtype = at::kBFloat16);
+
+  /// @param tokens  [B, S] int64, 0 <= token < vocab_size, S <= max_seq_len
+  /// @return        [B, S, vocab_size] logits in the model's dtype
+  /// @throws c10::Error when shape or dtype of tokens is wrong.
+  torch::Tensor forward(const torch::Tensor& tokens);
+
+  /// Fresh weights as at construction, and zero buffers.
+  void init_weights(uint64_t seed);
+  const TransformerConfig& config() const { return config_; }
+
+  torch::nn::Embedding tok_embeddings{nullptr};
+  torch::nn::ModuleList layers{nullptr};
+  RMSNorm norm{nullptr};
+  torch::nn::Linear output{nullptr};
+
+ private:
+  TransformerConfig config_;
+  torch::Tensor freqs_;  // [max_seq_len, head_dim/2] complex64; follows the tokens' device
+};
+TORCH_MODULE(Transformer);
+
+/// Balances the experts without an auxiliary loss, for every MoE layer below `model`: raises the
+/// bias of experts that saw fewer tokens than the average since the last call by
+/// load_balance_coeff, lowers the others' likewise, removes the mean step, and zeroes the counts.
+/// To be called after each optimizer step; builds no graph.
+void update_expert_bias(torch::nn::Module& model);
+
+/// Casts the parameters below `module` and leaves buffers alone. Parameters keep their identity.
+void cast_parameters_(torch::nn::Module& module, at::ScalarType dtype);
+
+}  // namespace moe8

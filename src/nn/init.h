@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the layers share: Linears without bias, and random initial weights that depend on the seed
+// alone, not on threads, device or dtype.
+#pragma once
+
+#include <torch/nn/modules/linear.h>
+
+namespace moe8 {
+
+constexpr double kInputStd = 0.02;  // of projections that read the residual stream
+
+torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
+
+/// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Drawn in float32 on
+/// the CPU and then rounded.
+void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std);
+
+/// The same without the cut.
+void normal_(at::Tensor& parameter, at::Generator& generator, double std);
+
+}  // namespace moe8

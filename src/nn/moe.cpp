@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Router, experts and the MoE layer. The order of rows is in permute.cpp.
+#include "moe8/moe.h"
+
+#include <torch/torch.h>
+
+#include "nn/init.h"
+#include "nn/permute.h"
+
+namespace moe8 {
+// ---- feed-forward
+// -----------------------------------------------------------------------------------
+
+FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
+  w1 = register_module("w1", linear_without_bias(dim, hidden_dim));
+  w2 = register_module("w2", linear_without_bias(hidden_dim, dim));
+  w3 = register_module("w3", linear_without_bias(dim, hidden_dim));
+}
+
+torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
+  return w2(at::silu(w1(x)) * w3(x));
+}
+
+void FeedForwardImpl::init_weights(at::Generator& generator, double std) {
+  trunc_normal_(w1->weight, generator, kInputStd);
+  trunc_normal_(w2->weight, generator, std);
+  trunc_normal_(w3->weight, generator, std);
+}
+
+// ---- router
+// -----------------------------------------------------------------------------------------
+
+RouterImpl::RouterImpl(const TransformerConfig& config) : config_(config) {
+  gate = register_module("gate", linear_without_bias(config.dim, config.n_experts));
+}
+
+Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_bias) {
+  const torch::Tensor logits = gate(x).to(at::kFloat);
+  const torch::Tensor scores = config_.score_function == ScoreFunction::SIGMOID
+                                   ? at::sigmoid(logits)
+                                   : at::softmax(logits, /*dim=*/1);
+  const torch::Tensor preference =
+      expert_bias.defined() ? scores.detach() + expert_bias : scores.detach();
+
+  Routing routing;
+  routing.experts = std::get<1>(at::topk(preference, config_.top_k, /*dim=*/1));
+  routing.scores = scores.gather(1, routing.experts);
+  if (config_.route_norm) {
+    routing.scores = routing.scores / (routing.scores.sum(1, /*keepdim=*/true) + 1e-20);
+  }
+  routing.scores = routing.scores * config_.route_scale;
+  const torch::Tensor flat = routing.experts.flatten();
+  routing.tokens_per_expert =
+      at::zeros({config_.n_experts}, flat.options()).scatter_add_(0, flat, at::ones_like(flat));
+  return routing;
+}
+
+// ---- experts
+// ----------------------------------------------------------------------------------------
+
+ExpertsImpl::ExpertsImpl(const TransformerConfig& c) {
+  w1 = register_parameter("w1", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
+  w2 = register_parameter("w2", torch::zeros({c.n_experts, c.dim, c.hidden_dim}));
+  w3 = register_parameter("w3", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
+}
+
+torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const torch::Tensor& offs) {
+  const torch::Tensor gated = at::silu(at::_grouped_mm(x, w1.transpose(-2, -1), offs)) *
+                              at::_grouped_mm(x, w3.transpose(-2, -1), offs);
+  return at::_grouped_mm(gated, w2.transpose(-2, -1), offs);
+}
+
+void ExpertsImpl::init_weights(at::Generator& generator, double std) {
+  trunc_normal_(w1, generator, kInputStd);
+  trunc_normal_(w2, generator, std);
+  trunc_normal_(w3, generator, std);
+}
+
+// ---- the layer
+// --------------------------------------------------------------------------------------
+
+MoEImpl::MoEImpl(const TransformerConfig& config) : config_(config) {
+  config.validate();
+  router = register_module("router", Router(config));
+  experts = register_module("experts", Experts(config));
+  if (config.n_shared_experts > 0) {
+    shared_experts = register_module(
+        "shared_experts", FeedForward(config.dim, config.hidden_dim * config.n_shared_experts));
+  }
+  if (config.load_balance_coeff > 0) {
+    expert_bias = register_buffer("expert_bias", torch::zeros({config.n_experts}));
+  }
+  tokens_per_expert = register_buffer("tokens_per_expert", torch::zeros({config.n_experts}));
+}
+
+torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
+  const torch::Tensor rows = x.reshape({-1, config_.dim});  // [T, dim]
+  const Routing routing = router(rows, expert_bias);
+  if (is_training()) {
+    const torch::NoGradGuard no_grad;
+    tokens_per_expert.add_(routing.tokens_per_expert);
+  }
+  const ExpertOrder order = sort_by_expert(routing.experts, routing.tokens_per_expert);
+
+  torch::Tensor routed = permute_by_expert(rows, order);  // [T*top_k, dim]
+  if (config_.score_before_experts) {
+    const torch::Tensor scores = routing.scores.flatten().index_select(0, order.slot_of_row);
+    routed = (routed * scores.unsqueeze(1)).to(x.scalar_type());
+  }
+  routed = unpermute_to_slots(experts(routed, order.offs), order)
+               .view({-1, config_.top_k, config_.dim});  // [T, top_k, dim]
+  if (!config_.score_before_experts) routed = routed * routing.scores.unsqueeze(2);  // float32
+  torch::Tensor out = routed.sum(1).to(x.scalar_type());
+  if (shared_experts) out = out + shared_experts(rows);
+  return out.view(x.sizes());
+}
+
+void MoEImpl::init_weights(at::Generator& generator, double std) {
+  trunc_normal_(router->gate->weight, generator, std);
+  experts->init_weights(generator, std);
+  if (shared_experts) shared_experts->init_weights(generator, std);
+  tokens_per_expert.zero_();
+  if (expert_bias.defined()) expert_bias.zero_();
+}
+
+void MoEImpl::update_expert_bias() {
+  const torch::NoGradGuard no_grad;
+  if (expert_bias.defined()) {
+    const torch::Tensor step = at::sign(tokens_per_expert.mean() - tokens_per_expert);
+    expert_bias.add_(step - step.mean(), config_.load_balance_coeff);
+  }
+  tokens_per_expert.zero_();
+}
+
+void update_expert_bias(torch::nn::Module& model) {
+  model.apply([](torch::nn::Module& module) {
+    if (auto* layer = module.as<MoEImpl>()) layer->update_expert_bias();
+  });
+}
+
+}  // namespace moe8

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// RMSNorm, attention, the block and the whole transformer. The MoE layer is in moe.cpp.
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "base/check.h"
+#include "moe8/moe.h"
+#include "nn/init.h"
+
+namespace moe8 {
+namespace {
+
+// Rotates pairs of neighbouring features of x [B, S, H, D] by freqs [S, D/2], in float32.
+torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& freqs) {
+  const torch::Tensor pairs = x.to(at::kFloat).view({x.size(0), x.size(1), x.size(2), -1, 2});
+  const torch::Tensor rotated = at::view_as_complex(pairs) * freqs.unsqueeze(1);
+  return at::view_as_real(rotated).flatten(3).to(x.scalar_type());
+}
+
+}  // namespace
+
+// ---- norm
+// -------------------------------------------------------------------------------------------
+
+RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
+  weight = register_parameter("weight", torch::ones({dim}));
+}
+
+torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
+  return at::rms_norm(x, weight.sizes(), weight, eps_);
+}
+
+// ---- attention
+// --------------------------------------------------------------------------------------
+
+torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta) {
+  const torch::Tensor exponents = at::arange(0, head_dim, 2, at::kDouble) / double(head_dim);
+  const torch::Tensor angles =
+      at::outer(at::arange(seq_len, at::kDouble), at::pow(theta, -exponents));
+  return at::polar(at::ones_like(angles), angles).to(at::kComplexFloat);
+}
+
+AttentionImpl::AttentionImpl(const TransformerConfig& config) : head_dim_(config.head_dim()) {
+  const int64_t kv = config.n_kv_heads * head_dim_;
+  wq = register_module("wq", linear_without_bias(config.dim, config.dim));
+  wk = register_module("wk", linear_without_bias(config.dim, kv));
+  wv = register_module("wv", linear_without_bias(config.dim, kv));
+  wo = register_module("wo", linear_without_bias(config.dim, config.dim));
+}
+
+torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
+  const auto heads = [&](const torch::Tensor& projected) {
+    return projected.view({x.size(0), x.size(1), -1, head_dim_});  // [B, S, H, D]
+  };
+  const torch::Tensor q = rotate(heads(wq(x)), freqs).transpose(1, 2);
+  const torch::Tensor k = rotate(heads(wk(x)), freqs).transpose(1, 2);
+  const torch::Tensor v = heads(wv(x)).transpose(1, 2);
+  const torch::Tensor out = at::scaled_dot_product_attention(
+      q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
+      /*enable_gqa=*/q.size(1) != k.size(1));
+  return wo(out.transpose(1, 2).reshape({x.size(0), x.size(1), -1}));
+}
+
+void AttentionImpl::init_weights(at::Generator& generator, double std) {
+  for (auto* projection : {&wq, &wk, &wv}) {
+    trunc_normal_((*projection)->weight, generator, kInputStd);
+  }
+  trunc_normal_(wo->weight, generator, std);
+}
+
+// ---- block
+// ------------------------------------------------------------------------------------------
+
+TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int64_t layer)
+    // Deeper layers start smaller, so that the residual stream keeps its size.
+    : init_std_(kInputStd / std::sqrt(2.0 * static_cast<double>(layer + 1))) {
+  attention = register_module("attention", Attention(config));
+  attention_norm = register_module("attention_norm", RMSNorm(config.dim, config.norm_eps));
+  ffn_norm = register_module("ffn_norm", RMSNorm(config.dim, config.norm_eps));
+  if (layer < config.n_dense_layers) {
+    feed_forward =
+        register_module("feed_forward", FeedForward(config.dim, config.dense_hidden_dim));
+  } else {
+    moe = register_module("moe", MoE(config));
+  }
+}
+
+torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
+  const torch::Tensor h = x + attention(attention_norm(x), freqs);
+  const torch::Tensor normed = ffn_norm(h);
+  return h + (moe ? moe(normed) : feed_forward(normed));
+}
+
+void TransformerBlockImpl::init_weights(at::Generator& generator) {
+  const torch::NoGradGuard no_grad;
+  attention->init_weights(generator, init_std_);
+  attention_norm->weight.fill_(1);
+  ffn_norm->weight.fill_(1);
+  if (moe) moe->init_weights(generator, init_std_);
+  if (feed_forward) feed_forward->init_weights(generator, init_std_);
+}
+
+// ---- transformer
+// ------------------------------------------------------------------------------------
+
+TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
+                                 at::ScalarType dtype)
+    : config_(config) {
+  config.validate();
+  MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, "Transformer", "dtype",
+             "expected bfloat16 or float32, got ", dtype);
+  tok_embeddings =
+      register_module("tok_embeddings", torch::nn::Embedding(config.vocab_size, config.dim));
+  layers = register_module("layers", torch::nn::ModuleList());
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    layers->push_back(TransformerBlock(config, layer));
+  }
+  norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
+  output = register_module("output", linear_without_bias(config.dim, config.vocab_size));
+  cast_parameters_(*this, dtype);
+  init_weights(seed);
+  freqs_ = rotary_frequencies(config.head_dim(), config.max_seq_len, config.rope_theta);
+}
+
+void TransformerImpl::init_weights(uint64_t seed) {
+  const torch::NoGradGuard no_grad;
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  normal_(tok_embeddings->weight, generator, 1.0);
+  for (const auto& layer : *layers) layer->as<TransformerBlockImpl>()->init_weights(generator);
+  norm->weight.fill_(1);
+  const double std = 1 / std::sqrt(static_cast<double>(config_.dim));
+  trunc_normal_(output->weight, generator, std);
+}
+
+torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
+  MOE8_CHECK(tokens.dim() == 2 && tokens.scalar_type() == at::kLong, "Transformer", "tokens",
+             "expected int64 [batch, sequence], got ", tokens.scalar_type(), " ", tokens.sizes());
+  MOE8_CHECK(tokens.numel() > 0 && tokens.size(1) <= config_.max_seq_len, "Transformer", "tokens",
+             "expected 1 to max_seq_len = ", config_.max_seq_len, " positions, got ",
+             tokens.sizes());
+  if (freqs_.device() != tokens.device()) freqs_ = freqs_.to(tokens.device());
+  const torch::Tensor freqs = freqs_.narrow(0, 0, tokens.size(1));
+  torch::Tensor x = tok_embeddings(tokens);
+  for (const auto& layer : *layers) x = layer->as<TransformerBlockImpl>()->forward(x, freqs);
+  return output(norm(x));
+}
+
+void cast_parameters_(torch::nn::Module& module, at::ScalarType dtype) {
+  for (torch::Tensor& parameter : module.parameters()) parameter.set_data(parameter.to(dtype));
+}
+
+}  // namespace moe8
