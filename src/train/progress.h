@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The progress of a run for people: one line that is rewritten on a terminal, else a line now and
+// then.
+#pragma once
+
+#include <chrono>
+#include <iosfwd>
+#include <string>
+
+#include "train/metrics.h"
+
+namespace moe8 {
+
+/// "1m 05s"
+std::string duration_text(double seconds);
+
+class Progress {
+ public:
+  enum class Kind { TERMINAL, LINES };
+
+  /// @param out  nothing is printed when null. Lines come at most every ten seconds, and at the
+  /// end.
+  Progress(std::ostream* out, Kind kind, std::string label, int64_t steps);
+
+  void show(const StepMetrics& metrics);
+  /// Leaves the last line standing.
+  void finish();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string line_of(const StepMetrics& metrics) const;
+
+  std::ostream* out_;
+  Kind kind_;
+  std::string label_;
+  int64_t steps_;
+  size_t width_ = 0;  // of the line that stands on the terminal
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point shown_{};
+};
+
+}  // namespace moe8

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The learning rate of each step: linear warm-up, then a cosine to the minimum.
+#pragma once
+
+#include "train/run_config.h"
+
+namespace moe8 {
+
+/// @param step  1 to steps. Step warmup_steps has the full rate, the last step the minimum.
+double learning_rate(const OptimizerConfig& config, int64_t steps, int64_t step);
+
+}  // namespace moe8

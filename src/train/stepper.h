@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// AdamW on a model's parameters or on float32 master copies of them.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/optim/adamw.h>
+
+#include <vector>
+
+#include "train/run_config.h"
+
+namespace moe8 {
+
+/// Turns gradients into new weights. With Weights::MASTER the model's bf16 parameters are rounded
+/// copies of float32 ones: gradients are added up in float32, AdamW steps the float32 ones, and the
+/// result is rounded into the parameters in place, which keep their identity.
+class Stepper {
+ public:
+  Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
+
+  /// To be called after every backward: with master weights moves the gradients into float32.
+  void accumulate();
+
+  /// Clips the gradients to max_grad_norm, steps, and clears the gradients.
+  /// @return the norm of all gradients before clipping. When it is not finite nothing is changed.
+  double step(double learning_rate);
+
+  /// What AdamW steps, in the order of model.parameters().
+  const std::vector<torch::Tensor>& stepped() const { return stepped_; }
+
+ private:
+  void set_learning_rate(double learning_rate);
+  void write_back();
+
+  std::vector<torch::Tensor> parameters_;  // of the model
+  std::vector<torch::Tensor> stepped_;     // float32 masters, or the parameters themselves
+  double max_grad_norm_;
+  bool masters_;
+  std::unique_ptr<torch::optim::AdamW> adamw_;
+};
+
+}  // namespace moe8
