@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// `moe8 train` and `moe8 demo`: options to configs; the work is src/train/'s.
+#include "train.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include "train/demo.h"
+
+namespace moe8 {
+namespace {
+
+struct TrainArguments {
+  std::string config;
+  std::string recipe;
+  std::string convert;
+  std::vector<std::string> overrides;
+  std::vector<std::string> data;
+  std::string out;
+  bool overwrite = false;
+};
+
+struct DemoArguments {
+  std::string config;
+  std::vector<std::string> recipes{"bf16", "mxfp8_rceil", "fp8_rowwise"};
+  std::vector<std::string> overrides;
+  std::vector<std::string> data;
+  std::string out = "runs/demo";
+};
+
+RunOptions options_of(bool overwrite) {
+  RunOptions options;
+  options.overwrite = overwrite ? Overwrite::YES : Overwrite::NO;
+  options.progress = &std::cout;
+  options.progress_kind = isatty(STDOUT_FILENO) ? Progress::Kind::TERMINAL : Progress::Kind::LINES;
+  return options;
+}
+
+void run_train(const TrainArguments& arguments) {
+  RunConfig config = load_run_config(arguments.config, arguments.overrides);
+  if (!arguments.recipe.empty() || !arguments.convert.empty()) {
+    config.convert.clear();  // the command line decides, not the file
+    config.training.recipe = arguments.recipe.empty() ? "custom" : arguments.recipe;
+  }
+  if (!arguments.convert.empty()) config.convert = read_conversion_file(arguments.convert);
+  if (!arguments.data.empty()) config.data.files = arguments.data;
+  if (!arguments.out.empty()) config.output.folder = arguments.out;
+  const RunResult result = train(config, options_of(arguments.overwrite));
+  std::printf(
+      "Trained %lld steps with %s: train loss %.4f, validation loss %.4f, %.0f tokens/s, peak "
+      "memory %.0f MB. Results in %s\n",
+      static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
+      result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
+      result.folder.c_str());
+}
+
+void run_demo_command(const DemoArguments& arguments) {
+  RunConfig config =
+      arguments.config.empty()
+          ? parse_run_config(demo_config_text(), "configs/demo.toml", arguments.overrides)
+          : load_run_config(arguments.config, arguments.overrides);
+  if (!arguments.data.empty()) config.data.files = arguments.data;
+  config.output.folder = arguments.out;
+  const DemoResult result = run_demo(config, arguments.recipes, options_of(false));
+  const Verdict end = verdict(result);
+  std::cout << '\n'
+            << to_table(result) << "\nReport: " << result.report << '\n'
+            << end.sentence << '\n';
+  if (!end.passed) throw CLI::RuntimeError(1);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  auto arguments = std::make_shared<TrainArguments>();
+  CLI::App* command = app.add_subcommand("train", "Train a model on text files");
+  command->add_option("--config", arguments->config, "TOML file of the run, see configs/")
+      ->required();
+  CLI::Option* recipe = command->add_option("--recipe", arguments->recipe,
+                                            "What computes in low precision; see moe8 recipes");
+  command->add_option("--convert", arguments->convert, "The same, key by key, as a TOML file")
+      ->excludes(recipe);
+  command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
+      ->type_name("SECTION.KEY=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--data", arguments->data, "Text files, instead of data.files")
+      ->type_name("FILE");
+  command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
+      ->type_name("DIR");
+  command->add_flag("--overwrite", arguments->overwrite, "Replace the run that the folder holds");
+  command->callback([arguments] { run_train(*arguments); });
+}
+
+void add_demo_command(CLI::App& app) {
+  auto arguments = std::make_shared<DemoArguments>();
+  CLI::App* command = app.add_subcommand(
+      "demo", "Train a small model with several recipes from one seed and compare them");
+  command->add_option("--data", arguments->data, "Text files")->type_name("FILE");
+  command->add_option("--recipes", arguments->recipes, "Recipes, the baseline first")
+      ->capture_default_str()
+      ->delimiter(',');
+  command->add_option("--config", arguments->config,
+                      "Another config than the built-in configs/demo.toml");
+  command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
+      ->type_name("SECTION.KEY=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--out", arguments->out, "Folder of the runs and report.html")
+      ->capture_default_str()
+      ->type_name("DIR");
+  command->callback([arguments] { run_demo_command(*arguments); });
+}
+
+}  // namespace moe8

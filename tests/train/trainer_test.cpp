@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The training loop on a tiny model: losses fall, runs repeat, files are right, mistakes stop
+// early.
+#include "train/trainer.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "moe8/safetensors.h"
+#include "testing/compare.h"
+#include "testing/folder.h"
+#include "train/metrics.h"
+#include "train/schedule.h"
+#include "train/stepper.h"
+
+namespace moe8 {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::same_bits;
+using testing::sqnr_db;
+using testing::TemporaryFolder;
+
+std::string some_text() {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += "the cat sat on the mat and the dog lay on the log. ";
+  return text;
+}
+
+RunConfig tiny_config(const TemporaryFolder& folder, const std::string& out = "run") {
+  RunConfig config;
+  config.model.dim = 32;
+  config.model.n_layers = 2;
+  config.model.n_heads = 2;
+  config.model.n_kv_heads = 1;
+  config.model.max_seq_len = 32;
+  config.model.dense_hidden_dim = 64;
+  config.model.hidden_dim = 32;
+  config.model.n_experts = 4;
+  config.data.files = {folder.write("text.txt", some_text())};
+  config.optimizer.learning_rate = 1e-2;
+  config.optimizer.warmup_steps = 4;
+  config.training.steps = 20;
+  config.training.batch_size = 4;
+  config.training.seq_len = 32;
+  config.training.validation_batches = 2;
+  config.training.threads = 1;
+  config.output.folder = folder / out;
+  return config;
+}
+
+std::vector<double> losses_of(const RunConfig& config) {
+  train(config);
+  std::vector<double> losses;
+  for (const StepMetrics& step : read_metrics(RunFolder{config.output.folder}.metrics())) {
+    losses.push_back(step.loss);
+  }
+  return losses;
+}
+
+// ---- schedule
+// ---------------------------------------------------------------------------------------
+
+TEST(Schedule, RisesThenFallsToTheMinimum) {
+  OptimizerConfig config;
+  config.learning_rate = 1.0;
+  config.min_learning_rate = 0.1;
+  config.warmup_steps = 10;
+  EXPECT_DOUBLE_EQ(learning_rate(config, 110, 1), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 110, 5), 0.5);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 110, 10), 1.0);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 110, 60), 0.55);
+  EXPECT_DOUBLE_EQ(learning_rate(config, 110, 110), 0.1);
+  for (int64_t step = 11; step <= 110; ++step) {
+    EXPECT_LT(learning_rate(config, 110, step), learning_rate(config, 110, step - 1));
+  }
+  config.warmup_steps = 0;
+  EXPECT_GT(learning_rate(config, 100, 1), 0.99);
+  config.warmup_steps = 50;  // longer than the run
+  EXPECT_DOUBLE_EQ(learning_rate(config, 20, 20), 0.4);
+}
+
+// ---- stepper
+// ----------------------------------------------------------------------------------------
+
+// One matrix and one vector.
+struct Pair : torch::nn::Module {
+  explicit Pair(at::ScalarType dtype) {
+    w = register_parameter("w", torch::linspace(-1, 1, 32).view({4, 8}).to(dtype));
+    v = register_parameter("v", torch::ones({8}, dtype));
+  }
+  torch::Tensor w, v;
+};
+
+TEST(Stepper, MasterWeightsKeepWhatBf16WouldLose) {
+  OptimizerConfig config;
+  config.weight_decay = 0;
+  config.max_grad_norm = 0;
+  Pair master(at::kBFloat16), plain(at::kBFloat16);
+  Stepper master_stepper(master, config, Weights::MASTER),
+      plain_stepper(plain, config, Weights::BF16);
+  const void* storage = master.v.data_ptr();
+  for (int i = 0; i < 40; ++i) {
+    for (auto [model, stepper] : {std::pair{&master, &master_stepper}, {&plain, &plain_stepper}}) {
+      (model->w.sum() + model->v.sum()).backward();
+      stepper->accumulate();
+      stepper->step(1e-4);  // far less than half a bf16 step at 1
+    }
+  }
+  EXPECT_EQ(master.v.data_ptr(), storage);
+  EXPECT_TRUE(same_bits(torch::ones({8}, at::kBFloat16), plain.v.detach()));
+  EXPECT_NEAR(master_stepper.stepped()[1][0].item<double>(), 1 - 40e-4, 1e-5);
+  EXPECT_TRUE(same_bits(master_stepper.stepped()[1].to(at::kBFloat16), master.v.detach()));
+  EXPECT_LT(master.v[0].item<double>(), 1);
+}
+
+TEST(Stepper, GradientsAddUpInFloat32) {
+  Pair model(at::kBFloat16);
+  Stepper stepper(model, {}, Weights::MASTER);
+  (model.v * 256).sum().backward();
+  stepper.accumulate();
+  EXPECT_FALSE(model.v.grad().defined());
+  model.v.sum().backward();
+  stepper.accumulate();
+  EXPECT_EQ(stepper.stepped()[1].grad()[0].item<double>(), 257);  // 256 in bf16
+}
+
+TEST(Stepper, DecaysMatricesOnly) {
+  OptimizerConfig config;
+  config.weight_decay = 0.5;
+  for (const Weights weights : {Weights::MASTER, Weights::FLOAT32}) {
+    Pair model(weights == Weights::MASTER ? at::kBFloat16 : at::kFloat);
+    Stepper stepper(model, config, weights);
+    ((model.w + model.v).sum() * 0).backward();  // gradients are there, and zero
+    stepper.accumulate();
+    stepper.step(0.5);
+    EXPECT_EQ(model.w[0][0].item<double>(), -0.75);
+    EXPECT_EQ(model.v[0].item<double>(), 1);
+  }
+}
+
+TEST(Stepper, ClipsToTheGlobalNormAndReportsTheNormBefore) {
+  OptimizerConfig config;
+  config.max_grad_norm = 0.5;
+  Pair model(at::kFloat);
+  Stepper stepper(model, config, Weights::FLOAT32);
+  (model.w.sum() * 3 + model.v.sum() * 4).backward();
+  const double expected = std::sqrt(32 * 9.0 + 8 * 16.0);
+  EXPECT_NEAR(stepper.step(1e-3), expected, 1e-3);
+}
+
+TEST(Stepper, LeavesEverythingAsItWasWhenAGradientIsNotFinite) {
+  Pair model(at::kFloat);
+  Stepper stepper(model, {}, Weights::FLOAT32);
+  const torch::Tensor before = model.w.detach().clone();
+  (model.w.sum() * INFINITY).backward();
+  EXPECT_FALSE(std::isfinite(stepper.step(1.0)));
+  EXPECT_TRUE(same_bits(before, model.w.detach()));
+}
+
+// ---- runs
+// -------------------------------------------------------------------------------------------
+
+TEST(Train, LossFallsAndTheFilesAreRight) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.validation_interval = 8;
+  const RunResult result = train(config);
+
+  const std::vector<StepMetrics> steps = read_metrics(folder / "run/metrics.jsonl");
+  ASSERT_EQ(steps.size(), 20u);
+  EXPECT_NEAR(steps.front().loss, std::log(256.0), 1.0);
+  EXPECT_LT(steps.back().loss, steps.front().loss - 1.5);
+  double sum = 0;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const StepMetrics& m = steps[i];
+    EXPECT_EQ(m.step, static_cast<int64_t>(i + 1));
+    EXPECT_DOUBLE_EQ(m.lr, learning_rate(config.optimizer, 20, m.step));
+    EXPECT_GT(m.grad_norm, 0);
+    EXPECT_GT(m.tokens_per_s, 0);
+    EXPECT_LE(m.expert_load_min, 1);
+    EXPECT_GE(m.expert_load_max, 1);
+    EXPECT_EQ(m.validation_loss.has_value(), m.step == 8 || m.step == 16 || m.step == 20);
+    sum += m.loss;
+  }
+  EXPECT_NEAR(result.train_loss, sum / 20, 1e-9);
+  EXPECT_DOUBLE_EQ(result.validation_loss, *steps.back().validation_loss);
+  EXPECT_GT(result.tokens_per_s, 0);
+  EXPECT_GT(result.peak_memory, 50 << 20);
+  EXPECT_EQ(result.recipe, "bf16");
+  EXPECT_EQ(result.parameters, count_parameters(config.model).total);
+
+  EXPECT_EQ(load_safetensors(folder / "run/model.safetensors").size(),
+            parameter_shapes(config.model).size() + 1);  // and one expert_bias
+  const auto json = nlohmann::json::parse(folder.read("run/result.json"));
+  EXPECT_EQ(json.at("validation_loss").get<double>(), result.validation_loss);
+}
+
+TEST(Train, TheWrittenConfigReproducesTheRun) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 5;
+  config.training.recipe = "mxfp8_rceil";
+  const std::vector<double> losses = losses_of(config);
+  RunConfig again = load_run_config(folder / "run/run.toml");
+  EXPECT_EQ(again.training.recipe, "mxfp8_rceil");
+  again.output.folder = folder / "again";
+  EXPECT_EQ(losses, losses_of(again));
+  again.output.folder = folder / "other";
+  again.training.seed = 2;
+  EXPECT_NE(losses, losses_of(again));
+}
+
+TEST(Train, RecipesChangeTheLossesALittle) {
+  const TemporaryFolder folder;
+  const double bf16 = train(tiny_config(folder, "bf16")).validation_loss;
+  for (const char* recipe : {"mxfp8_rceil", "fp8_rowwise", "mxfp8_cublas"}) {
+    RunConfig config = tiny_config(folder, recipe);
+    config.training.recipe = recipe;
+    const RunResult result = train(config);
+    EXPECT_GT(result.converted_parameters, 0) << recipe;
+    EXPECT_NE(result.validation_loss, bf16) << recipe;
+    EXPECT_NEAR(result.validation_loss, bf16, 0.1 * bf16) << recipe;
+  }
+}
+
+// Two half batches are one whole batch: the loss is a mean over tokens.
+TEST(Train, AccumulationEqualsALargerBatch) {
+  TransformerConfig model_config = tiny_config(TemporaryFolder()).model;
+  const torch::Tensor tokens = at::randint(256, {8, 16}, at::kLong),
+                      targets = at::randint(256, {8, 16}, at::kLong);
+  const auto gradients = [&](int64_t pieces) {
+    Transformer model(model_config, 1, at::kFloat);
+    Stepper stepper(*model, {}, Weights::FLOAT32);
+    const auto parts_in = tokens.chunk(pieces), parts_out = targets.chunk(pieces);
+    for (int64_t i = 0; i < pieces; ++i) {
+      const torch::Tensor logits = model(parts_in[i]).flatten(0, 1);
+      (torch::nn::functional::cross_entropy(logits, parts_out[i].flatten()) / double(pieces))
+          .backward();
+      stepper.accumulate();
+    }
+    std::vector<torch::Tensor> grads;
+    for (const torch::Tensor& parameter : stepper.stepped())
+      grads.push_back(parameter.grad().flatten());
+    return at::cat(grads);
+  };
+  EXPECT_GT(sqnr_db(gradients(1), gradients(2)), 90);
+}
+
+TEST(Train, AccumulationSeesOtherTextInEveryPiece) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 3;
+  config.training.accumulation = 2;
+  config.training.batch_size = 2;
+  const double once = losses_of(config).front();
+  RunConfig single = tiny_config(folder, "single");
+  single.training.steps = 1;
+  single.training.batch_size = 2;
+  EXPECT_NE(losses_of(single).front(), once);
+}
+
+TEST(Train, AllKindsOfWeights) {
+  const TemporaryFolder folder;
+  for (const Weights weights : {Weights::BF16, Weights::FLOAT32}) {
+    RunConfig config = tiny_config(folder, std::string(to_string(weights)));
+    config.training.weights = weights;
+    const std::vector<double> losses = losses_of(config);
+    EXPECT_LT(losses.back(), losses.front() - 1.5) << to_string(weights);
+    const auto tensors = load_safetensors(RunFolder{config.output.folder}.checkpoint());
+    EXPECT_EQ(tensors.at("output.weight").scalar_type(),
+              weights == Weights::BF16 ? at::kBFloat16 : at::kFloat);
+  }
+}
+
+TEST(Train, ANonFiniteLossStops) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.optimizer.learning_rate = 1e9;
+  config.optimizer.max_grad_norm = 0;
+  config.optimizer.warmup_steps = 0;
+  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{"run", "text.txt"}));
+  EXPECT_FALSE(std::filesystem::exists(folder / "run/model.safetensors"));
+}
+
+TEST(Train, AFolderWithARunIsRefusedUnlessTold) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 2;
+  train(config);
+  folder.write("run/notes.txt", "mine");
+  const std::string before = folder.read("run/metrics.jsonl");
+  EXPECT_THAT(error_of([&] { train(config); }),
+              HasSubstr("[train] output.folder: expected a folder without a run, got '"));
+  EXPECT_EQ(folder.read("run/metrics.jsonl"), before);
+  config.training.steps = 1;
+  RunOptions options;
+  options.overwrite = Overwrite::YES;
+  train(config, options);
+  EXPECT_EQ(read_metrics(folder / "run/metrics.jsonl").size(), 1u);
+  EXPECT_EQ(folder.read("run/notes.txt"), "mine");
+  config.output.folder = folder / "text.txt";
+  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr("which is something else"));
+}
+
+TEST(Train, MistakesLeaveNoFolderBehind) {
+  const TemporaryFolder folder;
+  const auto message = [&](const std::function<void(RunConfig&)>& change) {
+    RunConfig config = tiny_config(folder);
+    change(config);
+    const std::string text = error_of([&] { train(config); });
+    EXPECT_FALSE(std::filesystem::exists(folder / "run")) << text;
+    return text;
+  };
+  EXPECT_THAT(message([](RunConfig& c) { c.data.files.clear(); }),
+              HasSubstr("[config] data.files: "));
+  EXPECT_THAT(message([](RunConfig& c) { c.data.files = {"/nowhere.txt"}; }),
+              HasSubstr("/nowhere.txt"));
+  EXPECT_THAT(message([](RunConfig& c) { c.training.batch_size = 1 << 15; }),
+              HasSubstr("validation text"));
+  EXPECT_THAT(message([](RunConfig& c) { c.training.steps = 0; }),
+              HasSubstr("[config] training.steps: "));
+  EXPECT_THAT(message([](RunConfig& c) {
+                c.convert = {{"layers.9.x", "rowwise", {}, "c.toml:1"}};
+              }),
+              HasSubstr("layers.9.x"));
+}
+
+// ---- metrics and progress
+// -----------------------------------------------------------------------------
+
+TEST(Metrics, ReadBackWhatWasWritten) {
+  const TemporaryFolder folder;
+  StepMetrics a{1, 5.5, 1e-3, 2.25, 1000, 0.5, 1.5, std::nullopt},
+      b{2, 0.1 + 0.2, 1e-3, 2, 1000, 1, 1, 4.5};
+  {
+    MetricsFile file(folder / "m.jsonl");
+    file.write(a);
+    EXPECT_EQ(read_metrics(folder / "m.jsonl").size(), 1u);  // there at once
+    file.write(b);
+  }
+  EXPECT_EQ(read_metrics(folder / "m.jsonl"), (std::vector<StepMetrics>{a, b}));
+  folder.write("bad.jsonl", "{\"step\": 1}\n");
+  EXPECT_THAT(error_of([&] { read_metrics(folder / "bad.jsonl"); }), HasSubstr("bad.jsonl:1: "));
+  EXPECT_THAT(error_of([&] { MetricsFile(folder / "none/m.jsonl"); }),
+              HasSubstr("expected a writable file"));
+}
+
+TEST(Progress, RewritesOneLineOnATerminalAndPrintsLinesElsewhere) {
+  StepMetrics last;
+  last.step = 10;
+  last.loss = 2.5;
+  std::ostringstream terminal, lines;
+  Progress a(&terminal, Progress::Kind::TERMINAL, "bf16", 10),
+      b(&lines, Progress::Kind::LINES, "bf16", 10);
+  for (Progress* progress : {&a, &b}) {
+    progress->show(last);
+    progress->finish();
+  }
+  EXPECT_THAT(terminal.str(), ::testing::StartsWith("\rbf16  step 10/10  loss 2.5000"));
+  EXPECT_THAT(terminal.str(), ::testing::EndsWith("\n"));
+  EXPECT_EQ(lines.str().find('\r'), std::string::npos);
+  EXPECT_THAT(lines.str(), HasSubstr("step 10/10  loss 2.5000"));
+  Progress(nullptr, Progress::Kind::LINES, "", 1).show(last);  // silent
+}
+
+TEST(Progress, Durations) {
+  EXPECT_EQ(duration_text(0.2), "0s");
+  EXPECT_EQ(duration_text(65), "1m 05s");
+  EXPECT_EQ(duration_text(3725), "1h 02m");
+}
+
+}  // namespace
+}  // namespace moe8
