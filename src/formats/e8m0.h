@@ -10,9 +10,13 @@ namespace moe8 {
 inline constexpr uint8_t kE8m0NaN = 255;
 
 /// The scale byte of a block whose largest magnitude has these float32 bits (sign bit clear).
-/// Inf and NaN give kE8m0NaN in every mode; the exponent of zero and subnormals counts as -127.
+/// Inf and NaN give kE8m0NaN in every mode, as does what EVEN rounds up to Inf; the exponent of
+/// zero and subnormals counts as -127.
 constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, ElemDtype elem, ScaleCalculationMode mode) {
   const ElemLayout f = layout_of(elem);
+  // EVEN rounds amax to the element's precision first.
+  const uint32_t half_step = mode == ScaleCalculationMode::EVEN ? 1u << (22 - f.mantissa_bits) : 0u;
+  const uint32_t bits = amax_bits + half_step;
   int scale = 0;
   if (mode == ScaleCalculationMode::RCEIL) {
     // The smallest power of two that is at least amax / V, so that no code saturates. 2^-127 is the
@@ -22,15 +26,11 @@ constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, ElemDtype elem, ScaleCalc
     const uint32_t mantissa = d & 0x7FFFFFu;
     scale = exponent + (mantissa > (exponent == 0 ? 0x400000u : 0u) ? 1 : 0);
   } else {
-    const uint32_t half_step =
-        mode == ScaleCalculationMode::EVEN ? 1u << (22 - f.mantissa_bits) : 0u;
-    const uint32_t bits = amax_bits + half_step;
     const bool up = mode == ScaleCalculationMode::CEIL && (bits & 0x7FFFFFu) != 0;
     scale = static_cast<int>(bits >> 23) + (up ? 1 : 0) - f.max_exponent;
     scale = scale < 0 ? 0 : scale;
   }
-  return static_cast<uint8_t>(
-      select(amax_bits >= 0x7F800000u, kE8m0NaN, static_cast<uint32_t>(scale)));
+  return static_cast<uint8_t>(select(bits >= 0x7F800000u, kE8m0NaN, static_cast<uint32_t>(scale)));
 }
 
 /// 2^(s - 127), what a code is multiplied by; NaN for 255.

@@ -23,19 +23,22 @@ struct ElemLayout {
   int bias;
   int max_exponent;  // the largest power of two is 2^max_exponent
   float max;         // the largest finite value, V
-  int nan_code;      // without sign; -1: the format has no NaN
+  int nan_cast;      // the code that NaN is cast to
+  bool has_nan;      // that code means NaN; else a NaN is told by its block's scale
 
   constexpr int bits() const { return 1 + exponent_bits + mantissa_bits; }
   constexpr int min_exponent() const { return 1 - bias; }  // of normal numbers
 };
 
 /// The table of docs/numerics.md, section 1. Index: ElemDtype.
+/// In formats without NaN the code is the one that rounding the NaN's bits like a number's leaves,
+/// as in torchao's casts: equal bytes, although no reader can tell what they were.
 inline constexpr ElemLayout kElemLayouts[] = {
-    {4, 3, 7, 8, 448.0f, 0x7F},      // E4M3 (fn: no Inf)
-    {5, 2, 15, 15, 57344.0f, 0x7F},  // E5M2 (0x7C is Inf)
-    {2, 3, 1, 2, 7.5f, -1},          // E2M3
-    {3, 2, 3, 4, 28.0f, -1},         // E3M2
-    {2, 1, 1, 2, 6.0f, -1},          // E2M1
+    {4, 3, 7, 8, 448.0f, 0x7F, true},      // E4M3 (fn: no Inf)
+    {5, 2, 15, 15, 57344.0f, 0x7F, true},  // E5M2 (0x7C is Inf)
+    {2, 3, 1, 2, 7.5f, 0x0C, false},       // E2M3
+    {3, 2, 3, 4, 28.0f, 0x0E, false},      // E3M2
+    {2, 1, 1, 2, 6.0f, 0x03, false},       // E2M1
 };
 
 constexpr MOE8_HD ElemLayout layout_of(ElemDtype elem) {
@@ -55,9 +58,8 @@ constexpr MOE8_HD uint32_t select(bool condition, uint32_t a, uint32_t b) {
 }
 
 /// Nearest code, ties to even, saturating at +-max; the sign of zero and of underflow is kept.
-/// NaN gives the format's NaN, positive; formats without one saturate (a NaN in an MX block is told
-/// by its scale). The code fits a byte; it is returned as a word, and made without branches, so
-/// that loops over it become vector code of one lane width.
+/// NaN of either sign gives nan_cast. The code fits a byte; it is returned as a word, and made
+/// without branches, so that loops over it become vector code of one lane width.
 constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
   const ElemLayout f = layout_of(elem);
   const int drop = 23 - f.mantissa_bits;  // mantissa bits that do not fit
@@ -79,8 +81,7 @@ constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
   const bool is_subnormal = clamped < std::bit_cast<uint32_t>(exp2_exact(f.min_exponent()));
   const uint32_t sign = (std::bit_cast<uint32_t>(x) >> 31) << (f.bits() - 1);
   const uint32_t code = select(is_subnormal, subnormal, normal) | sign;
-  const uint32_t nan_code = f.nan_code >= 0 ? static_cast<uint32_t>(f.nan_code) : code & ~sign;
-  return select(is_nan, nan_code, code);
+  return select(is_nan, static_cast<uint32_t>(f.nan_cast), code);
 }
 
 /// The value of a code, as encode() makes it.
@@ -96,8 +97,8 @@ constexpr MOE8_HD float decode(uint32_t code, ElemDtype elem) {
       select((magnitude >> f.mantissa_bits) == 0, std::bit_cast<uint32_t>(subnormal), normal);
   if (elem == ElemDtype::E5M2) {
     bits = select(magnitude >= 0x7C, select(magnitude == 0x7C, 0x7F800000u, 0x7FC00000u), bits);
-  } else if (f.nan_code >= 0) {
-    bits = select(magnitude == static_cast<uint32_t>(f.nan_code), 0x7FC00000u, bits);
+  } else if (f.has_nan) {
+    bits = select(magnitude == static_cast<uint32_t>(f.nan_cast), 0x7FC00000u, bits);
   }
   return std::bit_cast<float>(sign | bits);
 }
