@@ -137,6 +137,7 @@ struct RecipeInfo {
 const std::vector<RecipeInfo>& all_recipes();
 
 /// Sets one field by its name, from text: set_field(config, "scale_calculation_mode", "floor").
+/// What fields demand of each other is checked by validate(), once all are set.
 /// @throws c10::Error naming the field or value and the allowed ones.
 void set_field(Config& config, std::string_view field, std::string_view value);
 

@@ -254,8 +254,24 @@ void require(bool ok, const char* field, const std::string& expected, const std:
   MOE8_CHECK(ok, type_name<C>(), field, "expected ", expected, ", got ", got);
 }
 
+const std::optional<CastConfig>& as_optional(const std::optional<CastConfig>& cast) {
+  return cast;
+}
+std::optional<CastConfig> as_optional(const CastConfig& cast) {
+  return cast;
+}
+
+void check_cast(const char* field, const CastConfig& cast) {
+  require<Float8LinearConfig>(is_valid(cast.scaling_type) && is_valid(cast.scaling_granularity),
+                              field, "valid enumerators", "an invalid enumerator");
+  require<Float8LinearConfig>(
+      cast.target_dtype == ElemDtype::E4M3 || cast.target_dtype == ElemDtype::E5M2, field,
+      "target_dtype float8_e4m3fn or float8_e5m2", std::string(name_of(cast.target_dtype)));
+}
+
+// Each field for itself; what fields demand of each other is in validate().
 template <typename C>
-void check_enums_and_dtypes(const C& config) {
+void check_fields(const C& config) {
   for_each_field(config, [](const char* field, const auto& value) {
     using T = Bare<decltype(value)>;
     if constexpr (std::is_same_v<T, at::ScalarType>) {
@@ -264,17 +280,15 @@ void check_enums_and_dtypes(const C& config) {
     } else if constexpr (std::is_same_v<T, std::optional<ElemDtype>>) {
       require<C>(!value || is_valid(*value), field, "one of " + choices<ElemDtype>(),
                  "an invalid enumerator");
+    } else if constexpr (std::is_same_v<T, int64_t>) {
+      require<C>(value == 32, field, "32 (the block of OCP MX v1.0)", std::to_string(value));
+    } else if constexpr (std::is_same_v<T, CastConfig> ||
+                         std::is_same_v<T, std::optional<CastConfig>>) {
+      if (const std::optional<CastConfig> cast = as_optional(value)) check_cast(field, *cast);
     } else if constexpr (std::is_enum_v<T>) {
       require<C>(is_valid(value), field, "one of " + choices<T>(), "an invalid enumerator");
     }
   });
-}
-
-const std::optional<CastConfig>& as_optional(const std::optional<CastConfig>& cast) {
-  return cast;
-}
-std::optional<CastConfig> as_optional(const CastConfig& cast) {
-  return cast;
 }
 
 template <typename T>
@@ -366,7 +380,7 @@ void set_field(Config& config, std::string_view field, std::string_view value) {
         });
         MOE8_CHECK(found, type_name<Bare<decltype(c)>>(), std::string(field),
                    "there is no such field; it has ", join(fields));
-        c.validate();
+        check_fields(c);  // not validate(): two casts that must agree can only be set in turn
       },
       config);
 }
@@ -509,34 +523,19 @@ bool is_grouped(const Config& config) {
 // --------------------------------------------------------------------------------------
 
 void FP8GroupedMMConfig::validate() const {
-  check_enums_and_dtypes(*this);
+  check_fields(*this);
 }
 
 void MXFP8GroupedMMConfig::validate() const {
-  check_enums_and_dtypes(*this);
+  check_fields(*this);
 }
 
 void MXLinearConfig::validate() const {
-  check_enums_and_dtypes(*this);
-  require<MXLinearConfig>(block_size == 32, "block_size", "32 (the block of OCP MX v1.0)",
-                          std::to_string(block_size));
+  check_fields(*this);
 }
 
 void Float8LinearConfig::validate() const {
-  check_enums_and_dtypes(*this);
-  for_each_field(*this, [](const char* field, const auto& value) {
-    using T = Bare<decltype(value)>;
-    if constexpr (std::is_same_v<T, CastConfig> || std::is_same_v<T, std::optional<CastConfig>>) {
-      const std::optional<CastConfig> cast = as_optional(value);
-      if (!cast) return;
-      require<Float8LinearConfig>(
-          is_valid(cast->scaling_type) && is_valid(cast->scaling_granularity), field,
-          "valid enumerators", "an invalid enumerator");
-      require<Float8LinearConfig>(
-          cast->target_dtype == ElemDtype::E4M3 || cast->target_dtype == ElemDtype::E5M2, field,
-          "target_dtype float8_e4m3fn or float8_e5m2", std::string(name_of(cast->target_dtype)));
-    }
-  });
+  check_fields(*this);
   // A GEMM multiplies two quantized operands or two unquantized ones.
   const auto disabled = [](const CastConfig& cast) {
     return cast.scaling_type == ScalingType::DISABLED;

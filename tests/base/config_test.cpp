@@ -68,6 +68,17 @@ TEST(Config, FieldsAreSetByName) {
             ScalingGranularity::AXISWISE);
 }
 
+TEST(Config, FieldsThatMustAgreeCanBeSetInTurn) {
+  Config config = recipe("tensorwise");
+  set_field(config, "cast_config_input", "disabled");
+  EXPECT_THAT(error_of([&] { validate(config); }), HasSubstr("both disabled"));
+  set_field(config, "cast_config_weight", "disabled");
+  set_field(config, "cast_config_grad_output", "disabled");
+  validate(config);
+  EXPECT_THAT(error_of([&] { set_field(config, "cast_config_weight", "axiswise:e2m1"); }),
+              HasSubstr("cast_config_weight"));
+}
+
 TEST(Config, WrongFieldsAndValuesAreToldInWords) {
   Config config = recipe("mxfp8_rceil");
   EXPECT_THAT(
