@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The command line itself, recipes and doctor: exit statuses and what is printed.
+#include <c10/util/StringUtil.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "apps/run_command.h"
+#include "moe8/config.h"
+#include "moe8/version.h"
+
+namespace moe8::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+void expect_usage_error(const std::vector<std::string>& arguments, const std::string& message) {
+  const Ran ran = run_moe8(arguments);
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_EQ(ran.out, "");
+  EXPECT_THAT(ran.err, HasSubstr(message));
+  EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+}
+
+TEST(Command, HelpListsTheCommands) {
+  const Ran ran = run_moe8({"--help"});
+  EXPECT_EQ(ran.status, 0);
+  EXPECT_EQ(ran.err, "");
+  for (const char* name : {"demo", "train", "recipes", "plan", "conformance", "doctor"}) {
+    EXPECT_THAT(ran.out, HasSubstr(name));
+  }
+}
+
+TEST(Command, EveryCommandHasHelpWithAnExample) {
+  for (const std::string name : {"conformance", "doctor", "plan", "recipes"}) {
+    const Ran ran = run_moe8({name, "--help"});
+    EXPECT_EQ(ran.status, 0) << name;
+    EXPECT_THAT(ran.out, HasSubstr("Example:")) << name;
+    EXPECT_THAT(ran.out, HasSubstr("moe8 " + name)) << name;
+  }
+}
+
+TEST(Command, Version) {
+  const Ran ran = run_moe8({"--version"});
+  EXPECT_EQ(ran.status, 0);
+  EXPECT_EQ(ran.out, std::string("moe8 ") + version() + "\n");
+}
+
+TEST(Command, WrongUsageIsOneLineAndTwo) {
+  expect_usage_error({}, "expected a command (demo, train, recipes, ");
+  expect_usage_error({"conformence"}, "got 'conformence'");
+  expect_usage_error({"recipes", "--jsn"}, "--jsn");
+  expect_usage_error({"conformance"}, "DIR is required");
+  expect_usage_error({"conformance", ".", "--device", "tpu"}, "tpu");
+  expect_usage_error({"plan", "--model", "x.safetensors"}, "--convert is required");
+}
+
+TEST(Command, OutputThatCannotBeWrittenIsAFailure) {
+  const std::string command = c10::str("'", moe8_path(), "' recipes >/dev/full 2>/dev/null");
+  const int status = std::system(command.c_str());
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+}
+
+TEST(Recipes, TableNamesEveryRecipeAndItsConfig) {
+  const Ran ran = run_moe8({"recipes"});
+  EXPECT_EQ(ran.status, 0);
+  for (const RecipeInfo& info : all_recipes()) {
+    EXPECT_THAT(ran.out, HasSubstr("\n" + info.name + " "));
+    EXPECT_THAT(ran.out, HasSubstr(info.description));
+    EXPECT_THAT(ran.out, HasSubstr(to_string(info.config)));
+  }
+}
+
+TEST(Recipes, JsonHoldsEveryRecipeInOrder) {
+  const nlohmann::json list = nlohmann::json::parse(run_moe8({"recipes", "--json"}).out);
+  ASSERT_EQ(list.size(), all_recipes().size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    EXPECT_EQ(list[i]["name"], all_recipes()[i].name);
+    EXPECT_EQ(list[i]["applies_to"], all_recipes()[i].applies_to);
+    EXPECT_EQ(list[i]["config"], to_string(all_recipes()[i].config));
+  }
+}
+
+TEST(Doctor, SaysWhatIsThereAndWhatWouldBeUsed) {
+  const Ran ran = run_moe8({"doctor"}, {"MOE8_CPU_ISA=portable", "MOE8_CPU_GEMM=float32"});
+  EXPECT_EQ(ran.status, 0);
+  EXPECT_EQ(ran.err, "");
+  EXPECT_THAT(ran.out, HasSubstr(version()));
+  EXPECT_THAT(ran.out, HasSubstr("2.11"));
+  EXPECT_THAT(ran.out, HasSubstr("portable, because MOE8_CPU_ISA asks"));
+  EXPECT_THAT(ran.out, HasSubstr("float32, because MOE8_CPU_GEMM says so"));
+  EXPECT_THAT(ran.out, HasSubstr("no CUDA kernels"));
+  EXPECT_THAT(ran.out, HasSubstr("GFLOP/s"));
+  EXPECT_THAT(ran.out, HasSubstr("MOE8_CPU_ISA=portable"));
+}
+
+}  // namespace
+}  // namespace moe8::testing
