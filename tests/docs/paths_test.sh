@@ -1,0 +1,24 @@
+#!/bin/sh
+# Every file that README.md, CONTRIBUTING.md and docs/ point to must exist: targets of relative
+# links, and `paths` in backticks that start with a folder of this repository.
+#   paths_test.sh ROOT
+set -u
+cd "$1" || exit 1
+missing=0
+
+complain() {
+  echo "$1: '$2' does not exist" >&2
+  missing=1
+}
+
+for page in README.md CONTRIBUTING.md docs/*.md docs/decisions/*.md; do
+  folder=$(dirname "$page")
+  for link in $(grep -oE '\]\([^)#:]+[)#]' "$page" | sed -E 's/^\]\(//; s/[)#]$//'); do
+    [ -e "$folder/$link" ] || complain "$page" "$link"
+  done
+  for path in $(grep -oE '`(src|include|tests|apps|bench|cmake|configs|data|docs|examples)/[A-Za-z0-9_./-]+`' \
+                "$page" | tr -d '`'); do
+    [ -e "$path" ] || complain "$page" "$path"
+  done
+done
+exit $missing
