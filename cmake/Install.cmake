@@ -7,15 +7,15 @@ set(MOE8_INSTALL_CMAKE "${CMAKE_INSTALL_LIBDIR}/cmake/moe8")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/moe8" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
         FILES_MATCHING PATTERN "*.h")
 
-# LibTorch stays where it is: the installed files remember that place, as they would any library's
-# outside the system's folders.
-set_target_properties(moe8 PROPERTIES INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
+# LibTorch stays where it is: the installed files remember that place. Said outright, because
+# INSTALL_RPATH_USE_LINK_PATH leaves out folders inside the source tree, where .venv is.
+set(_torch_lib "${LIBTORCH_PREFIX}/lib")
+set_target_properties(moe8 PROPERTIES INSTALL_RPATH "$ORIGIN;${_torch_lib}")
 install(TARGETS moe8 EXPORT moe8Targets
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 if(MOE8_APPS)
   file(RELATIVE_PATH _lib_from_bin "/${CMAKE_INSTALL_BINDIR}" "/${CMAKE_INSTALL_LIBDIR}")
-  set_target_properties(moe8_app PROPERTIES INSTALL_RPATH "$ORIGIN/${_lib_from_bin}"
-                                            INSTALL_RPATH_USE_LINK_PATH ON)
+  set_target_properties(moe8_app PROPERTIES INSTALL_RPATH "$ORIGIN/${_lib_from_bin};${_torch_lib}")
   install(TARGETS moe8_app RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endif()
 
