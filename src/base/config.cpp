@@ -14,8 +14,7 @@
 namespace moe8 {
 namespace {
 
-// ---- names of enumerators ----------------------------------------------------------------------
-
+// ---- names of enumerators ---------------------------------------------------
 template <typename Enum>
 struct Names;  // list: (enumerator, its string), what: the word for messages
 
@@ -75,9 +74,7 @@ std::string choices() {
   return join(names);
 }
 
-// ---- fields: f(name, field...) for every field of every config
-// -----------------------------------
-
+// ---- fields: f(name, field...) for every field of every config --------------
 template <typename C>
 using Bare = std::remove_cvref_t<C>;
 
@@ -123,9 +120,7 @@ constexpr const char* type_name() {
   if constexpr (std::is_same_v<C, Float8LinearConfig>) return "Float8LinearConfig";
 }
 
-// ---- fields to and from text
-// ---------------------------------------------------------------------
-
+// ---- fields to and from text ------------------------------------------------
 std::string_view dtype_name(at::ScalarType dtype) {
   return dtype == at::kBFloat16 ? "bfloat16"
          : dtype == at::kFloat  ? "float32"
@@ -245,9 +240,7 @@ struct FieldText {
   }
 };
 
-// ---- checks
-// ----------------------------------------------------------------------------------------
-
+// ---- checks -----------------------------------------------------------------
 // The refusals of validate(): "[MXLinearConfig] block_size: expected 32, got 16".
 template <typename C>
 void require(bool ok, const char* field, const std::string& expected, const std::string& got) {
@@ -306,9 +299,7 @@ size_t hash_of(const C& config) {
 
 }  // namespace
 
-// ---- strings
-// ----------------------------------------------------------------------------------------
-
+// ---- strings ----------------------------------------------------------------
 std::string_view to_string(ElemDtype value) {
   return name_of(value);
 }
@@ -385,9 +376,7 @@ void set_field(Config& config, std::string_view field, std::string_view value) {
       config);
 }
 
-// ---- recipes
-// ----------------------------------------------------------------------------------------
-
+// ---- recipes ----------------------------------------------------------------
 FP8GroupedMMConfig FP8GroupedMMConfig::from_recipe(FP8GroupedMMRecipe recipe) {
   switch (recipe) {
     case FP8GroupedMMRecipe::FP8_ROWWISE:
@@ -519,9 +508,7 @@ bool is_grouped(const Config& config) {
          std::holds_alternative<MXFP8GroupedMMConfig>(config);
 }
 
-// ---- validate
-// --------------------------------------------------------------------------------------
-
+// ---- validate ---------------------------------------------------------------
 void FP8GroupedMMConfig::validate() const {
   check_fields(*this);
 }

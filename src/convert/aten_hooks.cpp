@@ -41,8 +41,7 @@ using at::Tensor;
 using c10::DispatchKey;
 using c10::DispatchKeySet;
 
-// ---- layers ----
-
+// ---- layers -----------------------------------------------------------------
 // Hooks above LibTorch's autograd kernels. Those fill the slots AutogradCPU, AutogradCUDA and
 // AutogradOther alike; we take the first two, so AutogradOther still leads to the kernel we
 // displaced.
@@ -72,8 +71,7 @@ struct InferenceLayer {
 };
 thread_local bool InferenceLayer::entered = false;
 
-// ---- whether ----
-
+// ---- whether ----------------------------------------------------------------
 // High precision in spite of a conversion must not go unnoticed, nor be an error: LibTorch computes
 // what the model asks for.
 void warn_once(const char* op, const char* why) {
@@ -115,8 +113,7 @@ const Config* grouped_config(const Tensor& A, const Tensor& B_t, const std::opti
   return tagged->config;
 }
 
-// ---- the products ----
-
+// ---- the products -----------------------------------------------------------
 template <typename Layer>
 Tensor low_precision_linear(const Tensor& x, const Tensor& weight,
                             const std::optional<Tensor>& bias, const Config& config) {
@@ -205,8 +202,7 @@ Tensor grouped_mm(DispatchKeySet keys, const Tensor& A, const Tensor& B_t,
   return at::_ops::_grouped_mm::redispatch(Layer::rest(keys), A, B_t, offs, bias, out_dtype);
 }
 
-// ---- copies ----
-
+// ---- copies -----------------------------------------------------------------
 // LibTorch's kernel for both keys is the one function at::native::OP, so it is called directly.
 Tensor to_copy(const Tensor& self, std::optional<at::ScalarType> dtype,
                std::optional<at::Layout> layout, std::optional<at::Device> device,
@@ -224,8 +220,7 @@ Tensor clone(const Tensor& self, std::optional<at::MemoryFormat> memory_format) 
   return copy;
 }
 
-// ---- installing ----
-
+// ---- installing -------------------------------------------------------------
 torch::Library library_of(DispatchKey key) {
   return torch::Library(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
 }

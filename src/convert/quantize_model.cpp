@@ -22,8 +22,7 @@ namespace {
 
 using torch::nn::Module;
 
-// ---- naming ----
-
+// ---- naming -----------------------------------------------------------------
 // A model laid out flat: every module and parameter under every name that it has.
 struct Names {
   std::vector<std::pair<std::string, const Module*>> modules;  // in pre-order
@@ -74,8 +73,7 @@ Names names_of(const Module& model) {
   return names;
 }
 
-// ---- one decision a tensor ----
-
+// ---- one decision a tensor --------------------------------------------------
 struct Decision {
   at::Tensor tensor;
   ConversionRow row;
@@ -158,8 +156,7 @@ ConversionReport convert(const Names& names, ConversionReport resolved,
   return report;
 }
 
-// ---- one config and a filter ----
-
+// ---- one config and a filter ------------------------------------------------
 // The names of the modules that pass; those below one that passes are not asked.
 std::unordered_set<std::string> passing_modules(const Names& names, const FilterFn& filter) {
   std::unordered_set<std::string> passing;

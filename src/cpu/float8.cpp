@@ -146,9 +146,7 @@ inline uint32_t amax_any(const void* x, FloatType type, int64_t at, int64_t n) {
   return amax_of_run(x, type, at, n, piece);
 }
 
-// ---- entry points, one per instruction set
-// ------------------------------------------------------------
-
+// ---- entry points, one per instruction set ----------------------------------
 using QuantizeKernel = void (*)(const Float8QuantizeArgs&, int64_t, int64_t);
 using DequantizeKernel = void (*)(const Float8DequantizeArgs&, int64_t, int64_t);
 using AmaxKernel = uint32_t (*)(const void*, FloatType, int64_t, int64_t);

@@ -13,9 +13,7 @@
 namespace moe8::cpu {
 namespace {
 
-// ---- configuration
-// -----------------------------------------------------------------------------------
-
+// ---- configuration ----------------------------------------------------------
 constexpr int64_t kBlock = 32;   // elements of a full strip
 constexpr int64_t kStrips = 64;  // strips a tile: 8 KiB of lanes
 constexpr int64_t kLanes = kBlock * kStrips;
@@ -30,9 +28,7 @@ struct Tile {
   alignas(64) float factor[kStrips];
 };
 
-// ---- scales
-// ---------------------------------------------------------------------------------------------
-
+// ---- scales -----------------------------------------------------------------
 template <ElemDtype elem, ScaleCalculationMode mode>
 inline void scale_strips(Tile& tile) {
   for (int64_t j = 0; j < kStrips; ++j) tile.scale[j] = mx_scale(tile.amax[j], elem, mode);
@@ -54,9 +50,7 @@ inline void scale_strips(Tile& tile, ElemDtype format, ScaleCalculationMode mode
   });
 }
 
-// ---- the two directions
-// ------------------------------------------------------------------------------------
-
+// ---- the two directions -----------------------------------------------------
 /// Where a tile lies: `strips` blocks of one row, or `strips` columns of one block.
 struct Place {
   int64_t first;          // its first element in x
@@ -144,9 +138,7 @@ inline void for_each_tile(const Args& a, int64_t begin, int64_t end, F f) {
   }
 }
 
-// ---- kernels
-// ---------------------------------------------------------------------------------------------------
-
+// ---- kernels ----------------------------------------------------------------
 /// Lanes that hold values of codes -> values of the source, in memory.
 template <typename Direction>
 inline void store_values(Tile& tile, const Place& p, int64_t inner, void* out, FloatType type) {
@@ -198,9 +190,7 @@ inline void dequantize_any(const MxDequantizeArgs& a, int64_t begin, int64_t end
   });
 }
 
-// ---- entry points, one per instruction set
-// ------------------------------------------------------------
-
+// ---- entry points, one per instruction set ----------------------------------
 using QuantizeKernel = void (*)(const MxQuantizeArgs&, int64_t, int64_t);
 using DequantizeKernel = void (*)(const MxDequantizeArgs&, int64_t, int64_t);
 

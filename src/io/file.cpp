@@ -39,8 +39,7 @@ std::string folder_of(const std::string& path) {
 
 }  // namespace
 
-// ---- Descriptor ---------------------------------------------------------------------------------
-
+// ---- Descriptor -------------------------------------------------------------
 Descriptor::~Descriptor() {
   if (fd_ >= 0) ::close(fd_);
 }
@@ -50,8 +49,7 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
   return *this;
 }
 
-// ---- InputFile ----------------------------------------------------------------------------------
-
+// ---- InputFile --------------------------------------------------------------
 InputFile::InputFile(const char* op, const std::string& path) : op_(op), path_(path) {
   // Without O_NONBLOCK, opening a pipe would wait for a writer.
   fd_ = Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
@@ -78,8 +76,7 @@ void InputFile::read(void* to, uint64_t count, uint64_t position) const {
   }
 }
 
-// ---- MappedFile ---------------------------------------------------------------------------------
-
+// ---- MappedFile -------------------------------------------------------------
 MappedFile::MappedFile(const char* op, const std::string& path) {
   const InputFile file(op, path);
   if (file.size() == 0) return;  // mmap refuses to map nothing
@@ -94,8 +91,7 @@ MappedFile::~MappedFile() {
 }
 MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
 
-// ---- AtomicFile ---------------------------------------------------------------------------------
-
+// ---- AtomicFile -------------------------------------------------------------
 AtomicFile::AtomicFile(const char* op, const std::string& path) : op_(op), path_(path) {
   MOE8_CHECK(!path.empty(), op_, "path", "expected a file name, got an empty text");
   struct stat status {};

@@ -63,8 +63,7 @@ std::vector<int64_t> file_shape(const at::Tensor& tensor, const SafetensorsDtype
 
 }  // namespace
 
-// ---- reading ------------------------------------------------------------------------------------
-
+// ---- reading ----------------------------------------------------------------
 struct SafetensorsReader::File {
   explicit File(const std::string& path) : in(kLoad, path) {
     std::string text(read_header_length(in), '\0');
@@ -140,8 +139,7 @@ std::map<std::string, at::Tensor> load_safetensors(const std::string& path) {
   return tensors;
 }
 
-// ---- writing ------------------------------------------------------------------------------------
-
+// ---- writing ----------------------------------------------------------------
 void save_safetensors(const std::string& path,
                       const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata) {

@@ -43,8 +43,7 @@ constexpr SafetensorsDtype kDtypes[] = {
     {"F4", 4, at::kFloat4_e2m1fn_x2, 2},
 };
 
-// ---- parsing ------------------------------------------------------------------------------------
-
+// ---- parsing ----------------------------------------------------------------
 // Event handler instead of a document tree: duplicate keys stay visible, nesting is refused at
 // once, and a hostile header costs no more memory than what it describes.
 class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
@@ -193,8 +192,7 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
   std::set<std::string> fields_;
 };
 
-// ---- checks between fields ----------------------------------------------------------------------
-
+// ---- checks between fields --------------------------------------------------
 void check_size(const SafetensorsEntry& entry, const std::string& file) {
   const SafetensorsDtype* dtype = find_safetensors_dtype(entry.dtype);
   if (dtype == nullptr) {

@@ -8,9 +8,7 @@
 #include "nn/permute.h"
 
 namespace moe8 {
-// ---- feed-forward
-// -----------------------------------------------------------------------------------
-
+// ---- feed-forward -----------------------------------------------------------
 FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
   w1 = register_module("w1", linear_without_bias(dim, hidden_dim));
   w2 = register_module("w2", linear_without_bias(hidden_dim, dim));
@@ -27,9 +25,7 @@ void FeedForwardImpl::init_weights(at::Generator& generator, double std) {
   trunc_normal_(w3->weight, generator, std);
 }
 
-// ---- router
-// -----------------------------------------------------------------------------------------
-
+// ---- router -----------------------------------------------------------------
 RouterImpl::RouterImpl(const TransformerConfig& config) : config_(config) {
   gate = register_module("gate", linear_without_bias(config.dim, config.n_experts));
 }
@@ -55,9 +51,7 @@ Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_
   return routing;
 }
 
-// ---- experts
-// ----------------------------------------------------------------------------------------
-
+// ---- experts ----------------------------------------------------------------
 ExpertsImpl::ExpertsImpl(const TransformerConfig& c) {
   w1 = register_parameter("w1", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
   w2 = register_parameter("w2", torch::zeros({c.n_experts, c.dim, c.hidden_dim}));
@@ -76,9 +70,7 @@ void ExpertsImpl::init_weights(at::Generator& generator, double std) {
   trunc_normal_(w3, generator, std);
 }
 
-// ---- the layer
-// --------------------------------------------------------------------------------------
-
+// ---- the layer --------------------------------------------------------------
 MoEImpl::MoEImpl(const TransformerConfig& config) : config_(config) {
   config.validate();
   router = register_module("router", Router(config));

@@ -21,9 +21,7 @@ torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& freqs) {
 
 }  // namespace
 
-// ---- norm
-// -------------------------------------------------------------------------------------------
-
+// ---- norm -------------------------------------------------------------------
 RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
   weight = register_parameter("weight", torch::ones({dim}));
 }
@@ -32,9 +30,7 @@ torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
   return at::rms_norm(x, weight.sizes(), weight, eps_);
 }
 
-// ---- attention
-// --------------------------------------------------------------------------------------
-
+// ---- attention --------------------------------------------------------------
 torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta) {
   const torch::Tensor exponents = at::arange(0, head_dim, 2, at::kDouble) / double(head_dim);
   const torch::Tensor angles =
@@ -70,9 +66,7 @@ void AttentionImpl::init_weights(at::Generator& generator, double std) {
   trunc_normal_(wo->weight, generator, std);
 }
 
-// ---- block
-// ------------------------------------------------------------------------------------------
-
+// ---- block ------------------------------------------------------------------
 TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int64_t layer)
     // Deeper layers start smaller, so that the residual stream keeps its size.
     : init_std_(kInputStd / std::sqrt(2.0 * static_cast<double>(layer + 1))) {
@@ -102,9 +96,7 @@ void TransformerBlockImpl::init_weights(at::Generator& generator) {
   if (feed_forward) feed_forward->init_weights(generator, init_std_);
 }
 
-// ---- transformer
-// ------------------------------------------------------------------------------------
-
+// ---- transformer ------------------------------------------------------------
 TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
                                  at::ScalarType dtype)
     : config_(config) {

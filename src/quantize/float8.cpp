@@ -3,14 +3,12 @@
 // its definition in src/reference/float8.cpp.
 #include "moe8/float8.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
 #include "base/check.h"
 #include "cpu/float8.h"
 #include "formats/float8_scale.h"
+#include "quantize/allocate.h"
 #include "quantize/check_input.h"
 #include "quantize/float8_args.h"
 #include "quantize/packing.h"
@@ -123,12 +121,6 @@ void launch(Float8QuantizeArgs args, const Float8Granularity& granularity) {
                  [&](int64_t begin, int64_t end) { cpu::quantize_float8(args, begin, end); });
 }
 
-at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype, const at::Tensor& like,
-                    const std::optional<at::Tensor>& offs) {
-  const at::TensorOptions options = like.options().dtype(dtype).requires_grad(false);
-  return offs ? at::zeros(sizes, options) : at::empty(sizes, options);
-}
-
 }  // namespace
 
 Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity, ElemDtype elem,
@@ -138,8 +130,8 @@ Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
   check_quantize(kOp, x, elem);
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
-  const at::Tensor codes = allocate(x.sizes(), at::kByte, x, offs);
-  const at::Tensor scale = allocate(reduction.scale_sizes, at::kFloat, x, std::nullopt);
+  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x, offs.has_value());
+  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x, false);
   Float8QuantizeArgs args =
       quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.data = codes.mutable_data_ptr<uint8_t>();
@@ -162,8 +154,9 @@ at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granulari
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
-  const at::Tensor out = allocate(x.sizes(), dtype.value_or(x.scalar_type()), x, offs);
-  const at::Tensor scale = allocate(reduction.scale_sizes, at::kFloat, x, std::nullopt);
+  const at::Tensor out =
+      allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x, offs.has_value());
+  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x, false);
   Float8QuantizeArgs args =
       quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.dequantized = out.mutable_data_ptr();
@@ -189,7 +182,8 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   const std::vector<float> repeated(
       x.granularity.kind == ScalingGranularity::TENSORWISE ? reduction.sets.size() : 0,
       x.granularity.kind == ScalingGranularity::TENSORWISE ? scale.item<float>() : 0.0f);
-  const at::Tensor out = allocate(x.data.sizes(), dtype.value_or(x.orig_dtype), codes, x.offs);
+  const at::Tensor out =
+      allocate_result(x.data.sizes(), dtype.value_or(x.orig_dtype), codes, x.offs.has_value());
   const Float8DequantizeArgs args{
       .elem = x.elem,
       .data = codes.const_data_ptr<uint8_t>(),

@@ -3,11 +3,9 @@
 // definition in src/reference/mx.cpp.
 #include "moe8/mx.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include "base/check.h"
 #include "cpu/mx.h"
+#include "quantize/allocate.h"
 #include "quantize/check_input.h"
 #include "quantize/mx_args.h"
 #include "quantize/packing.h"
@@ -62,13 +60,6 @@ void launch(const MxQuantizeArgs& args) {
                  [&](int64_t begin, int64_t end) { cpu::quantize_mx(args, begin, end); });
 }
 
-// Rows in no group are not written by the kernels.
-at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype, const at::Tensor& like,
-                    const std::optional<at::Tensor>& offs) {
-  const at::TensorOptions options = like.options().dtype(dtype).requires_grad(false);
-  return offs ? at::zeros(sizes, options) : at::empty(sizes, options);
-}
-
 std::vector<int64_t> scale_sizes(const at::Tensor& x, int64_t axis, int64_t scale_rows) {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes[axis] = scale_rows;
@@ -86,8 +77,9 @@ MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode m
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
-  const at::Tensor codes = allocate(x.sizes(), at::kByte, x, offs);
-  const at::Tensor scale = allocate(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x, offs);
+  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x, offs.has_value());
+  const at::Tensor scale =
+      allocate_result(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x, offs.has_value());
   MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
   args.data = codes.mutable_data_ptr<uint8_t>();
   args.scale = scale.mutable_data_ptr<uint8_t>();
@@ -113,7 +105,8 @@ at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculatio
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
-  const at::Tensor out = allocate(x.sizes(), dtype.value_or(x.scalar_type()), x, offs);
+  const at::Tensor out =
+      allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x, offs.has_value());
   MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
   args.dequantized = out.mutable_data_ptr();
   args.dequantized_type = float_type(out.scalar_type());
@@ -129,7 +122,8 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
   const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);
   const at::Tensor scale = x.scale.contiguous().view(at::kByte);
-  const at::Tensor out = allocate(x.shape, dtype.value_or(x.orig_dtype), codes, x.offs);
+  const at::Tensor out =
+      allocate_result(x.shape, dtype.value_or(x.orig_dtype), codes, x.offs.has_value());
   const AxisView view = view_around(x.shape, x.axis);
   const MxDequantizeArgs args{.elem = x.elem,
                               .data = codes.const_data_ptr<uint8_t>(),

@@ -27,9 +27,7 @@ struct Range {
   bool lowest_allowed = true;
 };
 
-// ---- one function a type: from TOML, to TOML, range
-// ---------------------------------------------------
-
+// ---- one function a type: from TOML, to TOML, range -------------------------
 [[noreturn]] void wrong(const std::string& name, const std::string& expected,
                         const std::string& got, const std::string& position) {
   fail(kOp, name,
@@ -121,9 +119,7 @@ void check_range(const T& value, const Range& range, const std::string& name,
   }
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------------
-
+// ---- the table --------------------------------------------------------------
 constexpr Range kAny{-kMany, kMany};
 constexpr Range kCount{1, kMany};
 constexpr Range kCountOrZero{0, kMany};
@@ -217,9 +213,7 @@ void set(const std::vector<Setting>& settings, std::string_view section, std::st
   }
 }
 
-// ---- documents and overrides
-// ---------------------------------------------------------------------------
-
+// ---- documents and overrides ------------------------------------------------
 void apply_document(RunConfig& config, const toml::table& document, const std::string& source) {
   const std::vector<Setting> settings = settings_of(config);
   std::vector<std::string> sections = sections_of(settings);

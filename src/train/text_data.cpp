@@ -105,8 +105,7 @@ void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
   check_validation(batch_size, seq_len);
 }
 
-// ---- training -----------------------------------------------------------------------------------
-
+// ---- training ---------------------------------------------------------------
 void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
   int64_t longest = 0;
@@ -134,8 +133,7 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size,
   return batch;
 }
 
-// ---- validation ---------------------------------------------------------------------------------
-
+// ---- validation -------------------------------------------------------------
 int64_t TextData::validation_windows(int64_t seq_len) const {
   int64_t windows = 0;
   for (const Bytes& part : validation_) windows += (length(part) - 1) / seq_len;

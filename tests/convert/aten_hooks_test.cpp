@@ -65,8 +65,7 @@ std::string grad_fn_of(const Tensor& tensor) {
   return grad_fn ? grad_fn->name() : "(none)";
 }
 
-// ---- products with a converted weight ----
-
+// ---- products with a converted weight ---------------------------------------
 TEST(AtenHooks, EveryProductOfAConvertedLinearWeight) {
   const Tensor w = linear_weight();
   const Tensor bias = normal({kOut}, at::kBFloat16, 3);
@@ -195,8 +194,7 @@ TEST(AtenHooks, GroupedOutDtypeOfTheCallWins) {
   EXPECT_NE(error_of([&] { at::_grouped_mm(a, b_t, offs, {}, at::kHalf); }), "(no error)");
 }
 
-// ---- what is not converted ----
-
+// ---- what is not converted --------------------------------------------------
 TEST(AtenHooks, RanksMustFitTheConversion) {
   const Tensor w3 = expert_weight();
   const Tensor x = normal({5, kIn});
@@ -304,8 +302,7 @@ TEST(AtenHooks, CanBeTakenOutAndPutBack) {
   EXPECT_TRUE(same_bits(oracle(x, w), at::mm(x, w.t())));
 }
 
-// ---- modes of LibTorch ----
-
+// ---- modes of LibTorch ------------------------------------------------------
 struct Autocast {
   explicit Autocast(at::ScalarType dtype) {
     at::autocast::set_autocast_dtype(at::kCPU, dtype);
@@ -445,8 +442,7 @@ TEST(AtenHooks, UnsupportedInputsAreErrorsNotHighPrecision) {
   EXPECT_THAT(error_of([&] { at::mm(normal({2, 5, kIn}), w.t()); }), HasSubstr("must be a matrix"));
 }
 
-// ---- cost ----
-
+// ---- cost -------------------------------------------------------------------
 double best_ns_per_call(const Tensor& x, const Tensor& w) {
   double best = 1e9;
   for (int round = 0; round < 60; ++round) {

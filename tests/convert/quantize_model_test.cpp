@@ -94,8 +94,7 @@ ConversionRow row_of(const ConversionReport& report, const std::string& fqn) {
   return {};
 }
 
-// ---- which parameters: what torchao's tests of FqnToConfig check ----
-
+// ---- which parameters: what torchao's tests of FqnToConfig check ------------
 struct Expected {
   std::optional<Config> pre{}, router{}, post{}, w1{}, w2{};
 };
@@ -246,8 +245,7 @@ TEST(QuantizeModel, OtherDtypesStayAloneOrAreErrors) {
   EXPECT_THAT(error_of([&] { quantize_(*model, {{"experts.w1", kRceil}}); }), HasSubstr("float64"));
 }
 
-// ---- shared and odd models ----
-
+// ---- shared and odd models --------------------------------------------------
 struct LinearOf : nn::LinearImpl {
   explicit LinearOf(const Tensor& shared)
       : LinearImpl(nn::LinearOptions(shared.size(1), shared.size(0)).bias(false)) {
@@ -348,8 +346,7 @@ TEST(QuantizeModel, AModelThatContainsItselfIsAnError) {
   child->unregister_module("loop");
 }
 
-// ---- what a conversion survives ----
-
+// ---- what a conversion survives ---------------------------------------------
 struct Results {
   Tensor out, grad_x, grad_pre, grad_w1;
 };

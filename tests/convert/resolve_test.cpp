@@ -276,8 +276,7 @@ TEST(Report, PrintsJsonWhateverTheNames) {
   EXPECT_THAT(json["unmatched_keys"], IsEmpty());
 }
 
-// ---- the tables that torchao was run on ----
-
+// ---- the tables that torchao was run on -------------------------------------
 struct Conformance {
   std::vector<ParameterInfo> parameters;
   std::vector<std::string> modules;

@@ -75,8 +75,7 @@ class Safetensors : public ::testing::Test {
   TemporaryFolder folder_;
 };
 
-// ---- round trips --------------------------------------------------------------------------------
-
+// ---- round trips ------------------------------------------------------------
 TEST_F(Safetensors, KeepsEveryDtype) {
   const std::pair<at::ScalarType, std::string> dtypes[] = {{at::kByte, "U8"},
                                                            {at::kChar, "I8"},
@@ -209,8 +208,7 @@ TEST_F(Safetensors, OpensDtypesWithoutTensors) {
               HasSubstr("multiple of 2 for F4, got shape [2, 1]"));
 }
 
-// ---- hostile files ------------------------------------------------------------------------------
-
+// ---- hostile files ----------------------------------------------------------
 std::string tensor_header(const std::string& dtype, const std::string& shape,
                           const std::string& offsets) {
   return R"({"a":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" + offsets +
@@ -421,8 +419,7 @@ TEST_F(Safetensors, SurvivesMutations) {
   EXPECT_LT(accepted, kRounds / 2);
 }
 
-// ---- failed writes ------------------------------------------------------------------------------
-
+// ---- failed writes ----------------------------------------------------------
 TEST_F(Safetensors, RefusesWhatItCannotSave) {
   const at::Tensor one = torch::ones({1});
   EXPECT_THAT(save_error({{"a", one}, {"a", one}}),

@@ -84,9 +84,7 @@ TEST(ConversionFile, ReadFromDiskAndWrittenBack) {
               HasSubstr("which does not exist"));
 }
 
-// ---- recipes by name
-// --------------------------------------------------------------------------------
-
+// ---- recipes by name --------------------------------------------------------
 TEST(RecipeRules, EveryRecipeHasRulesOfItsKind) {
   for (const RecipeInfo& info : all_recipes()) {
     const FqnToConfig keys = to_fqn_config(recipe_rules(info.name));

@@ -60,9 +60,7 @@ std::vector<double> losses_of(const RunConfig& config) {
   return losses;
 }
 
-// ---- schedule
-// ---------------------------------------------------------------------------------------
-
+// ---- schedule ---------------------------------------------------------------
 TEST(Schedule, RisesThenFallsToTheMinimum) {
   OptimizerConfig config;
   config.learning_rate = 1.0;
@@ -82,9 +80,7 @@ TEST(Schedule, RisesThenFallsToTheMinimum) {
   EXPECT_DOUBLE_EQ(learning_rate(config, 20, 20), 0.4);
 }
 
-// ---- stepper
-// ----------------------------------------------------------------------------------------
-
+// ---- stepper ----------------------------------------------------------------
 // One matrix and one vector.
 struct Pair : torch::nn::Module {
   explicit Pair(at::ScalarType dtype) {
@@ -160,9 +156,7 @@ TEST(Stepper, LeavesEverythingAsItWasWhenAGradientIsNotFinite) {
   EXPECT_TRUE(same_bits(before, model.w.detach()));
 }
 
-// ---- runs
-// -------------------------------------------------------------------------------------------
-
+// ---- runs -------------------------------------------------------------------
 TEST(Train, LossFallsAndTheFilesAreRight) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);
@@ -329,9 +323,7 @@ TEST(Train, MistakesLeaveNoFolderBehind) {
               HasSubstr("layers.9.x"));
 }
 
-// ---- metrics and progress
-// -----------------------------------------------------------------------------
-
+// ---- metrics and progress ---------------------------------------------------
 TEST(Metrics, ReadBackWhatWasWritten) {
   const TemporaryFolder folder;
   StepMetrics a{1, 5.5, 1e-3, 2.25, 1000, 0.5, 1.5, std::nullopt},

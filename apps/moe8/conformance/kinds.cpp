@@ -20,9 +20,7 @@ namespace {
 
 constexpr const char* kOp = "case";
 
-// ---- quantizers
-// ----------------------------------------------------------------------------------
-
+// ---- quantizers -------------------------------------------------------------
 Outcome mx_quantize(const CaseFile& file) {
   const int64_t block = file.number("block_size", kMxBlock);
   MOE8_CHECK(block == kMxBlock, kOp, "block_size", "expected ", kMxBlock, ", got ", block);
@@ -86,9 +84,7 @@ Outcome fp8_quantize_groups(const CaseFile& file) {
   return check.outcome();
 }
 
-// ---- products
-// ------------------------------------------------------------------------------------
-
+// ---- products ---------------------------------------------------------------
 std::string field_text(const std::string& key, const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean() || value.is_number_integer()) return value.dump();
@@ -161,9 +157,7 @@ Outcome linear(const CaseFile& file) {
   return check.outcome();
 }
 
-// ---- blocked scales
-// ------------------------------------------------------------------------------
-
+// ---- blocked scales ---------------------------------------------------------
 Outcome exactly(const CaseFile& file, const at::Tensor& blocked) {
   ExactCheck check;
   check.add("blocked", blocked, file.tensor("blocked"));
@@ -193,9 +187,7 @@ Outcome blocked_k_groups(const CaseFile& file) {
   return exactly(file, to_blocked_k_groups(file.tensor("scale"), file.tensor("offs")), "start_col");
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------
-
+// ---- the table --------------------------------------------------------------
 using Check = Outcome (*)(const CaseFile&);
 
 constexpr std::array<std::pair<std::string_view, Check>, 9> kKinds = {{
