@@ -65,9 +65,14 @@ std::string position_of(const toml::node& node, const std::string& source) {
 
 std::string describe(const toml::node& node) {
   if (node.is_table() || node.is_array()) return std::string(kind_of(node));
-  std::ostringstream text;
-  node.visit([&](const auto& value) { text << value; });
-  std::string quote = text.str();
+  std::string quote;
+  if (const auto* string = node.as_string()) {
+    quote = "'" + string->get() + "'";
+  } else {
+    std::ostringstream text;
+    node.visit([&](const auto& value) { text << value; });
+    quote = text.str();
+  }
   if (quote.size() > kLongestQuote) quote = quote.substr(0, kLongestQuote) + "...";
   return c10::str(quote, " (", kind_of(node), ")");
 }

@@ -64,7 +64,7 @@ TEST(RunConfig, UnknownNamesListTheNearest) {
 
 TEST(RunConfig, WrongTypes) {
   EXPECT_EQ(message("[training]\nsteps = \"ten\"\n"),
-            "[config] training.steps: expected an integer, got \"ten\" (a string) at a.toml:2");
+            "[config] training.steps: expected an integer, got 'ten' (a string) at a.toml:2");
   EXPECT_EQ(message("[training]\nsteps = 1.5\n"),
             "[config] training.steps: expected an integer, got 1.5 (a number) at a.toml:2");
   EXPECT_EQ(
@@ -86,10 +86,10 @@ TEST(RunConfig, WrongTypes) {
 
 TEST(RunConfig, WrongChoices) {
   EXPECT_EQ(message("[training]\nweights = \"fp16\"\n"),
-            "[config] training.weights: expected master, bf16 or float32, got \"fp16\" (a string) "
+            "[config] training.weights: expected master, bf16 or float32, got 'fp16' (a string) "
             "at a.toml:2");
   EXPECT_EQ(message("[model]\nscore_function = \"relu\"\n"),
-            "[config] model.score_function: expected softmax or sigmoid, got \"relu\" (a string) "
+            "[config] model.score_function: expected softmax or sigmoid, got 'relu' (a string) "
             "at a.toml:2");
   EXPECT_THAT(message("[training]\nrecipe = \"mxfp9\"\n"),
               HasSubstr("[recipe] name: expected one of bf16, fp8_rowwise, mxfp8_rceil"));
@@ -163,10 +163,10 @@ TEST(RunConfig, OverridesThatAreWrong) {
       HasSubstr("[config] stepz: there is no such key in [training] (--set training.stepz=6). The "
                 "nearest: steps"));
   EXPECT_EQ(message("", {"training.steps=many"}),
-            "[config] training.steps: expected an integer, got \"many\" (a string) at --set "
+            "[config] training.steps: expected an integer, got 'many' (a string) at --set "
             "training.steps=many");
   EXPECT_EQ(message("", {"training.steps=5\nseed = 3"}),
-            "[config] training.steps: expected an integer, got \"5\nseed = 3\" (a string) at --set "
+            "[config] training.steps: expected an integer, got '5\nseed = 3' (a string) at --set "
             "training.steps=5\nseed = 3");
 }
 
