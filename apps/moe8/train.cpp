@@ -10,6 +10,7 @@
 #include <iostream>
 #include <memory>
 
+#include "cli.h"
 #include "train/demo.h"
 
 namespace moe8 {
@@ -111,6 +112,9 @@ void add_train_command(CLI::App& app) {
   command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
       ->type_name("DIR");
   command->add_flag("--overwrite", arguments->overwrite, "Replace the run that the folder holds");
+  command->footer(examples(
+      "moe8 train --config configs/demo.toml --data text.txt --recipe mxfp8_rceil --out runs/mx\n"
+      "moe8 train --config configs/demo.toml --data a.txt b.txt --set training.steps=1000"));
   command->callback([arguments] { run_train(*arguments); });
 }
 
@@ -130,6 +134,7 @@ void add_demo_command(CLI::App& app) {
   command->add_option("--out", arguments->out, "Folder of the runs and report.html")
       ->capture_default_str()
       ->type_name("DIR");
+  command->footer(examples("moe8 demo --data text.txt --recipes bf16,mxfp8_rceil"));
   command->callback([arguments] { run_demo_command(*arguments); });
 }
 

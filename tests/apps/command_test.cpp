@@ -36,7 +36,7 @@ TEST(Command, HelpListsTheCommands) {
 }
 
 TEST(Command, EveryCommandHasHelpWithAnExample) {
-  for (const std::string name : {"conformance", "doctor", "plan", "recipes"}) {
+  for (const std::string name : {"conformance", "demo", "doctor", "plan", "recipes", "train"}) {
     const Ran ran = run_moe8({name, "--help"});
     EXPECT_EQ(ran.status, 0) << name;
     EXPECT_THAT(ran.out, HasSubstr("Example:")) << name;
