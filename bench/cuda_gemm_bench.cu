@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Times every grouped GEMM kernel of src/cuda/gemm/ on the shapes of the issue with ragged groups,
+// interleaved, with the error against float64 sums of the same codes on sampled outputs. No Torch.
+//
+//   cuda_gemm_bench [ROUNDS] [SHAPE...]
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cuda/gemm/grouped_gemm.h"
+
+namespace {
+
+using namespace moe8::cuda;
+
+struct Shape {
+  const char* name;
+  int64_t M, N, K, E;
+};
+constexpr Shape kShapes[] = {{"S1", 131072, 8192, 5120, 8},
+                             {"S2", 131072, 2048, 7168, 8},
+                             {"S3", 65536, 768, 2048, 128},
+                             {"S4", 32768, 2880, 2880, 32}};
+
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+template <typename T>
+T* allocate(int64_t count) {
+  T* data = nullptr;
+  require(cudaMalloc(&data, std::max<size_t>(static_cast<size_t>(count) * sizeof(T), 16)),
+          "cudaMalloc");
+  return data;
+}
+
+template <typename T>
+T* upload(const std::vector<T>& values) {
+  T* data = allocate<T>(static_cast<int64_t>(values.size()));
+  require(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
+          "cudaMemcpy");
+  return data;
+}
+
+__device__ uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+__device__ float normal_of(uint64_t seed) {
+  const uint64_t bits = mix(seed * 0x9E3779B97F4A7C15ull + 1);
+  const float u = (static_cast<float>(static_cast<uint32_t>(bits)) + 1.0f) * 2.3283064e-10f;
+  const float v = static_cast<float>(bits >> 32) * 2.3283064e-10f;
+  return sqrtf(-2.0f * logf(u)) * __cosf(6.2831853f * v);
+}
+
+// Normal values scaled so that the largest of a row nears the largest code, as quantizers leave them.
+template <typename T>
+__global__ void fill(T* x, int64_t count, uint64_t seed) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const float value = normal_of(seed + static_cast<uint64_t>(i)) * 90.0f;
+    if constexpr (sizeof(T) == 1) {
+      x[i] = __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+    } else {
+      x[i] = __float2bfloat16(value);
+    }
+  }
+}
+
+__device__ double value_of(uint8_t code) {
+  __nv_fp8_e4m3 x;
+  x.__x = code;
+  return static_cast<double>(static_cast<float>(x));
+}
+__device__ double value_of(__nv_bfloat16 x) { return static_cast<double>(__bfloat162float(x)); }
+
+/// One dot product a block: element i of left and right lies at their base + i * step.
+struct Sample {
+  int64_t left, right, out;
+  int64_t left_step, right_step;
+  int length;
+  float scale;
+};
+
+template <typename T>
+__global__ void sample_error(const Sample* samples, const T* left, const T* right,
+                             const __nv_bfloat16* out, double* error, double* norm) {
+  const Sample s = samples[blockIdx.x];
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < s.length; i += blockDim.x) {
+    sum += value_of(left[s.left + i * s.left_step]) * value_of(right[s.right + i * s.right_step]);
+  }
+  __shared__ double partial[128];
+  partial[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double total = 0;
+  for (double x : partial) total += x;
+  total *= static_cast<double>(s.scale);
+  const double difference = static_cast<double>(__bfloat162float(out[s.out])) - total;
+  error[blockIdx.x] = difference * difference;
+  norm[blockIdx.x] = total * total;
+}
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/// End rows of groups between half and one and a half times the mean, multiples of nothing.
+std::vector<int32_t> ragged(int64_t M, int64_t E) {
+  std::mt19937 rng(static_cast<unsigned>(E * 7 + 1));
+  std::vector<double> weights;
+  double total = 0, sum = 0;
+  for (int64_t e = 0; e < E; ++e) total += weights.emplace_back(0.5 + (rng() % 1000) / 1000.0);
+  std::vector<int32_t> offs;
+  for (double w : weights) {
+    sum += w;
+    offs.push_back(static_cast<int32_t>(static_cast<double>(M) * sum / total));
+  }
+  offs.back() = static_cast<int32_t>(M);
+  return offs;
+}
+
+constexpr float kScale = 0.015625f;
+constexpr int kSamples = 256;
+
+/// One product with its operands on the device.
+struct Product {
+  GroupedGemmArgs args;
+  std::vector<Sample> samples;
+};
+
+template <typename T>
+Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int32_t>& offs, T* left,
+                     T* right, const float* scales, void* out) {
+  constexpr bool kCodes = sizeof(T) == 1;
+  const bool weight = kind == GroupedGemmKind::kGradWeight;
+  std::vector<int32_t> starts;
+  int64_t padded = 0;
+  for (int64_t e = 0; e < s.E; ++e) {
+    starts.push_back(static_cast<int32_t>(padded));
+    padded += round_up(offs[e] - (e > 0 ? offs[e - 1] : 0), 32);
+  }
+  Product p;
+  p.args = GroupedGemmArgs{
+            .kind = kind,
+            .element = kCodes ? GemmElement::kE4M3 : GemmElement::kBFloat16,
+            .output = GemmOutput::kBFloat16,
+            .M = s.M, .N = s.N, .K = s.K, .E = s.E,
+            .left = left, .right = right,
+            .offs = upload(offs), .padded_starts = upload(starts),
+            .padded_tokens = round_up(padded, 16),
+            .row_scale = scales, .col_scale = scales, .out = out, .stream = nullptr};
+  const int64_t rows = weight ? s.N : s.M;
+  const int64_t cols = kind == GroupedGemmKind::kOut ? s.N : s.K;
+  const int64_t depth = kind == GroupedGemmKind::kOut ? s.K : s.N;
+  p.args.out_pitch = cols;
+  p.args.left_pitch = weight ? (kCodes ? p.args.padded_tokens : s.N) : depth;
+  p.args.right_pitch = weight ? (kCodes ? p.args.padded_tokens : s.K) : kCodes ? depth : s.K;
+
+  std::mt19937_64 rng(5);
+  for (int i = 0; i < kSamples; ++i) {
+    const int64_t r = static_cast<int64_t>(rng() % static_cast<uint64_t>(rows));
+    const int64_t c = static_cast<int64_t>(rng() % static_cast<uint64_t>(cols));
+    Sample x{.scale = kCodes ? kScale * kScale : 1.0f};
+    if (weight) {
+      const auto e = static_cast<int64_t>(rng() % static_cast<uint64_t>(s.E));
+      const int64_t begin = e > 0 ? offs[e - 1] : 0;
+      x.length = static_cast<int>(offs[e] - begin);
+      x.out = (e * rows + r) * cols + c;
+      x.left = kCodes ? r * p.args.left_pitch + starts[e] : begin * s.N + r;
+      x.right = kCodes ? c * p.args.right_pitch + starts[e] : begin * s.K + c;
+      x.left_step = kCodes ? 1 : s.N;
+      x.right_step = kCodes ? 1 : s.K;
+    } else {
+      const int64_t e = std::upper_bound(offs.begin(), offs.end(), r) - offs.begin();
+      const bool across = !kCodes && kind == GroupedGemmKind::kGradInput;  // W (E, N, K) as it lies
+      x.length = static_cast<int>(depth);
+      x.out = r * cols + c;
+      x.left = r * depth;
+      x.left_step = 1;
+      x.right = across ? e * s.N * s.K + c : (e * cols + c) * depth;
+      x.right_step = across ? s.K : 1;
+    }
+    p.samples.push_back(x);
+  }
+  return p;
+}
+
+template <typename T>
+double error_of(const Product& p) {
+  static double* error = allocate<double>(kSamples);
+  static double* norm = allocate<double>(kSamples);
+  static Sample* samples = allocate<Sample>(kSamples);
+  require(cudaMemcpy(samples, p.samples.data(), kSamples * sizeof(Sample), cudaMemcpyHostToDevice),
+          "cudaMemcpy");
+  sample_error<<<kSamples, 128>>>(samples, static_cast<const T*>(p.args.left),
+                                  static_cast<const T*>(p.args.right),
+                                  static_cast<const __nv_bfloat16*>(p.args.out), error, norm);
+  double e[kSamples], n[kSamples], sum = 0, total = 0;
+  require(cudaMemcpy(e, error, sizeof e, cudaMemcpyDeviceToHost), "sample_error");
+  require(cudaMemcpy(n, norm, sizeof n, cudaMemcpyDeviceToHost), "sample_error");
+  for (int i = 0; i < kSamples; ++i) {
+    sum += e[i];
+    total += n[i];
+  }
+  return std::sqrt(sum / total);
+}
+
+struct Candidate {
+  const GroupedGemmVariant* variant;
+  double error;
+  std::vector<float> times;
+};
+
+template <typename T>
+void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds, size_t out_bytes) {
+  std::vector<Candidate> candidates;
+  for (const auto& variant : grouped_gemm_variants()) {
+    if (variant.refuses(p.args) != nullptr) continue;
+    alarm(30);  // a kernel that hangs must not hold the machine
+    require(cudaMemset(p.args.out, 0xFF, out_bytes), "cudaMemset");
+    const LaunchStatus status = variant.launch(p.args);
+    require(status.error, status.failed ? status.failed : "");
+    candidates.push_back({&variant, error_of<T>(p), {}});
+  }
+  cudaEvent_t begin, end;
+  require(cudaEventCreate(&begin), "cudaEventCreate");
+  require(cudaEventCreate(&end), "cudaEventCreate");
+  for (int round = 0; round < rounds; ++round) {
+    for (Candidate& c : candidates) {
+      alarm(30);
+      require(cudaEventRecord(begin), "cudaEventRecord");
+      c.variant->launch(p.args);
+      require(cudaEventRecord(end), "cudaEventRecord");
+      require(cudaEventSynchronize(end), c.variant->name);
+      float ms = 0;
+      require(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
+      if (round > 0) c.times.push_back(ms);
+    }
+  }
+  alarm(0);
+  const char* kinds[] = {"out", "grad_input", "grad_weight"};
+  const auto* chosen = choose_grouped_gemm(p.args);
+  for (Candidate& c : candidates) {
+    std::sort(c.times.begin(), c.times.end());
+    const double ms = c.times[c.times.size() / 2];
+    const double flop = 2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) *
+                        static_cast<double>(s.K);
+    std::printf("%-3s %-4s %-11s %-32s %8.3f ms %6.0f TFLOP/s (best %6.0f)  error %.1e%s\n", s.name,
+                sizeof(T) == 1 ? "fp8" : "bf16", kinds[static_cast<int>(kind)], c.variant->name, ms,
+                flop / ms * 1e-9, flop / c.times.front() * 1e-9, c.error,
+                c.variant == chosen ? "  <- chosen" : "");
+  }
+  std::fflush(stdout);
+}
+
+template <typename T>
+void bench_shape(const Shape& s, int rounds) {
+  const std::vector<int32_t> offs = ragged(s.M, s.E);
+  const int64_t tokens = s.M + 32 * s.E + 16;
+  const int64_t wide = std::max(s.N, s.K);
+  T* left = allocate<T>(tokens * wide);
+  T* right = allocate<T>(std::max(tokens * s.K, s.E * s.N * s.K));
+  const int64_t out_count = std::max(s.M * wide, s.E * s.N * s.K);
+  void* out = allocate<__nv_bfloat16>(out_count);
+  float* scales = upload(std::vector<float>(
+      static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
+  for (auto kind :
+       {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
+    fill<<<2048, 256>>>(left, tokens * wide, 1);
+    fill<<<2048, 256>>>(right, std::max(tokens * s.K, s.E * s.N * s.K), 1ull << 40);
+    const Product p = make_product(s, kind, offs, left, right, scales, out);
+    if (sizeof(T) == 1 && kind == GroupedGemmKind::kGradWeight) {
+      // The columns between groups are zero in real copies.
+      std::vector<int32_t> starts(static_cast<size_t>(s.E));
+      require(cudaMemcpy(starts.data(), p.args.padded_starts, starts.size() * 4,
+                         cudaMemcpyDeviceToHost), "cudaMemcpy");
+      for (size_t e = 0; e < starts.size(); ++e) {
+        const int64_t end = starts[e] + offs[e] - (e > 0 ? offs[e - 1] : 0);
+        const int64_t next = e + 1 < starts.size() ? starts[e + 1] : p.args.padded_tokens;
+        for (auto [data, rows] : {std::pair{left, s.N}, {right, s.K}}) {
+          require(cudaMemset2D(data + end, static_cast<size_t>(p.args.left_pitch), 0,
+                               static_cast<size_t>(next - end), static_cast<size_t>(rows)),
+                  "cudaMemset2D");
+        }
+      }
+    }
+    measure<T>(s, kind, p, rounds, static_cast<size_t>(out_count) * 2);
+  }
+  cudaFree(left);
+  cudaFree(right);
+  cudaFree(out);
+  cudaFree(scales);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::max(2, std::atoi(argv[1])) : 12;
+  cudaDeviceProp device;
+  require(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  std::printf("%s, ragged groups, bf16 output, median of %d\n", device.name, rounds - 1);
+  for (const Shape& s : kShapes) {
+    bool wanted = argc <= 2;
+    for (int i = 2; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], s.name) == 0;
+    if (wanted) bench_shape<uint8_t>(s, rounds);
+  }
+  return 0;
+}

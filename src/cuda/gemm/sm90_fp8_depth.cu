@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// FP8 grad_weight: the tiles of sm90_grouped_gemm.cuh for groups of contraction, promoted to float32
+// every 256 tokens, because FP8 tensor-core accumulators keep 13 bits and groups are long.
+#include "cuda/gemm/sm90_grouped_gemm.cuh"
+#include "cuda/gemm/sm90_variants.h"
+
+namespace moe8::cuda::sm90 {
+namespace {
+
+constexpr int kPromoteBlocks = 2;  // of 128 tokens
+
+template <GemmOutput kOutput, int kRows, int kCols, Schedule kSchedule>
+using Depth = Config<GemmElement::kE4M3, kOutput, Grouped::kDepth, Major::K, Major::K, kRows, kCols,
+                     kSchedule, Shared::kLeft, kPromoteBlocks>;
+
+template <int kRows, int kCols, Schedule kSchedule>
+LaunchStatus launch_tile(const GroupedGemmArgs& a) {
+  return a.output == GemmOutput::kBFloat16
+             ? launch<Depth<GemmOutput::kBFloat16, kRows, kCols, kSchedule>>(a)
+             : launch<Depth<GemmOutput::kFloat32, kRows, kCols, kSchedule>>(a);
+}
+
+}  // namespace
+
+const char* refuses_fp8_depth(const GroupedGemmArgs& a) {
+  if (a.element != GemmElement::kE4M3) return "operands are not FP8 codes";
+  if (a.kind != GroupedGemmKind::kGradWeight) return "groups divide the rows";
+  return refuses_any(a);
+}
+
+LaunchStatus launch_fp8_depth_256x128(const GroupedGemmArgs& a) {
+  return launch_tile<256, 128, Schedule::kCooperative>(a);
+}
+
+LaunchStatus launch_fp8_depth_pingpong(const GroupedGemmArgs& a) {
+  return launch_tile<128, 128, Schedule::kPingpong>(a);
+}
+
+LaunchStatus launch_fp8_depth_128x192(const GroupedGemmArgs& a) {
+  return launch_tile<128, 192, Schedule::kCooperative>(a);
+}
+
+}  // namespace moe8::cuda::sm90

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which output tile a cluster computes next, found on the device from offs. Every warp that needs to
+// know walks by itself, so no shared memory and no limit on the number of groups.
+#pragma once
+
+#include <cstdint>
+
+namespace moe8::cuda::sm90 {
+
+/// What the groups divide: the rows of the output (kOut, kGradInput) or the contraction
+/// (kGradWeight).
+enum class Grouped { kRows, kDepth };
+
+/// The product as the kernel sees it: out (rows, cols) = left (rows, depth) x right (cols, depth)^T.
+struct Problem {
+  int rows;    // kRows: M of all groups
+  int cols;    // of the output
+  int depth;   // contraction; kDepth: M of all groups
+  int groups;
+  const int32_t* offs;
+  const int32_t* padded_starts;  // kDepth; nullptr: groups lie at offs
+  const float* row_scale;
+  const float* col_scale;
+  void* out;
+  int64_t out_pitch;
+  bool vector_store;  // rows of out are aligned for the widest stores
+};
+
+/// A super-tile, the two tiles of a cluster.
+struct Work {
+  int group;        // == Problem::groups: rows of no group, to be zeroed
+  int first_row;    // kRows: first row of the group in left and out
+  int rows;         // of the group (kDepth: of the output)
+  int row, col;     // of the super-tile, relative to first_row and to 0
+  int depth;        // length of the contraction
+  int first_depth;  // kDepth: where the group starts in the contraction
+};
+
+/// Consecutive super-tiles walk down kBandRows rows, then move to the next column: what the clusters
+/// work on at a time is a square patch whose operands stay in L2.
+inline constexpr int kBandRows = 2048;
+
+template <Grouped kGrouped, int kSuperRows, int kSuperCols>
+class TileWalk {
+ public:
+  __device__ __forceinline__ TileWalk(const Problem& problem, int lane)
+      : problem_(problem), lane_(lane), col_tiles_((problem.cols + kSuperCols - 1) / kSuperCols) {
+    if constexpr (kGrouped == Grouped::kRows) load_window();
+  }
+
+  /// Finds super-tile `index`; indices must not decrease. False past the last one. All lanes call.
+  __device__ __forceinline__ bool find(int index, Work& work) {
+    return kGrouped == Grouped::kRows ? find_rows(index, work) : find_depth(index, work);
+  }
+
+ private:
+  __device__ __forceinline__ int end_of(int group) const {
+    return min(max(__ldg(problem_.offs + group), 0), max_end());
+  }
+  __device__ __forceinline__ int max_end() const {
+    return kGrouped == Grouped::kRows ? problem_.rows : problem_.depth;
+  }
+
+  // Lane i takes group window_ + i; the group past the last one is the rows of no group.
+  __device__ __forceinline__ void load_window() {
+    const int group = window_ + lane_;
+    begin_ = group > 0 && group <= problem_.groups ? end_of(group - 1) : 0;
+    int end = begin_;
+    if (group < problem_.groups) end = end_of(group);
+    if (group == problem_.groups) end = problem_.rows;
+    size_ = max(end - begin_, 0);
+    tiles_through_ = (size_ + kSuperRows - 1) / kSuperRows * col_tiles_;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int below = __shfl_up_sync(~0u, tiles_through_, step);
+      if (lane_ >= step) tiles_through_ += below;
+    }
+  }
+
+  __device__ __forceinline__ bool find_rows(int index, Work& work) {
+    for (int in_window = __shfl_sync(~0u, tiles_through_, 31); index >= tiles_before_ + in_window;
+         in_window = __shfl_sync(~0u, tiles_through_, 31)) {
+      tiles_before_ += in_window;
+      window_ += 32;
+      if (window_ > problem_.groups) return false;
+      load_window();
+    }
+    index -= tiles_before_;
+    const int owner = __popc(__ballot_sync(~0u, tiles_through_ <= index));
+    const int before = __shfl_sync(~0u, tiles_through_, max(owner - 1, 0));
+    work.group = window_ + owner;
+    work.first_row = __shfl_sync(~0u, begin_, owner);
+    work.rows = __shfl_sync(~0u, size_, owner);
+    work.depth = work.group < problem_.groups ? problem_.depth : 0;
+    work.first_depth = 0;
+    place(index - (owner > 0 ? before : 0), work);
+    return true;
+  }
+
+  __device__ __forceinline__ bool find_depth(int index, Work& work) {
+    const int per_group = (problem_.rows + kSuperRows - 1) / kSuperRows * col_tiles_;
+    work.group = index / per_group;
+    if (work.group >= problem_.groups) return false;
+    const int begin = work.group > 0 ? end_of(work.group - 1) : 0;
+    work.first_row = 0;
+    work.rows = problem_.rows;
+    work.depth = max(end_of(work.group) - begin, 0);
+    work.first_depth = problem_.padded_starts ? __ldg(problem_.padded_starts + work.group) : begin;
+    place(index - work.group * per_group, work);
+    return true;
+  }
+
+  __device__ __forceinline__ void place(int index, Work& work) const {
+    constexpr int kBand = kBandRows / kSuperRows;
+    const int row_tiles = (work.rows + kSuperRows - 1) / kSuperRows;
+    const int band = index / (kBand * col_tiles_);
+    const int height = min(kBand, row_tiles - band * kBand);
+    const int in_band = index - band * kBand * col_tiles_;
+    work.row = (band * kBand + in_band % height) * kSuperRows;
+    work.col = in_band / height * kSuperCols;
+  }
+
+  const Problem& problem_;
+  const int lane_;
+  const int col_tiles_;
+  int window_ = 0;         // first group of the 32 that the lanes hold
+  int tiles_before_ = 0;   // super-tiles of the groups before the window
+  int begin_ = 0;          // first row of this lane's group
+  int size_ = 0;           // its rows
+  int tiles_through_ = 0;  // super-tiles of the window up to and including this lane's group
+};
+
+}  // namespace moe8::cuda::sm90

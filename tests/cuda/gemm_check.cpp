@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Every grouped GEMM kernel against the float64 reference: ragged groups, odd sizes, poisoned
+// outputs and paddings, twice for equal bits. A program without Torch, to be run where the GPU is.
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/gemm/grouped_gemm.h"
+#include "formats/elem.h"
+#include "reference/grouped_gemm.h"
+
+namespace {
+
+using namespace moe8;
+using cuda::GemmElement;
+using cuda::GemmOutput;
+using cuda::GroupedGemmArgs;
+using cuda::GroupedGemmKind;
+
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+/// An array on the device, filled from the host or with one byte.
+template <typename T>
+class Device {
+ public:
+  explicit Device(const std::vector<T>& values) : Device(values.size()) {
+    require(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "copy");
+  }
+  explicit Device(size_t size) : size_(size) {
+    void* data = nullptr;
+    require(cudaMalloc(&data, std::max<size_t>(size * sizeof(T), 16)), "cudaMalloc");
+    data_ = static_cast<T*>(data);
+  }
+  ~Device() { cudaFree(data_); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  void fill(int byte) { require(cudaMemset(data_, byte, size_ * sizeof(T)), "cudaMemset"); }
+  std::vector<T> host() const {
+    std::vector<T> values(size_);
+    require(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "copy");
+    return values;
+  }
+  T* get() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_;
+};
+
+enum class Fill { kIntegers, kRandom };
+
+struct Case {
+  const char* name;
+  int64_t N, K;
+  std::vector<int> sizes;  // of the groups
+  int tail;                // rows of no group
+};
+
+/// The operands as numbers that both formats hold exactly, and what the reference makes of them.
+struct Problem {
+  int64_t M, N, K, E;
+  Fill fill;
+  std::vector<int32_t> offs;
+  std::vector<float> A, W, dO;
+  std::vector<float> row_scale, col_scale;  // long enough for every kind
+};
+
+float draw(std::mt19937& rng, Fill fill) {
+  if (fill == Fill::kIntegers) return static_cast<float>(static_cast<int>(rng() % 9) - 4);
+  std::normal_distribution<float> normal(0.0f, 20.0f);
+  return decode(encode(normal(rng), ElemDtype::E4M3), ElemDtype::E4M3);
+}
+
+Problem make_problem(const Case& c, Fill fill) {
+  std::mt19937 rng(static_cast<unsigned>(c.N * 31 + c.K + c.tail));
+  Problem p;
+  p.N = c.N;
+  p.K = c.K;
+  p.E = static_cast<int64_t>(c.sizes.size());
+  p.fill = fill;
+  int32_t end = 0;
+  for (int size : c.sizes) p.offs.push_back(end += size);
+  p.M = end + c.tail;
+  auto some = [&](int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& x : values) x = draw(rng, fill);
+    return values;
+  };
+  p.A = some(p.M * p.K);
+  p.W = some(p.E * p.N * p.K);
+  p.dO = some(p.M * p.N);
+  const int64_t scales = std::max(p.M, p.E * std::max(p.N, p.K));
+  for (auto* s : {&p.row_scale, &p.col_scale}) {
+    for (int64_t i = 0; i < scales; ++i) {
+      s->push_back(std::ldexp(fill == Fill::kIntegers ? 1.0f : 1.25f, static_cast<int>(rng() % 7) - 3));
+    }
+  }
+  return p;
+}
+
+struct Shape {
+  int64_t rows, cols;
+};
+Shape out_shape(const Problem& p, GroupedGemmKind kind) {
+  if (kind == GroupedGemmKind::kOut) return {p.M, p.N};
+  if (kind == GroupedGemmKind::kGradInput) return {p.M, p.K};
+  return {p.E * p.N, p.K};
+}
+
+std::vector<double> reference_of(const Problem& p, GroupedGemmKind kind) {
+  const Shape shape = out_shape(p, kind);
+  std::vector<double> out(static_cast<size_t>(shape.rows * shape.cols));
+  const float* left = kind == GroupedGemmKind::kOut ? p.A.data() : p.dO.data();
+  const float* right = kind == GroupedGemmKind::kGradWeight ? p.A.data() : p.W.data();
+  const reference::GroupedGemmArgs args{left, right, p.offs.data(), p.M, p.N, p.K, p.E, out.data()};
+  if (kind == GroupedGemmKind::kOut) reference::grouped_gemm_out(args);
+  if (kind == GroupedGemmKind::kGradInput) reference::grouped_gemm_grad_input(args);
+  if (kind == GroupedGemmKind::kGradWeight) reference::grouped_gemm_grad_weight(args);
+  return out;
+}
+
+/// Applies the scales as the kernels of codes do.
+void scale(const Problem& p, GroupedGemmKind kind, std::vector<double>& out) {
+  const Shape shape = out_shape(p, kind);
+  for (int64_t r = 0; r < shape.rows; ++r) {
+    int64_t group = 0;
+    if (kind == GroupedGemmKind::kGradWeight) {
+      group = r / p.N;
+    } else {
+      group = std::upper_bound(p.offs.begin(), p.offs.end(), r) - p.offs.begin();
+      if (group == p.E) continue;  // zeros
+    }
+    for (int64_t c = 0; c < shape.cols; ++c) {
+      out[static_cast<size_t>(r * shape.cols + c)] *=
+          double{p.row_scale[static_cast<size_t>(r)]} *
+          p.col_scale[static_cast<size_t>(group * shape.cols + c)];
+    }
+  }
+}
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/// Elements of one format on the device, rows of `pitch`, everything outside (rows, cols) NaN.
+struct Operand {
+  std::vector<uint16_t> elements;  // bf16 bits, or codes
+  int64_t pitch;
+};
+
+uint16_t element_of(float x, GemmElement element) {
+  if (element == GemmElement::kE4M3) return static_cast<uint16_t>(encode(x, ElemDtype::E4M3));
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+template <typename At>
+Operand lay_out(int64_t rows, int64_t cols, GemmElement element, At at) {
+  const int64_t pitch = round_up(std::max<int64_t>(cols, 1), element == GemmElement::kE4M3 ? 16 : 8);
+  Operand o{std::vector<uint16_t>(static_cast<size_t>(rows * pitch),
+                                  element_of(NAN, element)), pitch};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      o.elements[static_cast<size_t>(r * pitch + c)] = element_of(at(r, c), element);
+    }
+  }
+  return o;
+}
+
+/// (cols, padded tokens): the transposed copy of x (M, cols).
+Operand transposed_copy(const Problem& p, const std::vector<float>& x, int64_t cols,
+                        const std::vector<int32_t>& starts, int64_t padded) {
+  std::vector<int64_t> token(static_cast<size_t>(padded), -1);
+  for (size_t e = 0; e < starts.size(); ++e) {
+    const int begin = e > 0 ? p.offs[e - 1] : 0;
+    for (int m = begin; m < p.offs[e]; ++m) token[static_cast<size_t>(starts[e] + m - begin)] = m;
+  }
+  return lay_out(cols, padded, GemmElement::kE4M3, [&](int64_t r, int64_t c) {
+    const int64_t m = token[static_cast<size_t>(c)];
+    return m < 0 ? 0.0f : x[static_cast<size_t>(m * cols + r)];
+  });
+}
+
+std::vector<uint8_t> bytes_of(const Operand& o, GemmElement element) {
+  std::vector<uint8_t> bytes;
+  for (uint16_t x : o.elements) {
+    bytes.push_back(static_cast<uint8_t>(x));
+    if (element == GemmElement::kBFloat16) bytes.push_back(static_cast<uint8_t>(x >> 8));
+  }
+  return bytes;
+}
+
+struct Operands {
+  Operand left, right;
+  std::vector<int32_t> starts;
+  int64_t padded = 0;
+};
+
+Operands operands_of(const Problem& p, GroupedGemmKind kind, GemmElement element) {
+  auto matrix = [&](const std::vector<float>& x, int64_t rows, int64_t cols) {
+    return lay_out(rows, cols, element,
+                   [&](int64_t r, int64_t c) { return x[static_cast<size_t>(r * cols + c)]; });
+  };
+  if (kind == GroupedGemmKind::kOut) return {matrix(p.A, p.M, p.K), matrix(p.W, p.E * p.N, p.K), {}};
+  if (element == GemmElement::kBFloat16) {
+    if (kind == GroupedGemmKind::kGradInput) {
+      return {matrix(p.dO, p.M, p.N), matrix(p.W, p.E * p.N, p.K), {}};
+    }
+    return {matrix(p.dO, p.M, p.N), matrix(p.A, p.M, p.K), {}};
+  }
+  if (kind == GroupedGemmKind::kGradInput) {
+    return {matrix(p.dO, p.M, p.N),
+            lay_out(p.E * p.K, p.N, element,
+                    [&](int64_t r, int64_t n) {
+                      return p.W[static_cast<size_t>((r / p.K * p.N + n) * p.K + r % p.K)];
+                    }),
+            {}};
+  }
+  Operands o;
+  int32_t previous = 0;
+  for (int32_t end : p.offs) {
+    o.starts.push_back(static_cast<int32_t>(o.padded));
+    o.padded += round_up(end - previous, 32);
+    previous = end;
+  }
+  o.left = transposed_copy(p, p.dO, p.N, o.starts, o.padded);
+  o.right = transposed_copy(p, p.A, p.K, o.starts, o.padded);
+  return o;
+}
+
+double to_double(const std::vector<uint8_t>& out, int64_t index, GemmOutput output) {
+  float x = 0;
+  if (output == GemmOutput::kFloat32) {
+    std::memcpy(&x, &out[static_cast<size_t>(index * 4)], 4);
+  } else {
+    uint16_t bits;
+    std::memcpy(&bits, &out[static_cast<size_t>(index * 2)], 2);
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    std::memcpy(&x, &wide, 4);
+  }
+  return x;
+}
+
+double rounded(double x, GemmOutput output) {
+  const float f = static_cast<float>(x);
+  return output == GemmOutput::kFloat32 ? f : double{__bfloat162float(__float2bfloat16(f))};
+}
+
+int failures = 0;
+
+/// Compares one result; integers must be exact, random numbers within the accumulator's error.
+double check(const Problem& p, GroupedGemmKind kind, const std::vector<uint8_t>& out, int64_t pitch,
+             const std::vector<double>& expected, GemmOutput output, const std::string& what) {
+  const Shape shape = out_shape(p, kind);
+  auto must_be_zero = [&](int64_t row) {  // rows of no group, weights of empty groups
+    if (kind != GroupedGemmKind::kGradWeight) return row >= p.offs.back();
+    const auto group = static_cast<size_t>(row / p.N);
+    return p.offs[group] == (group > 0 ? p.offs[group - 1] : 0);
+  };
+  double error = 0, norm = 0;
+  int wrong = 0;
+  for (int64_t r = 0; r < shape.rows; ++r) {
+    for (int64_t c = 0; c < pitch; ++c) {
+      const double got = to_double(out, r * pitch + c, output);
+      if (c >= shape.cols) {  // the poison of the pitch must be left alone
+        wrong += !std::isnan(got);
+        continue;
+      }
+      const double want = expected[static_cast<size_t>(r * shape.cols + c)];
+      const bool exact = p.fill == Fill::kIntegers || must_be_zero(r);
+      const bool bad = exact ? got != rounded(want, output) : std::isnan(got);
+      if (bad && wrong++ == 0) {
+        std::printf("  %s: [%ld, %ld] is %g, expected %g\n", what.c_str(), static_cast<long>(r),
+                    static_cast<long>(c), got, want);
+      }
+      error += (got - want) * (got - want);
+      norm += want * want;
+    }
+  }
+  const double relative = norm > 0 ? std::sqrt(error / norm) : 0;
+  // bf16 rounding alone gives 1.7e-3; FP8 accumulators add up to 4e-3 over these lengths.
+  const bool passed = wrong == 0 && relative < 6e-3;
+  if (!passed) {
+    ++failures;
+    std::printf("FAILED %s: %d wrong, relative error %.2e\n", what.c_str(), wrong, relative);
+  }
+  return relative;
+}
+
+const char* kind_name(GroupedGemmKind kind) {
+  return kind == GroupedGemmKind::kOut         ? "out"
+         : kind == GroupedGemmKind::kGradInput ? "grad_input"
+                                               : "grad_weight";
+}
+
+/// Runs every kernel that takes this product, twice into differently poisoned outputs.
+void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmElement element,
+                std::vector<double> expected, double& worst, int& runs) {
+  if (element == GemmElement::kE4M3) scale(p, kind, expected);
+  const Operands o = operands_of(p, kind, element);
+  const Device<uint8_t> left(bytes_of(o.left, element)), right(bytes_of(o.right, element));
+  const Device<int32_t> offs(p.offs), starts(o.starts);
+  const Device<float> row_scale(p.row_scale), col_scale(p.col_scale);
+  const Shape shape = out_shape(p, kind);
+  for (GemmOutput output : {GemmOutput::kBFloat16, GemmOutput::kFloat32}) {
+    const int64_t bytes = output == GemmOutput::kBFloat16 ? 2 : 4;
+    for (int64_t pitch : {shape.cols, round_up(shape.cols, 8) + 8}) {
+      Device<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
+      const GroupedGemmArgs args{
+          .kind = kind, .element = element, .output = output,
+          .M = p.M, .N = p.N, .K = p.K, .E = p.E,
+          .left = left.get(), .left_pitch = o.left.pitch,
+          .right = right.get(), .right_pitch = o.right.pitch,
+          .offs = offs.get(), .padded_starts = starts.get(), .padded_tokens = o.padded,
+          .row_scale = row_scale.get(), .col_scale = col_scale.get(),
+          .out = out.get(), .out_pitch = pitch, .stream = nullptr};
+      for (const auto& variant : cuda::grouped_gemm_variants()) {
+        if (variant.refuses(args) != nullptr) continue;
+        const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
+                                 (output == GemmOutput::kBFloat16 ? " bf16" : " float32") +
+                                 " pitch " + std::to_string(pitch);
+        alarm(20);  // a kernel that hangs must not hold the machine
+        std::vector<uint8_t> results[2];
+        for (auto& result : results) {
+          out.fill(0xFF);
+          const cuda::LaunchStatus status = variant.launch(args);
+          require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
+          require(cudaDeviceSynchronize(), what.c_str());
+          result = out.host();
+        }
+        alarm(0);
+        if (results[0] != results[1]) {
+          ++failures;
+          std::printf("FAILED %s: two runs differ\n", what.c_str());
+        }
+        worst = std::max(worst, check(p, kind, results[0], pitch, expected, output, what));
+        ++runs;
+      }
+    }
+  }
+}
+
+std::vector<Case> cases() {
+  std::vector<int> many(512);
+  std::mt19937 rng(7);
+  for (int& size : many) size = static_cast<int>(rng() % 4);
+  std::vector<int> forty(40, 0);
+  for (size_t i = 0; i < forty.size(); i += 3) forty[i] = static_cast<int>(rng() % 70);
+  return {
+      {"ragged", 256, 256, {0, 1, 31, 32, 33, 127, 128, 129}, 0},
+      {"ragged, tail", 272, 400, {33, 0, 129, 127, 1, 0, 128, 0}, 37},
+      {"odd N and K", 77, 131, {65, 0, 64, 63, 1, 190}, 5},
+      {"N and K of 8", 136, 72, {100, 300, 0}, 0},
+      {"all in one", 160, 520, {0, 0, 700, 0}, 0},
+      {"one group", 520, 144, {600}, 1},
+      {"forty groups", 64, 96, forty, 3},
+      {"512 groups", 48, 40, many, 9},
+      {"no tokens in groups", 64, 64, {0, 0, 0}, 50},
+      {"one of all", 1, 1, {1}, 0},
+      {"long groups", 96, 80, {1500, 17, 1031}, 0},
+  };
+}
+
+}  // namespace
+
+int main() {
+  for (const Case& c : cases()) {
+    for (Fill fill : {Fill::kIntegers, Fill::kRandom}) {
+      const Problem p = make_problem(c, fill);
+      double worst = 0;
+      int runs = 0;
+      for (GroupedGemmKind kind :
+           {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
+        const std::vector<double> expected = reference_of(p, kind);
+        for (GemmElement element : {GemmElement::kE4M3, GemmElement::kBFloat16}) {
+          check_kind(c, p, kind, element, expected, worst, runs);
+        }
+      }
+      std::printf("%-22s %-8s %3d runs, largest relative error %.1e\n", c.name,
+                  fill == Fill::kIntegers ? "integers" : "random", runs, worst);
+      std::fflush(stdout);
+    }
+  }
+  std::printf(failures == 0 ? "all passed\n" : "%d FAILED\n", failures);
+  return failures == 0 ? 0 : 1;
+}
