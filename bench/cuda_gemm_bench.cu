@@ -66,7 +66,8 @@ __device__ float normal_of(uint64_t seed) {
   return sqrtf(-2.0f * logf(u)) * __cosf(6.2831853f * v);
 }
 
-// Normal values scaled so that the largest of a row nears the largest code, as quantizers leave them.
+// Normal values scaled so that the largest of a row nears the largest code, as quantizers leave
+// them.
 template <typename T>
 __global__ void fill(T* x, int64_t count, uint64_t seed) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
@@ -85,7 +86,9 @@ __device__ double value_of(uint8_t code) {
   x.__x = code;
   return static_cast<double>(static_cast<float>(x));
 }
-__device__ double value_of(__nv_bfloat16 x) { return static_cast<double>(__bfloat162float(x)); }
+__device__ double value_of(__nv_bfloat16 x) {
+  return static_cast<double>(__bfloat162float(x));
+}
 
 /// One dot product a block: element i of left and right lies at their base + i * step.
 struct Sample {
@@ -115,7 +118,9 @@ __global__ void sample_error(const Sample* samples, const T* left, const T* righ
   norm[blockIdx.x] = total * total;
 }
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+int64_t round_up(int64_t x, int64_t to) {
+  return (x + to - 1) / to * to;
+}
 
 /// End rows of groups between half and one and a half times the mean, multiples of nothing.
 std::vector<int32_t> ragged(int64_t M, int64_t E) {
@@ -142,26 +147,33 @@ struct Product {
 };
 
 template <typename T>
-Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int32_t>& offs, T* left,
-                     T* right, const float* scales, void* out) {
+Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int32_t>& offs,
+                     T* left, T* right, const float* scales, void* out) {
   constexpr bool kCodes = sizeof(T) == 1;
   const bool weight = kind == GroupedGemmKind::kGradWeight;
   std::vector<int32_t> starts;
   int64_t padded = 0;
   for (int64_t e = 0; e < s.E; ++e) {
     starts.push_back(static_cast<int32_t>(padded));
-    padded += round_up(offs[e] - (e > 0 ? offs[e - 1] : 0), 32);
+    padded += round_up(offs[e] - (e > 0 ? offs[e - 1] : 0), kGroupPadding);
   }
   Product p;
-  p.args = GroupedGemmArgs{
-            .kind = kind,
-            .element = kCodes ? GemmElement::kE4M3 : GemmElement::kBFloat16,
-            .output = GemmOutput::kBFloat16,
-            .M = s.M, .N = s.N, .K = s.K, .E = s.E,
-            .left = left, .right = right,
-            .offs = upload(offs), .padded_starts = upload(starts),
-            .padded_tokens = round_up(padded, 16),
-            .row_scale = scales, .col_scale = scales, .out = out, .stream = nullptr};
+  p.args = GroupedGemmArgs{.kind = kind,
+                           .element = kCodes ? GemmElement::kE4M3 : GemmElement::kBFloat16,
+                           .output = GemmOutput::kBFloat16,
+                           .M = s.M,
+                           .N = s.N,
+                           .K = s.K,
+                           .E = s.E,
+                           .left = left,
+                           .right = right,
+                           .offs = upload(offs),
+                           .padded_starts = upload(starts),
+                           .padded_tokens = padded,
+                           .row_scale = scales,
+                           .col_scale = scales,
+                           .out = out,
+                           .stream = nullptr};
   const int64_t rows = weight ? s.N : s.M;
   const int64_t cols = kind == GroupedGemmKind::kOut ? s.N : s.K;
   const int64_t depth = kind == GroupedGemmKind::kOut ? s.K : s.N;
@@ -256,8 +268,8 @@ void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds,
   for (Candidate& c : candidates) {
     std::sort(c.times.begin(), c.times.end());
     const double ms = c.times[c.times.size() / 2];
-    const double flop = 2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) *
-                        static_cast<double>(s.K);
+    const double flop =
+        2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
     std::printf("%-3s %-4s %-11s %-32s %8.3f ms %6.0f TFLOP/s (best %6.0f)  error %.1e%s\n", s.name,
                 sizeof(T) == 1 ? "fp8" : "bf16", kinds[static_cast<int>(kind)], c.variant->name, ms,
                 flop / ms * 1e-9, flop / c.times.front() * 1e-9, c.error,
@@ -269,14 +281,14 @@ void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds,
 template <typename T>
 void bench_shape(const Shape& s, int rounds) {
   const std::vector<int32_t> offs = ragged(s.M, s.E);
-  const int64_t tokens = s.M + 32 * s.E + 16;
+  const int64_t tokens = s.M + kGroupPadding * s.E;
   const int64_t wide = std::max(s.N, s.K);
   T* left = allocate<T>(tokens * wide);
   T* right = allocate<T>(std::max(tokens * s.K, s.E * s.N * s.K));
   const int64_t out_count = std::max(s.M * wide, s.E * s.N * s.K);
   void* out = allocate<__nv_bfloat16>(out_count);
-  float* scales = upload(std::vector<float>(
-      static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
+  float* scales =
+      upload(std::vector<float>(static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
   for (auto kind :
        {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
     fill<<<2048, 256>>>(left, tokens * wide, 1);
@@ -286,7 +298,8 @@ void bench_shape(const Shape& s, int rounds) {
       // The columns between groups are zero in real copies.
       std::vector<int32_t> starts(static_cast<size_t>(s.E));
       require(cudaMemcpy(starts.data(), p.args.padded_starts, starts.size() * 4,
-                         cudaMemcpyDeviceToHost), "cudaMemcpy");
+                         cudaMemcpyDeviceToHost),
+              "cudaMemcpy");
       for (size_t e = 0; e < starts.size(); ++e) {
         const int64_t end = starts[e] + offs[e] - (e > 0 ? offs[e - 1] : 0);
         const int64_t next = e + 1 < starts.size() ? starts[e + 1] : p.args.padded_tokens;
@@ -315,7 +328,9 @@ int main(int argc, char** argv) {
   for (const Shape& s : kShapes) {
     bool wanted = argc <= 2;
     for (int i = 2; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], s.name) == 0;
-    if (wanted) bench_shape<uint8_t>(s, rounds);
+    if (!wanted) continue;
+    bench_shape<uint8_t>(s, rounds);
+    bench_shape<__nv_bfloat16>(s, rounds);
   }
   return 0;
 }

@@ -107,7 +107,8 @@ Problem make_problem(const Case& c, Fill fill) {
   const int64_t scales = std::max(p.M, p.E * std::max(p.N, p.K));
   for (auto* s : {&p.row_scale, &p.col_scale}) {
     for (int64_t i = 0; i < scales; ++i) {
-      s->push_back(std::ldexp(fill == Fill::kIntegers ? 1.0f : 1.25f, static_cast<int>(rng() % 7) - 3));
+      s->push_back(
+          std::ldexp(fill == Fill::kIntegers ? 1.0f : 1.25f, static_cast<int>(rng() % 7) - 3));
     }
   }
   return p;
@@ -153,7 +154,9 @@ void scale(const Problem& p, GroupedGemmKind kind, std::vector<double>& out) {
   }
 }
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+int64_t round_up(int64_t x, int64_t to) {
+  return (x + to - 1) / to * to;
+}
 
 /// Elements of one format on the device, rows of `pitch`, everything outside (rows, cols) NaN.
 struct Operand {
@@ -170,9 +173,10 @@ uint16_t element_of(float x, GemmElement element) {
 
 template <typename At>
 Operand lay_out(int64_t rows, int64_t cols, GemmElement element, At at) {
-  const int64_t pitch = round_up(std::max<int64_t>(cols, 1), element == GemmElement::kE4M3 ? 16 : 8);
-  Operand o{std::vector<uint16_t>(static_cast<size_t>(rows * pitch),
-                                  element_of(NAN, element)), pitch};
+  const int64_t pitch =
+      round_up(std::max<int64_t>(cols, 1), element == GemmElement::kE4M3 ? 16 : 8);
+  Operand o{std::vector<uint16_t>(static_cast<size_t>(rows * pitch), element_of(NAN, element)),
+            pitch};
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
       o.elements[static_cast<size_t>(r * pitch + c)] = element_of(at(r, c), element);
@@ -215,7 +219,8 @@ Operands operands_of(const Problem& p, GroupedGemmKind kind, GemmElement element
     return lay_out(rows, cols, element,
                    [&](int64_t r, int64_t c) { return x[static_cast<size_t>(r * cols + c)]; });
   };
-  if (kind == GroupedGemmKind::kOut) return {matrix(p.A, p.M, p.K), matrix(p.W, p.E * p.N, p.K), {}};
+  if (kind == GroupedGemmKind::kOut)
+    return {matrix(p.A, p.M, p.K), matrix(p.W, p.E * p.N, p.K), {}};
   if (element == GemmElement::kBFloat16) {
     if (kind == GroupedGemmKind::kGradInput) {
       return {matrix(p.dO, p.M, p.N), matrix(p.W, p.E * p.N, p.K), {}};
@@ -234,7 +239,7 @@ Operands operands_of(const Problem& p, GroupedGemmKind kind, GemmElement element
   int32_t previous = 0;
   for (int32_t end : p.offs) {
     o.starts.push_back(static_cast<int32_t>(o.padded));
-    o.padded += round_up(end - previous, 32);
+    o.padded += round_up(end - previous, cuda::kGroupPadding);
     previous = end;
   }
   o.left = transposed_copy(p, p.dO, p.N, o.starts, o.padded);
@@ -320,14 +325,25 @@ void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmEleme
     const int64_t bytes = output == GemmOutput::kBFloat16 ? 2 : 4;
     for (int64_t pitch : {shape.cols, round_up(shape.cols, 8) + 8}) {
       Device<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
-      const GroupedGemmArgs args{
-          .kind = kind, .element = element, .output = output,
-          .M = p.M, .N = p.N, .K = p.K, .E = p.E,
-          .left = left.get(), .left_pitch = o.left.pitch,
-          .right = right.get(), .right_pitch = o.right.pitch,
-          .offs = offs.get(), .padded_starts = starts.get(), .padded_tokens = o.padded,
-          .row_scale = row_scale.get(), .col_scale = col_scale.get(),
-          .out = out.get(), .out_pitch = pitch, .stream = nullptr};
+      const GroupedGemmArgs args{.kind = kind,
+                                 .element = element,
+                                 .output = output,
+                                 .M = p.M,
+                                 .N = p.N,
+                                 .K = p.K,
+                                 .E = p.E,
+                                 .left = left.get(),
+                                 .left_pitch = o.left.pitch,
+                                 .right = right.get(),
+                                 .right_pitch = o.right.pitch,
+                                 .offs = offs.get(),
+                                 .padded_starts = starts.get(),
+                                 .padded_tokens = o.padded,
+                                 .row_scale = row_scale.get(),
+                                 .col_scale = col_scale.get(),
+                                 .out = out.get(),
+                                 .out_pitch = pitch,
+                                 .stream = nullptr};
       for (const auto& variant : cuda::grouped_gemm_variants()) {
         if (variant.refuses(args) != nullptr) continue;
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
@@ -375,9 +391,63 @@ std::vector<Case> cases() {
   };
 }
 
+/// The list's choice, which needs no GPU: what a shape gets, and that nothing is left without.
+void check_choice() {
+  struct Expected {
+    GroupedGemmKind kind;
+    GemmElement element;
+    int64_t M, N, K, E;
+    const char* name;
+  };
+  constexpr auto kOut = GroupedGemmKind::kOut;
+  constexpr auto kGradInput = GroupedGemmKind::kGradInput;
+  constexpr auto kGradWeight = GroupedGemmKind::kGradWeight;
+  constexpr auto kCodes = GemmElement::kE4M3;
+  constexpr auto kBf16 = GemmElement::kBFloat16;
+  const Expected list[] = {
+      {kOut, kCodes, 131072, 8192, 5120, 8, "sm90_fp8_rows_128x256"},
+      {kGradInput, kCodes, 131072, 2048, 7168, 8, "sm90_fp8_rows_pingpong_128x192"},
+      {kOut, kCodes, 65536, 768, 2048, 128, "sm90_fp8_rows_pingpong_128x192"},
+      {kGradInput, kCodes, 65536, 768, 2048, 128, "sm90_fp8_rows_pingpong_128x128"},
+      {kGradWeight, kCodes, 65536, 768, 2048, 128, "sm90_fp8_depth_256x128"},
+      {kOut, kBf16, 131072, 8192, 5120, 8, "sm90_bf16_128x256"},
+      {kGradWeight, kBf16, 32768, 2880, 2880, 32, "sm90_bf16_pingpong_128x192"},
+      {kOut, kBf16, 1, 1, 1, 1, "sm90_bf16_pingpong_128x128"},
+  };
+  for (const Expected& e : list) {
+    const float scale = 1;
+    const int32_t start = 0;
+    GroupedGemmArgs args{};
+    args.kind = e.kind;
+    args.element = e.element;
+    args.M = e.M;
+    args.N = e.N;
+    args.K = e.K;
+    args.E = e.E;
+    args.row_scale = args.col_scale = &scale;
+    args.padded_starts = &start;
+    const auto* chosen = cuda::choose_grouped_gemm(args);
+    if (chosen == nullptr || std::string(chosen->name) != e.name) {
+      ++failures;
+      std::printf("FAILED choice: %s, expected %s\n", chosen ? chosen->name : "none", e.name);
+    }
+    args.left_pitch = 1;
+    if (cuda::choose_grouped_gemm(args) != nullptr) {
+      ++failures;
+      std::printf("FAILED choice: %s for a pitch that TMA cannot read\n", e.name);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_choice();
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no GPU\n");
+    return failures == 0 ? 77 : 1;
+  }
   for (const Case& c : cases()) {
     for (Fill fill : {Fill::kIntegers, Fill::kRandom}) {
       const Problem p = make_problem(c, fill);

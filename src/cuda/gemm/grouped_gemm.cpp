@@ -10,36 +10,65 @@
 namespace moe8::cuda {
 namespace {
 
-// Measured on one H200 with ragged groups (docs/benchmarking.md): from this many tokens a group on,
-// the larger tile's smaller traffic beats the hidden stores of the pingpong schedule.
-constexpr int64_t kManyRows = 2048;
+// All measured on one H200 with ragged groups, every kernel interleaved with its rivals:
+// bench/cuda_gemm_bench prints the table again.
 
-const char* declines_few_rows(const GroupedGemmArgs& a) {
-  return a.M < kManyRows * a.E ? "fewer than 2048 tokens a group" : nullptr;
+int64_t round_up(int64_t x, int64_t to) {
+  return (x + to - 1) / to * to;
 }
 
-const char* never_declines(const GroupedGemmArgs&) { return nullptr; }
+// The cooperative 128x256 tile loads least, but nothing hides its stores: it wins when groups fill
+// its 256 rows well and each tile multiplies for long.
+const char* declines_128x256(const GroupedGemmArgs& a) {
+  constexpr int64_t kManyRows = 2048;
+  constexpr int64_t kLongBytes = 4096;
+  if (a.M < kManyRows * a.E) return "fewer than 2048 tokens a group";
+  const int64_t bytes = a.element == GemmElement::kE4M3 ? 1 : 2;
+  const int64_t depth = a.kind == GroupedGemmKind::kOut         ? a.K
+                        : a.kind == GroupedGemmKind::kGradInput ? a.N
+                                                                : a.M / a.E;
+  return depth * bytes < kLongBytes ? "contraction shorter than 4096 bytes" : nullptr;
+}
+
+// The pingpong tiles hide their stores. 192 columns load less than 128, unless pairs of them reach
+// too far past the last column.
+const char* declines_128x192(const GroupedGemmArgs& a) {
+  const int64_t cols = a.kind == GroupedGemmKind::kOut ? a.N : a.K;
+  return round_up(cols, 2 * 192) > round_up(cols, 2 * 128) + cols / 32
+             ? "pairs of 192 columns waste more than pairs of 128"
+             : nullptr;
+}
+
+const char* never_declines(const GroupedGemmArgs&) {
+  return nullptr;
+}
 
 constexpr std::array kVariants = {
-    GroupedGemmVariant{"sm90_fp8_rows_128x256", "out and grad_input, large groups",
-                       sm90::refuses_fp8_rows, declines_few_rows, sm90::launch_fp8_rows_128x256},
-    GroupedGemmVariant{"sm90_fp8_rows_pingpong", "out and grad_input, small groups",
-                       sm90::refuses_fp8_rows, never_declines, sm90::launch_fp8_rows_pingpong},
-    GroupedGemmVariant{"sm90_fp8_rows_pingpong_192", "out and grad_input, small groups",
-                       sm90::refuses_fp8_rows, never_declines, sm90::launch_fp8_rows_pingpong_192},
-    GroupedGemmVariant{"sm90_fp8_rows_pingpong_right", "out and grad_input, small groups",
-                       sm90::refuses_fp8_rows, never_declines, sm90::launch_fp8_rows_pingpong_right},
-    GroupedGemmVariant{"sm90_fp8_depth_256x128", "grad_weight, large groups",
-                       sm90::refuses_fp8_depth, declines_few_rows, sm90::launch_fp8_depth_256x128},
-    GroupedGemmVariant{"sm90_fp8_depth_pingpong", "grad_weight, small groups",
-                       sm90::refuses_fp8_depth, never_declines, sm90::launch_fp8_depth_pingpong},
-    GroupedGemmVariant{"sm90_fp8_depth_128x192", "grad_weight, small groups",
-                       sm90::refuses_fp8_depth, never_declines, sm90::launch_fp8_depth_128x192},
+    GroupedGemmVariant{"sm90_fp8_rows_128x256", "out and grad_input of large groups",
+                       sm90::refuses_fp8_rows, declines_128x256, sm90::launch_fp8_rows_128x256},
+    GroupedGemmVariant{"sm90_fp8_rows_pingpong_128x192", "out and grad_input of small groups",
+                       sm90::refuses_fp8_rows, declines_128x192,
+                       sm90::launch_fp8_rows_pingpong_192},
+    GroupedGemmVariant{"sm90_fp8_rows_pingpong_128x128", "out and grad_input, the rest",
+                       sm90::refuses_fp8_rows, never_declines, sm90::launch_fp8_rows_pingpong_128},
+    GroupedGemmVariant{"sm90_fp8_depth_256x128", "grad_weight", sm90::refuses_fp8_depth,
+                       never_declines, sm90::launch_fp8_depth_256x128},
+    // As fast within 2 % on small groups, slower on large ones.
+    GroupedGemmVariant{"sm90_fp8_depth_twin_128x128", "grad_weight, for comparison",
+                       sm90::refuses_fp8_depth, never_declines, sm90::launch_fp8_depth_twin},
+    GroupedGemmVariant{"sm90_bf16_128x256", "bf16, large groups", sm90::refuses_bf16,
+                       declines_128x256, sm90::launch_bf16_128x256},
+    GroupedGemmVariant{"sm90_bf16_pingpong_128x192", "bf16, small groups", sm90::refuses_bf16,
+                       declines_128x192, sm90::launch_bf16_pingpong_192},
+    GroupedGemmVariant{"sm90_bf16_pingpong_128x128", "bf16, the rest", sm90::refuses_bf16,
+                       never_declines, sm90::launch_bf16_pingpong_128},
 };
 
 }  // namespace
 
-std::span<const GroupedGemmVariant> grouped_gemm_variants() { return kVariants; }
+std::span<const GroupedGemmVariant> grouped_gemm_variants() {
+  return kVariants;
+}
 
 const GroupedGemmVariant* choose_grouped_gemm(const GroupedGemmArgs& args) {
   const GroupedGemmVariant* able = nullptr;

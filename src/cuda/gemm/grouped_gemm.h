@@ -16,6 +16,9 @@ enum class GroupedGemmKind { kOut, kGradInput, kGradWeight };
 enum class GemmElement { kE4M3, kBFloat16 };
 enum class GemmOutput { kBFloat16, kFloat32 };
 
+/// What the transposed copies of kGradWeight pad each group to: the contraction of one stage.
+inline constexpr int kGroupPadding = 128;
+
 /// One grouped product of codes with power-of-two or any float32 scales:
 ///
 ///   kOut         out[m, n]    = rs[m] cs[e, n] * sum_k left[m, k] right[e, n, k]        (M, N)
@@ -27,14 +30,14 @@ enum class GemmOutput { kBFloat16, kFloat32 };
 /// offs and padded_starts are read on the device only, clamped to [0, M].
 ///
 /// kE4M3: all operands have the contraction contiguous, as written above. In kGradWeight both are
-/// transposed copies with group e at the columns padded_starts[e], zero up to the next multiple of
-/// 32 columns.
-/// kBFloat16: no scales, and the operands are taken as they lie in training: kGradInput reads right
-/// as W (E, N, K), kGradWeight reads left as dO (M, N) and right as A (M, K) without padding.
+/// transposed copies with group e at the columns padded_starts[e], followed by zeros up to a
+/// multiple of kGroupPadding columns. kBFloat16: no scales, and the operands are taken as they lie
+/// in training: kGradInput reads right as W (E, N, K), kGradWeight reads left as dO (M, N) and
+/// right as A (M, K) without padding.
 ///
-/// Pitches count elements from one row (of the layouts above) to the next; experts of `right` follow
-/// without a gap. Operand pitches are multiples of 16 bytes and the operands 16-byte aligned; out has
-/// any pitch, and is faster with a multiple of 16 bytes.
+/// Pitches count elements from one row (of the layouts above) to the next; experts of `right`
+/// follow without a gap. Operand pitches are multiples of 16 bytes and the operands 16-byte
+/// aligned; out has any pitch, and is faster with a multiple of 16 bytes.
 struct GroupedGemmArgs {
   GroupedGemmKind kind;
   GemmElement element;
@@ -75,8 +78,8 @@ struct GroupedGemmVariant {
   LaunchStatus (*launch)(const GroupedGemmArgs&);
 };
 
-/// In order of preference. The first that neither refuses nor declines is taken, else the first that
-/// does not refuse.
+/// In order of preference. The first that neither refuses nor declines is taken, else the first
+/// that does not refuse.
 std::span<const GroupedGemmVariant> grouped_gemm_variants();
 
 /// The variant for these arguments; nullptr when every one refuses.

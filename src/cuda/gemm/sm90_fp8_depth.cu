@@ -1,23 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// FP8 grad_weight: the tiles of sm90_grouped_gemm.cuh for groups of contraction, promoted to float32
-// every 256 tokens, because FP8 tensor-core accumulators keep 13 bits and groups are long.
+// FP8 grad_weight: the tiles of sm90_grouped_gemm.cuh for groups of contraction, promoted to
+// float32 every 256 tokens, because FP8 tensor-core accumulators keep 13 bits and groups are long.
 #include "cuda/gemm/sm90_grouped_gemm.cuh"
 #include "cuda/gemm/sm90_variants.h"
 
 namespace moe8::cuda::sm90 {
 namespace {
 
-constexpr int kPromoteBlocks = 2;  // of 128 tokens
-
-template <GemmOutput kOutput, int kRows, int kCols, Schedule kSchedule>
+template <GemmOutput kOutput, int kRows, int kCols, Schedule kSchedule, int kPromoteBlocks>
 using Depth = Config<GemmElement::kE4M3, kOutput, Grouped::kDepth, Major::K, Major::K, kRows, kCols,
                      kSchedule, Shared::kLeft, kPromoteBlocks>;
 
-template <int kRows, int kCols, Schedule kSchedule>
+template <int kRows, int kCols, Schedule kSchedule, int kPromoteBlocks>
 LaunchStatus launch_tile(const GroupedGemmArgs& a) {
   return a.output == GemmOutput::kBFloat16
-             ? launch<Depth<GemmOutput::kBFloat16, kRows, kCols, kSchedule>>(a)
-             : launch<Depth<GemmOutput::kFloat32, kRows, kCols, kSchedule>>(a);
+             ? launch<Depth<GemmOutput::kBFloat16, kRows, kCols, kSchedule, kPromoteBlocks>>(a)
+             : launch<Depth<GemmOutput::kFloat32, kRows, kCols, kSchedule, kPromoteBlocks>>(a);
 }
 
 }  // namespace
@@ -29,15 +27,11 @@ const char* refuses_fp8_depth(const GroupedGemmArgs& a) {
 }
 
 LaunchStatus launch_fp8_depth_256x128(const GroupedGemmArgs& a) {
-  return launch_tile<256, 128, Schedule::kCooperative>(a);
+  return launch_tile<256, 128, Schedule::kCooperative, 2>(a);
 }
 
-LaunchStatus launch_fp8_depth_pingpong(const GroupedGemmArgs& a) {
-  return launch_tile<128, 128, Schedule::kPingpong>(a);
-}
-
-LaunchStatus launch_fp8_depth_128x192(const GroupedGemmArgs& a) {
-  return launch_tile<128, 192, Schedule::kCooperative>(a);
+LaunchStatus launch_fp8_depth_twin(const GroupedGemmArgs& a) {
+  return launch_tile<128, 128, Schedule::kTwin, 1>(a);
 }
 
 }  // namespace moe8::cuda::sm90

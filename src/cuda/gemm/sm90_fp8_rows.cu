@@ -30,16 +30,12 @@ LaunchStatus launch_fp8_rows_128x256(const GroupedGemmArgs& a) {
   return launch_tile<128, 256, Schedule::kCooperative, Shared::kRight>(a);
 }
 
-LaunchStatus launch_fp8_rows_pingpong(const GroupedGemmArgs& a) {
+LaunchStatus launch_fp8_rows_pingpong_128(const GroupedGemmArgs& a) {
   return launch_tile<128, 128, Schedule::kPingpong, Shared::kLeft>(a);
 }
 
 LaunchStatus launch_fp8_rows_pingpong_192(const GroupedGemmArgs& a) {
   return launch_tile<128, 192, Schedule::kPingpong, Shared::kLeft>(a);
-}
-
-LaunchStatus launch_fp8_rows_pingpong_right(const GroupedGemmArgs& a) {
-  return launch_tile<128, 128, Schedule::kPingpong, Shared::kRight>(a);
 }
 
 }  // namespace moe8::cuda::sm90

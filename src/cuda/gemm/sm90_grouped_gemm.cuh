@@ -2,12 +2,15 @@
 // The grouped matrix product for sm_90a: one kernel template for out, grad_input and grad_weight,
 // FP8 and bf16. Which instances exist and when each is taken: grouped_gemm.cpp.
 //
-// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, in the
+// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, in
+// the
 //         tensor cores' accumulators; with promotion, float32 sums of short tensor-core sums.
-// Tile    a cluster of two CTAs computes two tiles side by side and shares the operand that they have
+// Tile    a cluster of two CTAs computes two tiles side by side and shares the operand that they
+// have
 //         in common; 128 bytes of contraction a stage, as many stages as shared memory holds.
-//         Cooperative: both consumer warpgroups share a tile. Pingpong: each has its own tile, one
-//         multiplies while the other stores.
+//         Cooperative: both multiplying warpgroups share a tile. Pingpong: each has its own tile,
+//         one multiplies while the other stores. Twin: each has its own tile and its own stages,
+//         and both multiply whenever they can.
 // Floor   2 rows cols depth flop at what the power limit leaves of the tensor cores; for few rows a
 //         group, one read of all operands and one write of out.
 #pragma once
@@ -22,7 +25,7 @@ namespace moe8::cuda::sm90 {
 
 // ---- Configuration ------------------------------------------------------------------------------
 
-enum class Schedule { kCooperative, kPingpong };
+enum class Schedule { kCooperative, kPingpong, kTwin };
 enum class Shared { kLeft, kRight };  // the operand that both CTAs of a cluster use
 
 /// One instance of the kernel. kPromoteBlocks_: stages between promotions to float32; 0: accumulate
@@ -63,6 +66,9 @@ inline constexpr int kPatchBytes = kWarpRows * kPatchPitch;
 template <typename C>
 struct Traits {
   static constexpr bool kPingpong = C::kSchedule == Schedule::kPingpong;
+  static constexpr bool kCooperative = C::kSchedule == Schedule::kCooperative;
+  /// Rings of stages, each with a loading warp.
+  static constexpr int kRings = C::kSchedule == Schedule::kTwin ? kConsumerGroups : 1;
   static constexpr bool kShareLeft = C::kShared == Shared::kLeft;
   static constexpr int kElementBytes = C::kElement == GemmElement::kE4M3 ? 1 : 2;
   static constexpr int kBlockDepth = kSwizzleBytes / kElementBytes;
@@ -73,51 +79,58 @@ struct Traits {
   static constexpr int kSuperRows = C::kTileRows * (kShareLeft ? 1 : kCluster);
   static constexpr int kSuperCols = C::kTileCols * (kShareLeft ? kCluster : 1);
   /// 64-row pieces of a tile that one warpgroup computes, and the rows between them.
-  static constexpr int kPieces = C::kTileRows / 64 / (kPingpong ? 1 : kConsumerGroups);
-  static constexpr int kPieceStride = kPingpong ? 64 : 64 * kConsumerGroups;
+  static constexpr int kPieces = C::kTileRows / 64 / (kCooperative ? kConsumerGroups : 1);
+  static constexpr int kPieceStride = kCooperative ? 64 * kConsumerGroups : 64;
   static constexpr int kAccumulators = C::kTileCols / 2;  // registers of a thread for one piece
   /// Each warp keeps the scales of its tile: of the columns, then of its 16 rows of each piece.
   static constexpr int kScales = C::kTileCols + kPieces * kWarpRows;
   static constexpr int kOtherBytes =
       kConsumerWarps * (kPatchBytes + kScales * int{sizeof(float)}) + kBarrierBytes;
-  static constexpr int kStages = (kSharedMemory - kOtherBytes) / kStageBytes;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kOtherBytes;
+  static constexpr int kStages = (kSharedMemory - kOtherBytes) / kStageBytes / kRings;  // of a ring
+  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kRings * kRingBytes + kOtherBytes;
   /// Consumer warps that read a stage, in both CTAs.
-  static constexpr int kReaders = kCluster * (kPingpong ? 4 : kConsumerWarps);
-  /// bf16 groups of tokens are not padded: the rows after a group's last are zeroed in shared memory.
+  static constexpr int kReaders = kCluster * (kCooperative ? kConsumerWarps : 4);
+  /// bf16 groups of tokens are not padded: the rows after a group's last are zeroed in shared
+  /// memory.
   static constexpr bool kZeroTail =
       C::kGrouped == Grouped::kDepth && C::kElement == GemmElement::kBFloat16;
 
   using Instruction = Wgmma<C::kElement, C::kTileCols, C::kLeftMajor, C::kRightMajor>;
   using Walk = TileWalk<C::kGrouped, kSuperRows, kSuperCols>;
 
-  static_assert(C::kTileRows % (64 * (kPingpong ? 1 : kConsumerGroups)) == 0);
-  static_assert(kStages >= 3 && (2 * kStages + 2) * 8 <= kBarrierBytes);
+  static_assert(C::kTileRows % (64 * (kCooperative ? kConsumerGroups : 1)) == 0);
+  static_assert(kStages >= 3 && (2 * kStages * kRings + kConsumerGroups) * 8 <= kBarrierBytes);
   static_assert(!kZeroTail || C::kPromoteBlocks == 0);
 };
 
 // ---- Device helpers -----------------------------------------------------------------------------
 
-/// Where things lie in shared memory. full[s]: stage s has arrived. empty[s]: both CTAs have read it.
-/// turn[g]: warpgroup g may multiply (pingpong).
+/// Where things lie in shared memory. full[s]: stage s has arrived. empty[s]: both CTAs have read
+/// it. turn[g]: warpgroup g may multiply.
 template <typename T>
 struct Storage {
   uint8_t* base;
+  int ring;
 
-  __device__ uint8_t* left(int stage) const { return base + stage * T::kStageBytes; }
+  __device__ uint8_t* left(int stage) const {
+    return base + ring * T::kRingBytes + stage * T::kStageBytes;
+  }
   __device__ uint8_t* right(int stage) const { return left(stage) + T::kLeftBytes; }
   __device__ uint64_t* barriers() const {
-    return reinterpret_cast<uint64_t*>(base + T::kStages * T::kStageBytes);
+    return reinterpret_cast<uint64_t*>(base + T::kRings * T::kRingBytes);
   }
   __device__ uint8_t* patch(int warp) const {
-    return base + T::kStages * T::kStageBytes + kBarrierBytes + warp * kPatchBytes;
+    return base + T::kRings * T::kRingBytes + kBarrierBytes + warp * kPatchBytes;
   }
   __device__ float* scales(int warp) const {
     return reinterpret_cast<float*>(patch(kConsumerWarps)) + warp * T::kScales;
   }
-  __device__ uint64_t* full(int stage) const { return barriers() + stage; }
-  __device__ uint64_t* empty(int stage) const { return barriers() + T::kStages + stage; }
-  __device__ uint64_t* turn(int group) const { return barriers() + 2 * T::kStages + group; }
+  __device__ uint64_t* full(int stage) const { return barriers() + ring * T::kStages + stage; }
+  __device__ uint64_t* empty(int stage) const { return full(stage) + T::kRings * T::kStages; }
+  __device__ uint64_t* turn(int group) const {
+    return barriers() + 2 * T::kRings * T::kStages + group;
+  }
 };
 
 /// Loads `count` rows (columns of out for the right operand) from `first`, one stage deep from
@@ -154,19 +167,6 @@ __device__ __forceinline__ void load_stage(const CUtensorMap& left_map,
                                !T::kShareLeft, col + right_part, kRightCount, depth, expert);
 }
 
-/// d[i] += piece i of the left tile times the right tile, contraction step k of a stage.
-template <typename C, int kPieces, int kCount>
-__device__ __forceinline__ void multiply_step(float (&d)[kPieces][kCount], uint32_t left,
-                                              uint32_t right, int k) {
-  using T = Traits<C>;
-  const uint64_t right_tile = describe<C::kRightMajor>(right) + k * kNextStep<C::kRightMajor>;
-#pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const uint64_t piece = describe<C::kLeftMajor>(left + i * T::kPieceStride * kSwizzleBytes);
-    multiply_add<typename T::Instruction>(d[i], piece + k * kNextStep<C::kLeftMajor>, right_tile);
-  }
-}
-
 /// One warpgroup's part of the pipeline: waits for stages, multiplies, hands them back.
 template <typename C>
 struct Consumer {
@@ -175,8 +175,8 @@ struct Consumer {
 
   Storage<T> smem;
   int lane;
-  int first_row;  // of this warpgroup in the tile
-  int threads;    // that read the same stages in this CTA
+  int first_row;      // of this warpgroup in the tile
+  int threads;        // that read the same stages in this CTA
   uint32_t next = 0;  // stages used so far
 
   __device__ void wait_full(uint32_t use) const {
@@ -191,8 +191,11 @@ struct Consumer {
   __device__ uint32_t right(uint32_t use) const {
     return cute::cast_smem_ptr_to_uint(smem.right(use % T::kStages));
   }
-  __device__ static int blocks_of(int depth) { return (depth + T::kBlockDepth - 1) / T::kBlockDepth; }
-  /// Zeroes the contraction rows from `rest` on, which belong to the next group (MN-major operands).
+  __device__ static int blocks_of(int depth) {
+    return (depth + T::kBlockDepth - 1) / T::kBlockDepth;
+  }
+  /// Zeroes the contraction rows from `rest` on, which belong to the next group (MN-major
+  /// operands).
   __device__ void zero_tail(uint32_t use, int rest) const {
     const int rows = T::kStageBytes / kSwizzleBytes;
     for (int i = threadIdx.x % threads; i < rows * 8; i += threads) {
@@ -207,8 +210,8 @@ struct Consumer {
   static constexpr int kTailBarrier = 1;
 
   /// acc += the whole contraction, in the tensor cores' own accumulators. The last stage is still
-  /// being multiplied on return; finish() waits for it. Past the end of the contraction both operands
-  /// are 0, so stages are always multiplied whole.
+  /// being multiplied on return; finish() waits for it. Past the end of the contraction both
+  /// operands are 0, so stages are always multiplied whole.
   __device__ __forceinline__ void accumulate(Accumulators& acc, int depth) {
     const int blocks = blocks_of(depth);
     for (int block = 0; block < blocks; ++block, ++next) {
@@ -219,9 +222,16 @@ struct Consumer {
       }
       pin_all(acc);
       cute::warpgroup_arrive();
+      const uint64_t right_tile = describe<C::kRightMajor>(right(next));
 #pragma unroll
       for (int k = 0; k < kStepsPerBlock; ++k) {
-        multiply_step<C>(acc, left(next), right(next), k);
+#pragma unroll
+        for (int i = 0; i < T::kPieces; ++i) {
+          const uint64_t piece =
+              describe<C::kLeftMajor>(left(next) + i * T::kPieceStride * kSwizzleBytes);
+          multiply_add<typename T::Instruction>(acc[i], piece + k * kNextStep<C::kLeftMajor>,
+                                                right_tile + k * kNextStep<C::kRightMajor>);
+        }
       }
       cute::warpgroup_commit_batch();
       pin_all(acc);
@@ -236,24 +246,15 @@ struct Consumer {
     if (depth > 0) release(next - 1);
   }
 
-  /// acc += the whole contraction, promoted to float32 every C::kPromoteBlocks stages. The steps past
-  /// the end, where the next group's codes may lie, are not multiplied. While one warpgroup adds, the
-  /// other keeps the tensor cores busy.
+  /// acc += the whole contraction, promoted to float32 every C::kPromoteBlocks stages. While one
+  /// warpgroup adds, the other keeps the tensor cores busy.
   __device__ __forceinline__ void accumulate_promoted(Accumulators& acc, int depth) {
-    for (int blocks; depth > 0; depth -= C::kPromoteBlocks * T::kBlockDepth, next += blocks) {
-      blocks = min(blocks_of(depth), C::kPromoteBlocks);
-      for (int b = 0; b < blocks; ++b) wait_full(next + b);
-#pragma unroll
-      for (int i = 0; i < T::kPieces; ++i) {
-        float part[1][T::kAccumulators];
-        multiply_chunk(part, i * T::kPieceStride * kSwizzleBytes, depth, blocks);
-        if (i == T::kPieces - 1) {
-          for (int b = 0; b < blocks; ++b) release(next + b);
-        }
-#pragma unroll
-        for (int j = 0; j < T::kAccumulators; ++j) acc[i][j] += part[0][j];
-      }
-    }
+    int blocks = blocks_of(depth);
+#pragma unroll 1
+    for (; blocks >= C::kPromoteBlocks; blocks -= C::kPromoteBlocks)
+      promote<C::kPromoteBlocks>(acc);
+#pragma unroll 1
+    for (; blocks > 0; --blocks) promote<1>(acc);
   }
 
  private:
@@ -262,34 +263,39 @@ struct Consumer {
     for (int i = 0; i < T::kPieces; ++i) pin(acc[i]);
   }
 
-  /// part = the next `depth` of contraction, at most `blocks` stages. All lengths share this code:
-  /// a second place that multiplies makes ptxas keep the accumulators twice and spill.
-  __device__ __forceinline__ void multiply_chunk(float (&part)[1][T::kAccumulators],
-                                                 int left_offset, int depth, int blocks) const {
+  /// acc += the next kBlocks stages, piece by piece.
+  template <int kBlocks>
+  __device__ __forceinline__ void promote(Accumulators& acc) {
 #pragma unroll
-    for (float& x : part[0]) x = 0.0f;
-    pin(part[0]);
-    cute::warpgroup_arrive();
+    for (int b = 0; b < kBlocks; ++b) wait_full(next + b);
 #pragma unroll
-    for (int b = 0; b < C::kPromoteBlocks; ++b) {
-      if (b < blocks) {
-        const uint32_t from = left(next + b) + left_offset;
-        const int rest = depth - b * T::kBlockDepth;
-        if (rest >= T::kBlockDepth) {
+    for (int i = 0; i < T::kPieces; ++i) {
+      float part[T::kAccumulators];
+      pin(part);
+      cute::warpgroup_arrive();
 #pragma unroll
-          for (int k = 0; k < kStepsPerBlock; ++k) multiply_step<C>(part, from, right(next + b), k);
-        } else {
-#pragma unroll 1
-          for (int k = 0; k * T::kStepDepth < rest; ++k) {
-            multiply_step<C>(part, from, right(next + b), k);
-          }
-        }
+      for (int s = 0; s < kBlocks * kStepsPerBlock; ++s) {
+        const uint32_t use = next + s / kStepsPerBlock;
+        const int k = s % kStepsPerBlock;
+        const uint32_t piece = left(use) + i * T::kPieceStride * kSwizzleBytes;
+        // Zero, not cleared registers: ptxas would clear the next part early, beside this one.
+        multiply_add<typename T::Instruction>(
+            part, describe<C::kLeftMajor>(piece) + k * kNextStep<C::kLeftMajor>,
+            describe<C::kRightMajor>(right(use)) + k * kNextStep<C::kRightMajor>,
+            s == 0 ? ScaleOut::Zero : ScaleOut::One);
       }
+      cute::warpgroup_commit_batch();
+      pin(part);
+      cute::warpgroup_wait<0>();
+      pin(part);
+      if (i == T::kPieces - 1) {
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) release(next + b);
+      }
+#pragma unroll
+      for (int j = 0; j < T::kAccumulators; ++j) acc[i][j] += part[j];
     }
-    cute::warpgroup_commit_batch();
-    pin(part[0]);
-    cute::warpgroup_wait<0>();
-    pin(part[0]);
+    next += kBlocks;
   }
 };
 
@@ -301,6 +307,23 @@ struct Target {
   int group;
   bool empty;  // no contraction: exact 0, whatever the scales
 };
+
+template <typename C>
+__device__ __forceinline__ Target target_of(const Problem& p, const Work& work, int rank,
+                                            int warp) {
+  using T = Traits<C>;
+  const int first_row = T::kCooperative ? warp / 4 * 64 : 0;  // of the warpgroup in the tile
+  return {
+      .base = C::kGrouped == Grouped::kDepth ? int64_t{work.group} * p.rows : work.first_row,
+      .row =
+          work.row + (T::kShareLeft ? 0 : rank * C::kTileRows) + first_row + warp % 4 * kWarpRows,
+      .col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0),
+      .rows = work.rows,
+      .cols = p.cols,
+      .group = work.group,
+      .empty = work.depth == 0,
+  };
+}
 
 /// Starts copying the scales of a tile to shared memory; 0 beyond the tile's rows and columns.
 template <typename C>
@@ -362,7 +385,8 @@ __device__ __forceinline__ void store_patch(const uint8_t* patch, __nv_bfloat16*
   }
 }
 
-__device__ __forceinline__ void store_pair(float* out, float x, float y, int cols, bool vector_store) {
+__device__ __forceinline__ void store_pair(float* out, float x, float y, int cols,
+                                           bool vector_store) {
   if (vector_store && cols >= 2) {
     __stcs(reinterpret_cast<float2*>(out), make_float2(x, y));
   } else {
@@ -381,6 +405,8 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
   const int rows = t.rows - row;
   const float row_scale[2] = {kScaled ? row_scales[lane / 4] : 1.0f,
                               kScaled ? row_scales[lane / 4 + 8] : 1.0f};
+  // float32 is stored as it lies in the registers: a row's four lanes fill a sector.
+  const int64_t first = (t.base + row + lane / 4) * p.out_pitch + t.col + lane % 4 * 2;
 #pragma unroll
   for (int c0 = 0; c0 < C::kTileCols; c0 += kPatchCols) {
     if (t.col + c0 >= t.cols) break;
@@ -399,11 +425,9 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
       }
       if constexpr (C::kOutput == GemmOutput::kFloat32) {
         const int cols = t.cols - t.col - c;
-        float* out = static_cast<float*>(p.out) + (t.base + row + lane / 4) * p.out_pitch + t.col + c;
-        if (lane / 4 < rows) store_pair(out, v[0], v[1], cols, p.vector_store);
-        if (lane / 4 + 8 < rows) {
-          store_pair(out + 8 * p.out_pitch, v[2], v[3], cols, p.vector_store);
-        }
+        float* to = static_cast<float*>(p.out) + first + (c0 + i * 8);
+        if (lane / 4 < rows) store_pair(to, v[0], v[1], cols, p.vector_store);
+        if (lane / 4 + 8 < rows) store_pair(to + 8 * p.out_pitch, v[2], v[3], cols, p.vector_store);
       } else {
         packed[i][0] = pack(v[0], v[1]);
         packed[i][1] = pack(v[2], v[3]);
@@ -428,7 +452,13 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
 
 // ---- Kernel -------------------------------------------------------------------------------------
 
-/// The loading warp: fills stages for every tile of this CTA in the order of the walk.
+/// The first super-tile of a ring; the next ones follow at a fixed stride.
+template <typename T>
+__device__ __forceinline__ int first_tile(int ring) {
+  return blockIdx.x / kCluster * T::kRings + ring;
+}
+
+/// A loading warp: fills its ring's stages for every tile in the order of the walk.
 template <typename C>
 __device__ __forceinline__ void produce(const CUtensorMap& left_map, const CUtensorMap& right_map,
                                         const Problem& p, const Storage<Traits<C>>& smem, int rank,
@@ -437,7 +467,8 @@ __device__ __forceinline__ void produce(const CUtensorMap& left_map, const CUten
   typename T::Walk walk(p, lane);
   Work work;
   uint32_t next = 0;
-  for (int tile = blockIdx.x / kCluster; walk.find(tile, work); tile += gridDim.x / kCluster) {
+  const int stride = gridDim.x / kCluster * T::kRings;
+  for (int tile = first_tile<T>(smem.ring); walk.find(tile, work); tile += stride) {
     if (lane == 0) {
       const int row = work.first_row + work.row + (T::kShareLeft ? 0 : rank * C::kTileRows);
       const int col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0);
@@ -446,7 +477,7 @@ __device__ __forceinline__ void produce(const CUtensorMap& left_map, const CUten
         const int stage = next % T::kStages;
         Barrier::wait(smem.empty(stage), ((next / T::kStages) & 1) ^ 1);
         load_stage<C>(left_map, right_map, smem, stage, rank, row, col, work.first_depth + depth,
-                       expert);
+                      expert);
       }
     }
     __syncwarp();
@@ -459,51 +490,47 @@ __device__ __forceinline__ void consume(const Problem& p, const Storage<Traits<C
                                         int warp, int lane) {
   using T = Traits<C>;
   const int group = warp / 4;
-  Consumer<C> consumer{smem, lane, T::kPingpong ? 0 : group * 64, T::kPingpong ? 128 : 256};
+  Consumer<C> consumer{smem, lane, T::kCooperative ? group * 64 : 0, T::kCooperative ? 256 : 128};
   typename T::Walk walk(p, lane);
   Work work;
   uint32_t count = 0;  // super-tiles seen
-  for (int tile = blockIdx.x / kCluster; walk.find(tile, work);
-       tile += gridDim.x / kCluster, ++count) {
+  const int stride = gridDim.x / kCluster * T::kRings;
+  for (int tile = first_tile<T>(smem.ring); walk.find(tile, work); tile += stride, ++count) {
     if (T::kPingpong && count % kConsumerGroups != static_cast<uint32_t>(group)) {
       consumer.next += Consumer<C>::blocks_of(work.depth);
       continue;
     }
-    const bool by_depth = C::kGrouped == Grouped::kDepth;
-    const Target target{
-        .base = by_depth ? int64_t{work.group} * p.rows : work.first_row,
-        .row = work.row + (T::kShareLeft ? 0 : rank * C::kTileRows) + consumer.first_row +
-               warp % 4 * kWarpRows,
-        .col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0),
-        .rows = work.rows,
-        .cols = p.cols,
-        .group = work.group,
-        .empty = work.depth == 0,
-    };
-    float* scales = smem.scales(warp);
-    if constexpr (C::kElement == GemmElement::kE4M3) fetch_scales<C>(p, target, scales, lane);
+    if constexpr (C::kElement == GemmElement::kE4M3) {
+      fetch_scales<C>(p, target_of<C>(p, work, rank, warp), smem.scales(warp), lane);
+    }
     typename Consumer<C>::Accumulators acc;
 #pragma unroll
     for (int i = 0; i < T::kPieces; ++i) {
 #pragma unroll
       for (float& x : acc[i]) x = 0.0f;
     }
-    // Without turns the second warpgroup would wait for stages a whole ring ahead.
+    // Pingpong: without turns the second warpgroup would wait for stages a whole ring ahead. Twin:
+    // the second warpgroup starts late, once, so that the two do not store at the same time.
     const uint32_t round = count / kConsumerGroups;
     if constexpr (T::kPingpong) Barrier::wait(smem.turn(group), (round & 1) ^ (group == 0));
+    if (T::kRings > 1 && group == 1 && count == 0) Barrier::wait(smem.turn(group), 0);
     if constexpr (C::kPromoteBlocks > 0) {
       consumer.accumulate_promoted(acc, work.depth);
     } else {
       consumer.accumulate(acc, work.depth);
     }
-    if constexpr (T::kPingpong) Barrier::arrive(smem.turn(group ^ 1), rank, lane == 0);
+    if (T::kPingpong || (T::kRings > 1 && group == 0 && count == 0)) {
+      Barrier::arrive(smem.turn(group ^ 1), rank, lane == 0);
+    }
     if constexpr (C::kPromoteBlocks == 0) consumer.finish(acc, work.depth);
     cute::cp_async_wait<0>();
     __syncwarp();
+    const Target target = target_of<C>(p, work, rank, warp);
+    const float* scales = smem.scales(warp);
 #pragma unroll
     for (int i = 0; i < T::kPieces; ++i) {
       const int row = target.row + i * T::kPieceStride;
-      if (row < work.rows) {
+      if (row < target.rows) {
         store_rows<C>(p, target, row, acc[i], scales + C::kTileCols + i * kWarpRows, scales,
                       smem.patch(warp), lane);
       }
@@ -518,23 +545,29 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
                         const __grid_constant__ CUtensorMap right_map,
                         const __grid_constant__ Problem problem) {
   using T = Traits<C>;
-  extern __shared__ __align__(1024) uint8_t shared_memory[];  // the swizzle repeats every 1024 bytes
-  const Storage<T> smem{shared_memory};
+  extern __shared__ __align__(1024)
+      uint8_t shared_memory[];  // the swizzle repeats every 1024 bytes
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cute::block_rank_in_cluster());
+  const bool loads = warp >= kConsumerWarps;
+  const int ring = T::kRings == 1 ? 0 : loads ? warp - kConsumerWarps : warp / 4;
+  const Storage<T> smem{shared_memory, ring};
   if (threadIdx.x == 0) {
-    for (int s = 0; s < T::kStages; ++s) {
-      Barrier::init(smem.full(s), 1);
-      Barrier::init(smem.empty(s), T::kReaders);
+    const Storage<T> first{shared_memory, 0};
+    for (int s = 0; s < T::kRings * T::kStages; ++s) {
+      Barrier::init(first.full(s), 1);
+      Barrier::init(first.empty(s), T::kReaders);
     }
     for (int g = 0; g < kConsumerGroups; ++g) Barrier::init(smem.turn(g), 4);
     cutlass::arch::fence_barrier_init();
   }
   cute::cluster_sync();
-  if (warp >= kConsumerWarps) {
+  if (loads) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (warp == kConsumerWarps) produce<C>(left_map, right_map, problem, smem, rank, lane);
+    if (warp < kConsumerWarps + T::kRings) {
+      produce<C>(left_map, right_map, problem, smem, rank, lane);
+    }
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     consume<C>(problem, smem, rank, warp, lane);
@@ -587,21 +620,20 @@ const char* encode_maps(const GroupedGemmArgs& a, const Problem& p, CUtensorMap&
   const int right_box = T::kShareLeft ? C::kTileCols : C::kTileCols / kCluster;
   const bool left_k = C::kLeftMajor == Major::K;
   const bool right_k = C::kRightMajor == Major::K;
-  const bool done =
-      encode_tensor_map(left, {.data = a.left,
-                               .element_bytes = T::kElementBytes,
-                               .inner = left_k ? depth : p.rows,
-                               .middle = left_k ? p.rows : depth,
-                               .outer = 1,
-                               .pitch = a.left_pitch,
-                               .box_middle = left_k ? left_box : T::kBlockDepth}) &&
-      encode_tensor_map(right, {.data = a.right,
-                                .element_bytes = T::kElementBytes,
-                                .inner = right_k ? depth : p.cols,
-                                .middle = right_k ? p.cols : depth,
-                                .outer = by_depth ? 1 : a.E,
-                                .pitch = a.right_pitch,
-                                .box_middle = right_k ? right_box : T::kBlockDepth});
+  const bool done = encode_tensor_map(left, {.data = a.left,
+                                             .element_bytes = T::kElementBytes,
+                                             .inner = left_k ? depth : p.rows,
+                                             .middle = left_k ? p.rows : depth,
+                                             .outer = 1,
+                                             .pitch = a.left_pitch,
+                                             .box_middle = left_k ? left_box : T::kBlockDepth}) &&
+                    encode_tensor_map(right, {.data = a.right,
+                                              .element_bytes = T::kElementBytes,
+                                              .inner = right_k ? depth : p.cols,
+                                              .middle = right_k ? p.cols : depth,
+                                              .outer = by_depth ? 1 : a.E,
+                                              .pitch = a.right_pitch,
+                                              .box_middle = right_k ? right_box : T::kBlockDepth});
   return done ? nullptr : "cuTensorMapEncodeTiled";
 }
 
@@ -621,7 +653,8 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   if (p.rows == 0 || p.cols == 0 || (C::kGrouped == Grouped::kDepth && p.groups == 0)) return {};
   if (contraction_extent<C>(a, p) == 0 || p.groups == 0) return zero_out(a, p);
   CUtensorMap left, right;
-  if (const char* failed = encode_maps<C>(a, p, left, right)) return {cudaErrorInvalidValue, failed};
+  if (const char* failed = encode_maps<C>(a, p, left, right))
+    return {cudaErrorInvalidValue, failed};
 
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -629,14 +662,15 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return {error, "cudaDeviceGetAttribute"};
   auto* kernel = grouped_gemm_kernel<C>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+  error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   if (error != cudaSuccess) return {error, "cudaFuncSetAttribute"};
 
   // Each group, and the rows of none, can end in one partial row of super-tiles.
   const int64_t col_tiles = (p.cols + T::kSuperCols - 1) / T::kSuperCols;
   const int64_t row_tiles = (p.rows + T::kSuperRows - 1) / T::kSuperRows;
-  const int64_t most = col_tiles * (C::kGrouped == Grouped::kRows ? row_tiles + p.groups + 1
-                                                                 : row_tiles * p.groups);
+  const int64_t most =
+      col_tiles * (C::kGrouped == Grouped::kRows ? row_tiles + p.groups + 1 : row_tiles * p.groups);
   const auto clusters = static_cast<unsigned>(std::min<int64_t>(most, processors / kCluster));
   kernel<<<clusters * kCluster, kThreads, T::kSharedBytes, a.stream>>>(left, right, p);
   error = cudaGetLastError();
@@ -654,6 +688,12 @@ inline const char* refuses_any(const GroupedGemmArgs& a) {
   if (reinterpret_cast<uintptr_t>(a.left) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(a.right) % 16 != 0) {
     return "an operand is not 16-byte aligned";
+  }
+  if (a.element == GemmElement::kE4M3) {
+    if (a.row_scale == nullptr || a.col_scale == nullptr) return "codes without scales";
+    if (a.kind == GroupedGemmKind::kGradWeight && a.padded_starts == nullptr) {
+      return "transposed copies without the groups' starts";
+    }
   }
   return nullptr;
 }

@@ -5,6 +5,8 @@
 
 #include <cuda.h>
 #include <cuda_bf16.h>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/arch/reg_reconfig.h>
 
 #include <cstdint>
 #include <cute/arch/cluster_sm90.hpp>
@@ -14,8 +16,6 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm90_desc.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
-#include <cutlass/arch/barrier.h>
-#include <cutlass/arch/reg_reconfig.h>
 #include <utility>
 
 #include "cuda/gemm/grouped_gemm.h"
@@ -26,33 +26,35 @@ using Barrier = cutlass::arch::ClusterTransactionBarrier;
 using cute::SM90::GMMA::Major;
 using cute::SM90::GMMA::ScaleOut;
 
-inline constexpr int kSwizzleBytes = 128;                // one row of a shared-memory tile
-inline constexpr int kAtomBytes = 8 * kSwizzleBytes;     // 8 rows: the unit of the swizzle
-inline constexpr int kChunkBytes = 64 * kSwizzleBytes;   // 64 rows: one box of an MN-major operand
-inline constexpr int kStepBytes = 32;                    // contraction of one wgmma
+inline constexpr int kSwizzleBytes = 128;               // one row of a shared-memory tile
+inline constexpr int kAtomBytes = 8 * kSwizzleBytes;    // 8 rows: the unit of the swizzle
+inline constexpr int kChunkBytes = 64 * kSwizzleBytes;  // 64 rows: one box of an MN-major operand
+inline constexpr int kStepBytes = 32;                   // contraction of one wgmma
 inline constexpr int kStepsPerBlock = kSwizzleBytes / kStepBytes;
 
 /// The instruction that multiplies 64 x kCols x 32 bytes from shared memory.
 template <GemmElement kElement, int kCols, Major kLeft, Major kRight>
 struct Wgmma;
-#define MOE8_WGMMA(cols)                                                        \
-  template <>                                                                   \
-  struct Wgmma<GemmElement::kE4M3, cols, Major::K, Major::K>                    \
-      : cute::SM90::GMMA::MMA_64x##cols##x32_F32E4M3E4M3_SS_TN<> {};            \
-  template <Major kLeft, Major kRight>                                          \
-  struct Wgmma<GemmElement::kBFloat16, cols, kLeft, kRight>                     \
+#define MOE8_WGMMA(cols)                                             \
+  template <>                                                        \
+  struct Wgmma<GemmElement::kE4M3, cols, Major::K, Major::K>         \
+      : cute::SM90::GMMA::MMA_64x##cols##x32_F32E4M3E4M3_SS_TN<> {}; \
+  template <Major kLeft, Major kRight>                               \
+  struct Wgmma<GemmElement::kBFloat16, cols, kLeft, kRight>          \
       : cute::SM90::GMMA::MMA_64x##cols##x16_F32BF16BF16_SS<kLeft, kRight> {};
 MOE8_WGMMA(128)
 MOE8_WGMMA(192)
 MOE8_WGMMA(256)
 #undef MOE8_WGMMA
 
-/// d += left * right, asynchronously; CuTe wants one argument a register.
+/// d = left * right, + d if `keep` says so, asynchronously; CuTe wants one argument a register.
 template <typename Instruction, int kCount>
-__device__ __forceinline__ void multiply_add(float (&d)[kCount], uint64_t left, uint64_t right) {
+__device__ __forceinline__ void multiply_add(float (&d)[kCount], uint64_t left, uint64_t right,
+                                             ScaleOut keep = ScaleOut::One) {
   [&]<int... i>(std::integer_sequence<int, i...>) {
-    Instruction::fma(left, right, d[i]..., ScaleOut::One);
-  }(std::make_integer_sequence<int, kCount>{});
+    Instruction::fma(left, right, d[i]..., keep);
+  }
+  (std::make_integer_sequence<int, kCount>{});
 }
 
 /// Keeps the compiler from moving uses of the accumulators over the asynchronous multiplies.

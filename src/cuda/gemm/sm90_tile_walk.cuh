@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Which output tile a cluster computes next, found on the device from offs. Every warp that needs to
-// know walks by itself, so no shared memory and no limit on the number of groups.
+// Which output tile a cluster computes next, found on the device from offs. Every warp that needs
+// to know walks by itself, so no shared memory and no limit on the number of groups.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,12 @@ namespace moe8::cuda::sm90 {
 /// (kGradWeight).
 enum class Grouped { kRows, kDepth };
 
-/// The product as the kernel sees it: out (rows, cols) = left (rows, depth) x right (cols, depth)^T.
+/// The product as the kernel sees it: out (rows, cols) = left (rows, depth) x right (cols,
+/// depth)^T.
 struct Problem {
-  int rows;    // kRows: M of all groups
-  int cols;    // of the output
-  int depth;   // contraction; kDepth: M of all groups
+  int rows;   // kRows: M of all groups
+  int cols;   // of the output
+  int depth;  // contraction; kDepth: M of all groups
   int groups;
   const int32_t* offs;
   const int32_t* padded_starts;  // kDepth; nullptr: groups lie at offs
@@ -36,8 +37,8 @@ struct Work {
   int first_depth;  // kDepth: where the group starts in the contraction
 };
 
-/// Consecutive super-tiles walk down kBandRows rows, then move to the next column: what the clusters
-/// work on at a time is a square patch whose operands stay in L2.
+/// Consecutive super-tiles walk down kBandRows rows, then move to the next column: what the
+/// clusters work on at a time is a square patch whose operands stay in L2.
 inline constexpr int kBandRows = 2048;
 
 template <Grouped kGrouped, int kSuperRows, int kSuperCols>

@@ -8,13 +8,16 @@ namespace moe8::cuda::sm90 {
 
 const char* refuses_fp8_rows(const GroupedGemmArgs& args);
 LaunchStatus launch_fp8_rows_128x256(const GroupedGemmArgs& args);
-LaunchStatus launch_fp8_rows_pingpong(const GroupedGemmArgs& args);
+LaunchStatus launch_fp8_rows_pingpong_128(const GroupedGemmArgs& args);
 LaunchStatus launch_fp8_rows_pingpong_192(const GroupedGemmArgs& args);
-LaunchStatus launch_fp8_rows_pingpong_right(const GroupedGemmArgs& args);
 
 const char* refuses_fp8_depth(const GroupedGemmArgs& args);
 LaunchStatus launch_fp8_depth_256x128(const GroupedGemmArgs& args);
-LaunchStatus launch_fp8_depth_pingpong(const GroupedGemmArgs& args);
-LaunchStatus launch_fp8_depth_128x192(const GroupedGemmArgs& args);
+LaunchStatus launch_fp8_depth_twin(const GroupedGemmArgs& args);
+
+const char* refuses_bf16(const GroupedGemmArgs& args);
+LaunchStatus launch_bf16_128x256(const GroupedGemmArgs& args);
+LaunchStatus launch_bf16_pingpong_128(const GroupedGemmArgs& args);
+LaunchStatus launch_bf16_pingpong_192(const GroupedGemmArgs& args);
 
 }  // namespace moe8::cuda::sm90

@@ -1,0 +1,32 @@
+# What the CUDA kernels need: nvcc 13.0 for sm_90a, and CUTLASS's headers for their PTX wrappers.
+enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 knows nvcc only to C++17
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
+  message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} was found; moe8's kernels need 13.0 or later.")
+endif()
+find_package(CUDAToolkit 13.0 REQUIRED)
+
+# The wheel nvidia-cutlass==4.2.0.0 (./dev setup installs it for the preset cuda) or a checkout.
+set(CUTLASS_INCLUDE "$ENV{CUTLASS_INCLUDE}" CACHE PATH "CUTLASS's folder include/")
+if(NOT CUTLASS_INCLUDE)
+  file(GLOB _cutlass "${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/cutlass_library/source/include")
+  if(_cutlass)
+    set(CUTLASS_INCLUDE "${_cutlass}" CACHE PATH "" FORCE)
+  endif()
+endif()
+if(NOT EXISTS "${CUTLASS_INCLUDE}/cute/arch/mma_sm90_gmma.hpp")
+  message(FATAL_ERROR "CUTLASS's headers were not found ('${CUTLASS_INCLUDE}'). Run MOE8_PRESET=cuda "
+                      "./dev setup, or pass -DCUTLASS_INCLUDE=DIR, the folder include/ of CUTLASS 4.2.")
+endif()
+
+# For sources in CUDA C++ without Torch.
+add_library(moe8_cuda_options INTERFACE)
+target_include_directories(moe8_cuda_options SYSTEM INTERFACE "${CUTLASS_INCLUDE}")
+target_link_libraries(moe8_cuda_options INTERFACE CUDA::cudart_static)
+# NDEBUG: CUTLASS's asserts call functions, and around calls ptxas serializes wgmma (C7510).
+target_compile_definitions(moe8_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>)
+target_compile_options(moe8_cuda_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-gencode=arch=compute_90a,code=sm_90a>")
