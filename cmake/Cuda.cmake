@@ -29,4 +29,4 @@ target_link_libraries(moe8_cuda_options INTERFACE CUDA::cudart_static)
 # NDEBUG: CUTLASS's asserts call functions, and around calls ptxas serializes wgmma (C7510).
 target_compile_definitions(moe8_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>)
 target_compile_options(moe8_cuda_options INTERFACE
-  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-gencode=arch=compute_90a,code=sm_90a>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fPIC;--expt-relaxed-constexpr;-gencode=arch=compute_90a,code=sm_90a>")

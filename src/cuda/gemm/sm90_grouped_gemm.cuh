@@ -2,12 +2,10 @@
 // The grouped matrix product for sm_90a: one kernel template for out, grad_input and grad_weight,
 // FP8 and bf16. Which instances exist and when each is taken: grouped_gemm.cpp.
 //
-// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, in
-// the
-//         tensor cores' accumulators; with promotion, float32 sums of short tensor-core sums.
-// Tile    a cluster of two CTAs computes two tiles side by side and shares the operand that they
-// have
-//         in common; 128 bytes of contraction a stage, as many stages as shared memory holds.
+// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, summed
+//         by the tensor cores; with promotion, float32 sums of short tensor-core sums.
+// Tile    a cluster of two CTAs computes two tiles side by side and shares the operand common to
+//         them; 128 bytes of contraction a stage, as many stages as shared memory holds.
 //         Cooperative: both multiplying warpgroups share a tile. Pingpong: each has its own tile,
 //         one multiplies while the other stores. Twin: each has its own tile and its own stages,
 //         and both multiply whenever they can.
@@ -91,8 +89,7 @@ struct Traits {
   static constexpr int kSharedBytes = kRings * kRingBytes + kOtherBytes;
   /// Consumer warps that read a stage, in both CTAs.
   static constexpr int kReaders = kCluster * (kCooperative ? kConsumerWarps : 4);
-  /// bf16 groups of tokens are not padded: the rows after a group's last are zeroed in shared
-  /// memory.
+  /// bf16 groups of tokens are not padded: what follows a group is zeroed in shared memory.
   static constexpr bool kZeroTail =
       C::kGrouped == Grouped::kDepth && C::kElement == GemmElement::kBFloat16;
 
@@ -194,8 +191,8 @@ struct Consumer {
   __device__ static int blocks_of(int depth) {
     return (depth + T::kBlockDepth - 1) / T::kBlockDepth;
   }
-  /// Zeroes the contraction rows from `rest` on, which belong to the next group (MN-major
-  /// operands).
+
+  /// Zeroes the contraction rows from `rest` on, the next group's (MN-major operands).
   __device__ void zero_tail(uint32_t use, int rest) const {
     const int rows = T::kStageBytes / kSwizzleBytes;
     for (int i = threadIdx.x % threads; i < rows * 8; i += threads) {
@@ -251,8 +248,9 @@ struct Consumer {
   __device__ __forceinline__ void accumulate_promoted(Accumulators& acc, int depth) {
     int blocks = blocks_of(depth);
 #pragma unroll 1
-    for (; blocks >= C::kPromoteBlocks; blocks -= C::kPromoteBlocks)
+    for (; blocks >= C::kPromoteBlocks; blocks -= C::kPromoteBlocks) {
       promote<C::kPromoteBlocks>(acc);
+    }
 #pragma unroll 1
     for (; blocks > 0; --blocks) promote<1>(acc);
   }
