@@ -22,10 +22,11 @@ if(NOT EXISTS "${CUTLASS_INCLUDE}/cute/arch/mma_sm90_gmma.hpp")
                       "./dev setup, or pass -DCUTLASS_INCLUDE=DIR, the folder include/ of CUTLASS 4.2.")
 endif()
 
-# For sources in CUDA C++ without Torch.
+# For sources in CUDA C++ without Torch. Which CUDA runtime is linked is left to what they end up in:
+# LibTorch's shared one, or the static one in programs that must run alone.
 add_library(moe8_cuda_options INTERFACE)
-target_include_directories(moe8_cuda_options SYSTEM INTERFACE "${CUTLASS_INCLUDE}")
-target_link_libraries(moe8_cuda_options INTERFACE CUDA::cudart_static)
+target_include_directories(moe8_cuda_options SYSTEM INTERFACE
+  "${CUTLASS_INCLUDE}" ${CUDAToolkit_INCLUDE_DIRS})
 # NDEBUG: CUTLASS's asserts call functions, and around calls ptxas serializes wgmma (C7510).
 target_compile_definitions(moe8_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>)
 target_compile_options(moe8_cuda_options INTERFACE

@@ -2,7 +2,7 @@
 // The grouped matrix product for sm_90a: one kernel template for out, grad_input and grad_weight,
 // FP8 and bf16. Which instances exist and when each is taken: grouped_gemm.cpp.
 //
-// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, summed
+// Maths   out[r, c] = row_scale[r] col_scale[c] * sum_d left[r, d] right[c, d] for each group, all
 //         by the tensor cores; with promotion, float32 sums of short tensor-core sums.
 // Tile    a cluster of two CTAs computes two tiles side by side and shares the operand common to
 //         them; 128 bytes of contraction a stage, as many stages as shared memory holds.
