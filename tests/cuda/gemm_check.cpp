@@ -413,6 +413,8 @@ void check_choice() {
       {kOut, kBf16, 131072, 8192, 5120, 8, "sm90_bf16_128x256"},
       {kGradWeight, kBf16, 32768, 2880, 2880, 32, "sm90_bf16_pingpong_128x192"},
       {kOut, kBf16, 1, 1, 1, 1, "sm90_bf16_pingpong_128x128"},
+      {kGradWeight, kBf16, 7, 256, 256, 0, "sm90_bf16_pingpong_128x128"},
+      {kGradWeight, kCodes, 0, 0, 0, 0, "sm90_fp8_depth_256x128"},
   };
   for (const Expected& e : list) {
     const float scale = 1;
