@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Stages that the CPU quantizers are made of: flat loops over float32 lanes, each of which the
-// compiler turns into vector code of the entry point's instruction set (isa.h).
+// compiler turns into vector code of the entry point's instruction set (isa.h). Small changes to
+// src/formats can cost that silently (a bool in ElemLayout did, tenfold): the tests named
+// AreVectorCode tell.
 #pragma once
 
 #include <cstdint>

@@ -23,8 +23,7 @@ struct ElemLayout {
   int bias;
   int max_exponent;  // the largest power of two is 2^max_exponent
   float max;         // the largest finite value, V
-  int nan_cast;      // the code that NaN is cast to
-  bool has_nan;      // that code means NaN; else a NaN is told by its block's scale
+  int nan_cast;      // the code that NaN is cast to, without sign
 
   constexpr int bits() const { return 1 + exponent_bits + mantissa_bits; }
   constexpr int min_exponent() const { return 1 - bias; }  // of normal numbers
@@ -34,11 +33,11 @@ struct ElemLayout {
 /// In formats without NaN the code is the one that rounding the NaN's bits like a number's leaves,
 /// as in torchao's casts: equal bytes, although no reader can tell what they were.
 inline constexpr ElemLayout kElemLayouts[] = {
-    {4, 3, 7, 8, 448.0f, 0x7F, true},      // E4M3 (fn: no Inf)
-    {5, 2, 15, 15, 57344.0f, 0x7F, true},  // E5M2 (0x7C is Inf)
-    {2, 3, 1, 2, 7.5f, 0x0C, false},       // E2M3
-    {3, 2, 3, 4, 28.0f, 0x0E, false},      // E3M2
-    {2, 1, 1, 2, 6.0f, 0x03, false},       // E2M1
+    {4, 3, 7, 8, 448.0f, 0x7F},      // E4M3 (fn: no Inf)
+    {5, 2, 15, 15, 57344.0f, 0x7F},  // E5M2 (0x7C is Inf)
+    {2, 3, 1, 2, 7.5f, 0x0C},        // E2M3
+    {3, 2, 3, 4, 28.0f, 0x0E},       // E3M2
+    {2, 1, 1, 2, 6.0f, 0x03},        // E2M1
 };
 
 constexpr MOE8_HD ElemLayout layout_of(ElemDtype elem) {
@@ -97,7 +96,7 @@ constexpr MOE8_HD float decode(uint32_t code, ElemDtype elem) {
       select((magnitude >> f.mantissa_bits) == 0, std::bit_cast<uint32_t>(subnormal), normal);
   if (elem == ElemDtype::E5M2) {
     bits = select(magnitude >= 0x7C, select(magnitude == 0x7C, 0x7F800000u, 0x7FC00000u), bits);
-  } else if (f.has_nan) {
+  } else if (elem == ElemDtype::E4M3) {
     bits = select(magnitude == static_cast<uint32_t>(f.nan_cast), 0x7FC00000u, bits);
   }
   return std::bit_cast<float>(sign | bits);

@@ -121,6 +121,29 @@ TEST(Float8Kernels, EqualTheReferenceBitForBit) {
   }
 }
 
+// Not a benchmark: loops that the compiler no longer turns into vector code are ten times slower.
+TEST(Float8Kernels, AreVectorCode) {
+  if (cpu::best_isa() == cpu::Isa::PORTABLE)
+    GTEST_SKIP() << "this CPU has neither AVX2 nor AVX-512";
+  const at::Tensor x = testing::wide_normal({64, 4096}, at::kBFloat16, 1);
+  for (int64_t axis : {0, 1}) {
+    const std::vector<Float8Set> whole = {{0, x.size(axis)}};
+    const double fast = testing::least_seconds([&] {
+      run_kernel(
+          x, axis, ElemDtype::E4M3, true, whole, at::kBFloat16,
+          [](const auto& a, int64_t b, int64_t e) { cpu::quantize_float8(a, b, e); },
+          [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_float8(a, b, e); });
+    });
+    const double slow = testing::least_seconds([&] {
+      run_kernel(x, axis, ElemDtype::E4M3, true, whole, at::kBFloat16, reference::quantize_float8,
+                 reference::dequantize_float8);
+    });
+    RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
+    EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
+                               << 1e3 * slow << " ms";
+  }
+}
+
 // The same by a chain of ATen operations, in double where the definition says so.
 at::Tensor scale_by_aten(const at::Tensor& amax, double max, bool pow2) {
   const at::Tensor scale = (max / amax.to(at::kDouble).clamp_min(1e-12)).to(at::kFloat);

@@ -138,6 +138,28 @@ TEST(MxKernels, EqualTheReferenceBitForBit) {
   }
 }
 
+// Not a benchmark: loops that the compiler no longer turns into vector code are ten times slower.
+TEST(MxKernels, AreVectorCode) {
+  if (cpu::best_isa() == cpu::Isa::PORTABLE)
+    GTEST_SKIP() << "this CPU has neither AVX2 nor AVX-512";
+  const at::Tensor x = testing::wide_normal({64, 4096}, at::kBFloat16, 1);
+  for (int64_t axis : {0, 1}) {
+    const double fast = testing::least_seconds([&] {
+      run_kernel(
+          x, axis, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, {}, at::kBFloat16,
+          [](const auto& a, int64_t b, int64_t e) { cpu::quantize_mx(a, b, e); },
+          [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_mx(a, b, e); });
+    });
+    const double slow = testing::least_seconds([&] {
+      run_kernel(x, axis, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, {}, at::kBFloat16,
+                 reference::quantize_mx, reference::dequantize_mx);
+    });
+    RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
+    EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
+                               << 1e3 * slow << " ms";
+  }
+}
+
 TEST(QuantizeMx, GoldenBytesOfABlock) {
   const at::Tensor x = at::full({1, 32}, 480.0, at::kBFloat16);
   const MXTensor floor = quantize_mx(x, ElemDtype::E4M3, ScaleCalculationMode::FLOOR);

@@ -3,6 +3,7 @@
 
 #include <torch/torch.h>
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -79,6 +80,17 @@ double sqnr_db(const at::Tensor& reference, const at::Tensor& got) {
   if (std::isnan(noise)) return -std::numeric_limits<double>::infinity();
   if (noise == 0) return std::numeric_limits<double>::infinity();
   return 20 * std::log10(r.norm().item<double>() / noise);
+}
+
+double least_seconds(const std::function<void()>& call) {
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 7; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    call();
+    least = std::min(
+        least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return least;
 }
 
 std::string error_of(const std::function<void()>& call) {

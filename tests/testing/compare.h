@@ -21,6 +21,9 @@ namespace moe8::testing {
 /// 20 log10(|reference| / |reference - got|) in dB; infinite when equal; -infinite for NaN.
 double sqnr_db(const at::Tensor& reference, const at::Tensor& got);
 
+/// The shortest of a few calls, so that what else the machine does hardly counts.
+double least_seconds(const std::function<void()>& call);
+
 /// The message of the c10::Error that `call` throws, or "(no error)".
 std::string error_of(const std::function<void()>& call);
 
