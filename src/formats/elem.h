@@ -3,7 +3,9 @@
 // and device. Header-only; no Torch, no CUDA runtime. Scales are in e8m0.h.
 #pragma once
 
+#include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "moe8/formats.h"
@@ -32,16 +34,21 @@ struct ElemLayout {
 /// The table of docs/numerics.md, section 1. Index: ElemDtype.
 /// In formats without NaN the code is the one that rounding the NaN's bits like a number's leaves,
 /// as in torchao's casts: equal bytes, although no reader can tell what they were.
-inline constexpr ElemLayout kElemLayouts[] = {
+inline constexpr std::array<ElemLayout, 5> kElemLayouts = {{
     {4, 3, 7, 8, 448.0f, 0x7F},      // E4M3 (fn: no Inf)
     {5, 2, 15, 15, 57344.0f, 0x7F},  // E5M2 (0x7C is Inf)
     {2, 3, 1, 2, 7.5f, 0x0C},        // E2M3
     {3, 2, 3, 4, 28.0f, 0x0E},       // E3M2
     {2, 1, 1, 2, 6.0f, 0x03},        // E2M1
-};
+}};
 
 constexpr MOE8_HD ElemLayout layout_of(ElemDtype elem) {
-  return kElemLayouts[static_cast<int>(elem)];
+#if defined(__CUDA_ARCH__)
+  constexpr auto layouts = kElemLayouts;  // device code cannot see the host's variables
+  return layouts[static_cast<size_t>(elem)];
+#else
+  return kElemLayouts[static_cast<size_t>(elem)];
+#endif
 }
 
 /// 2^e as float32 for -149 <= e <= 127, subnormals included.
