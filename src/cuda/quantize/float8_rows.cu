@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// FP8 codes with one scale per row, and in the same pass the amax per group and column.
+// Cost floor: each element is read once and its code written once, 3 bytes in bf16.
+//
+// A block takes one slab of 64 rows of one group. kRowThreads threads share a row and hold it in
+// registers: load, amax over the row, convert, store, while the next row is on its way. A thread
+// owns the same columns in all rows, so the column amax costs one instruction per two elements.
+#include <algorithm>
+
+#include "cuda/quantize/float8.cuh"
+#include "cuda/quantize/float8.h"
+
+namespace moe8::cuda {
+namespace {
+
+// ---- configuration
+constexpr int kThreads = 256;  // one team of threads on a row, or two on two rows
+
+struct Rows {
+  Float8RowsArgs args;
+  RowChunks slabs;
+};
+
+// ---- device helpers
+// A thread's packets of one row: every kRowThreads-th.
+template <typename T, int kRowThreads, int kPackets>
+struct RowPart {
+  Packet<T> packets[kPackets];
+
+  __device__ void load(const T* row, int thread, int64_t columns) {
+#pragma unroll
+    for (int v = 0; v < kPackets; ++v) {
+      const int64_t column = (v * kRowThreads + thread) * Packet<T>::kElements;
+      packets[v] = column < columns ? load_packet(row + column) : Packet<T>{};
+    }
+  }
+
+  __device__ uint32_t amax() const {
+    Packet<T> m = packets[0];
+#pragma unroll
+    for (int v = 1; v < kPackets; ++v) update_magnitudes(m, packets[v]);
+    return largest_magnitude(m);
+  }
+
+  // Past the last column the packets hold zeros, which a NaN as scale must not touch.
+  template <ElemDtype elem>
+  __device__ void store_codes(const Float8RowsArgs& a, uint8_t* row, int thread,
+                              float scale) const {
+#pragma unroll
+    for (int v = 0; v < kPackets; ++v) {
+      const int64_t column = (v * kRowThreads + thread) * Packet<T>::kElements;
+      const float factor = column < a.columns ? scale : 0.0f;
+      if (column < a.pitch) store_packet(row + column, encode_packet<elem>(packets[v], factor));
+    }
+  }
+};
+
+// The largest value of the threads that share a row. `shared` must not be written again before all
+// of them have passed one more barrier: callers alternate between two.
+template <int kRowThreads>
+__device__ uint32_t row_max(uint32_t value, int team, int thread, uint32_t* shared) {
+  value = __reduce_max_sync(~0u, value);
+  if (thread % 32 == 0) shared[thread / 32] = value;
+  // The barrier's number as a constant: one that is computed reserves all sixteen.
+  if (team == 0) {
+    asm volatile("bar.sync 1, %0;" ::"n"(kRowThreads) : "memory");
+  } else {
+    asm volatile("bar.sync 2, %0;" ::"n"(kRowThreads) : "memory");
+  }
+#pragma unroll
+  for (int w = 0; w < kRowThreads / 32; ++w) value = max(value, shared[w]);
+  return value;
+}
+
+// Column maxima of the block's teams, merged in shared memory, so that neighbouring threads send
+// neighbouring atomics and only one per column.
+template <typename T, int kRowThreads, int kPackets>
+__device__ void flush_columns(const RowPart<T, kRowThreads, kPackets>& columns, int team,
+                              int thread, int64_t count, uint32_t* out) {
+  __shared__ Packet<T> merged[kPackets * kRowThreads];
+  for (int turn = kThreads / kRowThreads - 1; turn >= 0; --turn) {
+    if (team == turn) {
+#pragma unroll
+      for (int v = 0; v < kPackets; ++v) {
+        Packet<T> m = columns.packets[v];
+        if (turn + 1 < kThreads / kRowThreads) {
+          update_magnitudes(m, merged[v * kRowThreads + thread]);
+        }
+        merged[v * kRowThreads + thread] = m;
+      }
+    }
+    __syncthreads();
+  }
+  const T* elements = reinterpret_cast<const T*>(merged);
+  for (int64_t c = threadIdx.x; c < count; c += kThreads) {
+    const uint32_t m = magnitude_bits(elements[c]);
+    if (m != 0) atomicMax(out + c, m);
+  }
+}
+
+// ---- kernel
+template <typename T, ElemDtype elem, int kRowThreads, int kPackets>
+__global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_constant__ Rows p) {
+  constexpr int kTeams = kThreads / kRowThreads;
+  __shared__ uint32_t exchange[2][kTeams][kRowThreads / 32];
+  const Float8RowsArgs& a = p.args;
+  const RowChunk slab = p.slabs.at(blockIdx.x);
+  if (slab.rows == 0) return;
+  const int team = threadIdx.x / kRowThreads;
+  const int thread = threadIdx.x % kRowThreads;
+  const T* x = static_cast<const T*>(a.x) + slab.row * a.columns;
+
+  using Part = RowPart<T, kRowThreads, kPackets>;
+  Part columns{}, next{};
+  if (team < slab.rows) next.load(x + team * a.columns, thread, a.columns);
+  for (int r = team, turn = 0; r < slab.rows; r += kTeams, turn ^= 1) {
+    const Part row = next;
+    if (r + kTeams < slab.rows) next.load(x + (r + kTeams) * a.columns, thread, a.columns);
+#pragma unroll
+    for (int v = 0; v < kPackets; ++v) update_magnitudes(columns.packets[v], row.packets[v]);
+
+    const uint32_t amax = row_max<kRowThreads>(row.amax(), team, thread, exchange[turn][team]);
+    const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
+    const int64_t at = slab.row + r;
+    if (thread == 0) a.inverse_scale[at] = inverse_of(scale);
+    row.template store_codes<elem>(a, a.codes + at * a.pitch, thread, scale);
+  }
+  if (a.column_amax != nullptr && slab.group != kNoGroup) {
+    flush_columns(columns, team, thread, a.columns, a.column_amax + slab.group * a.columns);
+  }
+}
+
+// Rows of any length at any address: one element at a time, read again for each of its uses.
+template <typename T, ElemDtype elem>
+__global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_constant__ Rows p) {
+  __shared__ uint32_t exchange[2][kThreads / 32];
+  const Float8RowsArgs& a = p.args;
+  const RowChunk slab = p.slabs.at(blockIdx.x);
+  const T* x = static_cast<const T*>(a.x) + slab.row * a.columns;
+
+  for (int r = 0; r < slab.rows; ++r, x += a.columns) {
+    uint32_t amax = 0;
+    for (int64_t c = threadIdx.x; c < a.columns; c += kThreads) {
+      amax = max(amax, magnitude_bits(x[c]));
+    }
+    amax = row_max<kThreads>(amax, 0, threadIdx.x, exchange[r % 2]);
+    const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
+    const int64_t at = slab.row + r;
+    if (threadIdx.x == 0) a.inverse_scale[at] = inverse_of(scale);
+    for (int64_t c = threadIdx.x; c < a.pitch; c += kThreads) {
+      const uint32_t code = c < a.columns ? encode_pair<elem>(to_float(x[c]) * scale, 0.0f) : 0u;
+      a.codes[at * a.pitch + c] = static_cast<uint8_t>(code);
+    }
+  }
+  if (a.column_amax == nullptr || slab.group == kNoGroup) return;
+  x = static_cast<const T*>(a.x) + slab.row * a.columns;
+  for (int64_t c = threadIdx.x; c < a.columns; c += kThreads) {
+    uint32_t amax = 0;
+    for (int r = 0; r < slab.rows; ++r) amax = max(amax, magnitude_bits(x[r * a.columns + c]));
+    if (amax != 0) atomicMax(a.column_amax + slab.group * a.columns + c, amax);
+  }
+}
+
+// ---- launch
+using Kernel = void (*)(Rows);
+
+/// A kernel and the longest row that its threads can hold.
+struct Variant {
+  int64_t pitch;
+  Kernel kernel;
+};
+
+template <typename T, ElemDtype elem, int kRowThreads, int kPackets>
+constexpr Variant variant() {
+  return {kRowThreads * kPackets * Packet<T>::kElements,
+          quantize_rows<T, elem, kRowThreads, kPackets>};
+}
+
+// Shortest first. Registers allow eight packets of bf16 (four of float32) three times over: the
+// row, the next one, the column maxima.
+template <typename T, ElemDtype elem>
+Kernel choose(const Float8RowsArgs& a) {
+  if (!is_aligned(a.x, a.columns, sizeof(T))) return quantize_any_rows<T, elem>;
+  if constexpr (sizeof(T) == 2) {
+    constexpr Variant kVariants[] = {
+        variant<T, elem, 128, 1>(), variant<T, elem, 128, 2>(), variant<T, elem, 128, 3>(),
+        variant<T, elem, 128, 4>(), variant<T, elem, 128, 5>(), variant<T, elem, 128, 6>(),
+        variant<T, elem, 128, 7>(), variant<T, elem, 128, 8>(), variant<T, elem, 256, 8>()};
+    for (const Variant& v : kVariants) {
+      if (a.pitch <= v.pitch) return v.kernel;
+    }
+  } else {
+    constexpr Variant kVariants[] = {variant<T, elem, 128, 1>(), variant<T, elem, 128, 2>(),
+                                     variant<T, elem, 128, 4>(), variant<T, elem, 256, 4>()};
+    for (const Variant& v : kVariants) {
+      if (a.pitch <= v.pitch) return v.kernel;
+    }
+  }
+  return quantize_any_rows<T, elem>;
+}
+
+Kernel choose(const Float8RowsArgs& a) {
+  using enum ElemDtype;
+  if (a.elem == E4M3) {
+    return a.x_type == FloatType::BF16 ? choose<BFloat16, E4M3>(a) : choose<float, E4M3>(a);
+  }
+  return a.x_type == FloatType::BF16 ? choose<BFloat16, E5M2>(a) : choose<float, E5M2>(a);
+}
+
+}  // namespace
+
+cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
+  const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
+  if (!fits || a.pitch % 16 != 0 || a.pitch < a.columns) return cudaErrorInvalidValue;
+  if (a.column_amax != nullptr) {
+    const cudaError_t error =
+        cudaMemsetAsync(a.column_amax, 0, a.groups.groups * a.columns * sizeof(uint32_t), stream);
+    if (error != cudaSuccess) return error;
+  }
+  const Rows rows{a, slabs_of(a.groups)};
+  if (a.groups.rows == 0 || rows.slabs.count == 0) return cudaSuccess;
+  choose(a)<<<static_cast<unsigned>(rows.slabs.count), kThreads, 0, stream>>>(rows);
+  return cudaGetLastError();
+}
+
+}  // namespace moe8::cuda

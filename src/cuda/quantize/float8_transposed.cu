@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// FP8 codes with one scale per group and column, transposed: rows become the contiguous axis.
+// Cost floor: each element is read once and its code written once, 3 bytes in bf16.
+//
+// A thread owns a 16-byte packet of columns in 16 rows, so that each of its columns ends up as one
+// 16-byte store: the transpose happens in registers, as the conversion may pack two rows as well as
+// two columns. A warp is 4 packets wide and 8 x 16 rows high: it writes whole 128-byte lines.
+#include "cuda/quantize/float8.cuh"
+#include "cuda/quantize/float8.h"
+
+namespace moe8::cuda {
+namespace {
+
+// ---- configuration
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTokens = kTokenRows;  // rows of a thread
+constexpr int kLanesWide = 4;
+constexpr int kLanesHigh = 8;
+
+template <typename T>
+constexpr int kColumns = 16 / sizeof(T);  // columns of a thread
+
+struct Transposed {
+  Float8TransposedArgs args;
+  RowChunks tokens;
+  int64_t pitch;  // of the codes
+  int32_t wide;   // warps across the columns
+  int64_t warps;  // in all; blocks past them write the scales
+};
+
+// ---- device helpers
+template <typename T>
+struct Columns {
+  uint32_t words[4];
+
+  __device__ float get(int i) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(words[i]);
+    const uint32_t word = words[i / 2];
+    return __uint_as_float(i % 2 ? word & 0xFFFF0000u : word << 16);
+  }
+};
+
+template <typename T, bool kAligned>
+__device__ Columns<T> load_columns(const T* p, int64_t left) {
+  if constexpr (kAligned) {
+    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
+    return {{v.x, v.y, v.z, v.w}};
+  }
+  Columns<T> columns{};
+#pragma unroll
+  for (int i = 0; i < kColumns<T>; ++i) {
+    const uint32_t bits = i < left ? element_bits(p + i) : 0u;
+    columns.words[i * sizeof(T) / 4] |= bits << (sizeof(T) == 2 && i % 2 ? 16 : 0);
+  }
+  return columns;
+}
+
+// All ones in the bytes of the first `rows` of four rows.
+__device__ uint32_t byte_mask(int rows) {
+  return rows >= 4 ? ~0u : rows <= 0 ? 0u : (1u << (8 * rows)) - 1;
+}
+
+template <ElemDtype elem>
+__device__ void write_scale(const Transposed& p) {
+  const Float8TransposedArgs& a = p.args;
+  const int64_t first = (p.warps + kWarps - 1) / kWarps;
+  const int64_t i = (blockIdx.x - first) * kThreads + threadIdx.x;
+  if (i >= a.groups.groups * a.columns) return;
+  const uint32_t amax = a.amax[a.one_scale ? 0 : i];
+  a.inverse_scale[i] = inverse_of(scale_of<elem>(amax, a.round_scales_to_power_of_2));
+}
+
+// ---- kernel
+template <typename T, ElemDtype elem, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    quantize_transposed(const __grid_constant__ Transposed p) {
+  const Float8TransposedArgs& a = p.args;
+  const int lane = threadIdx.x % 32;
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (static_cast<int64_t>(blockIdx.x) * kWarps >= p.warps) return write_scale<elem>(p);
+
+  const int64_t column = (warp % p.wide * kLanesWide + lane % kLanesWide) * kColumns<T>;
+  const int64_t chunk_index = warp / p.wide * kLanesHigh + lane / kLanesWide;
+  if (chunk_index >= p.tokens.count || column >= a.columns) return;
+  const RowChunk chunk = p.tokens.at(chunk_index);
+
+  Columns<T> x[kTokens];
+  const T* source = static_cast<const T*>(a.x) + chunk.row * a.columns + column;
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    x[i] = i < chunk.rows ? load_columns<T, kAligned>(source + i * a.columns, a.columns - column)
+                          : Columns<T>{};
+  }
+  // Padding is zero even where the scale is NaN.
+  uint32_t mask[kTokens / 4];
+#pragma unroll
+  for (int q = 0; q < kTokens / 4; ++q) mask[q] = byte_mask(chunk.rows - 4 * q);
+
+  const int64_t group = chunk.group == kNoGroup ? 0 : chunk.group;
+  const bool jagged = p.tokens.table != nullptr;
+  uint8_t* out =
+      a.codes + (jagged ? chunk_index * kTokens : group * a.columns * p.pitch + chunk.in_group);
+#pragma unroll
+  for (int c = 0; c < kColumns<T>; ++c) {
+    if (!kAligned && column + c >= a.columns) break;
+    const uint32_t amax = a.amax[a.one_scale ? 0 : group * a.columns + column + c];
+    const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
+    uint32_t codes[kTokens / 4];
+#pragma unroll
+    for (int q = 0; q < kTokens / 4; ++q) {
+      codes[q] =
+          mask[q] & encode_four<elem>(x[4 * q].get(c) * scale, x[4 * q + 1].get(c) * scale,
+                                      x[4 * q + 2].get(c) * scale, x[4 * q + 3].get(c) * scale);
+    }
+    *reinterpret_cast<uint4*>(out + (column + c) * p.pitch) =
+        make_uint4(codes[0], codes[1], codes[2], codes[3]);
+  }
+}
+
+// ---- launch
+using Kernel = void (*)(Transposed);
+
+template <typename T, ElemDtype elem>
+Kernel choose(const Float8TransposedArgs& a) {
+  return is_aligned(a.x, a.columns, sizeof(T)) ? quantize_transposed<T, elem, true>
+                                               : quantize_transposed<T, elem, false>;
+}
+
+Kernel choose(const Float8TransposedArgs& a) {
+  using enum ElemDtype;
+  if (a.elem == E4M3) {
+    return a.x_type == FloatType::BF16 ? choose<BFloat16, E4M3>(a) : choose<float, E4M3>(a);
+  }
+  return a.x_type == FloatType::BF16 ? choose<BFloat16, E5M2>(a) : choose<float, E5M2>(a);
+}
+
+int64_t divide_up(int64_t n, int64_t by) {
+  return (n + by - 1) / by;
+}
+
+}  // namespace
+
+cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
+  const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
+  if (!fits || a.groups.padding % kTokenRows != 0) return cudaErrorInvalidValue;
+  Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
+  const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
+  p.wide = static_cast<int32_t>(divide_up(a.columns, kLanesWide * columns));
+  p.warps = divide_up(p.tokens.count, kLanesHigh) * p.wide;
+  const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
+  const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
+  if (blocks == 0) return cudaSuccess;
+  choose(a)<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace moe8::cuda

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The MX kernel: tile, amax, scales; and how a packet becomes codes or values. The instances are in
+// mx_values.cu and mx_codes.cu.
+// Cost floor (bf16): 2 bytes read, 2 written per direction as values, 1 as codes.
+//
+// A warp takes a block of 32 rows and 64 columns, a lane 8 packets of 8 columns, 4 rows apart:
+// loads are whole 128-byte lines, and the amax of row blocks is found among 4 lanes, that of column
+// blocks among the other 4, by two shuffles each. No shared memory.
+#pragma once
+
+#include "cuda/quantize/float8.cuh"
+#include "cuda/quantize/mx.h"
+#include "cuda/quantize/packet.cuh"
+#include "formats/e8m0.h"
+
+namespace moe8::cuda {
+
+// ---- configuration
+inline constexpr int kMxThreads = 256;
+inline constexpr int kMxWarps = kMxThreads / 32;
+inline constexpr int kPacketRows = 8;   // packets of a lane
+inline constexpr int kRowStep = 4;      // rows between them: lanes of a warp that differ in row
+inline constexpr int kLanesAcross = 8;  // 64 columns
+inline constexpr int kWarpColumns = kLanesAcross * 8;
+
+struct Mx {
+  MxArgs args;
+  RowChunks blocks;
+  int32_t wide;  // warps across the columns
+  int64_t warps;
+  bool aligned;  // every access of a whole packet may be a wide one
+};
+
+// ---- one element
+/// The value of `elem` nearest to q, ties to even, saturating; the sign of zero is kept. The sum
+/// with 1.5 * 2^k, k chosen from q's exponent, has the element's step as its last bit, so that the
+/// adder rounds for us; below the smallest normal the step stays.
+template <ElemDtype elem>
+__device__ float round_to(float q) {
+  constexpr ElemLayout f = layout_of(elem);
+  constexpr float kSmallestNormal = exp2_exact(f.min_exponent());
+  const float m = fminf(fabsf(q), f.max);
+  const float power = __uint_as_float(__float_as_uint(fmaxf(m, kSmallestNormal)) & 0x7F800000u);
+  constexpr float kShift = 1.5f * (1 << (23 - f.mantissa_bits));
+  const float sum = __fmaf_rn(power, kShift, m);
+  return copysignf(__fmaf_rn(power, -kShift, sum), q);
+}
+
+template <ElemDtype elem>
+__device__ uint32_t code_of(float q) {
+  if constexpr (elem == ElemDtype::E4M3 || elem == ElemDtype::E5M2) {
+    return encode_pair<elem>(q, 0.0f) & 0xFFu;
+  } else {
+    return encode(q, elem);
+  }
+}
+
+// ---- a packet: elements whose blocks have the scale bytes s
+/// bf16 values in bf16 arithmetic, two at a time. Only where is_plain(): elsewhere powers leave the
+/// range of bf16. T, the smallest normal of the element format, and S, its largest value, are
+/// scaled to the block instead of the block to them.
+template <ElemDtype elem>
+struct PlainBf16 {
+  static constexpr ElemLayout f = layout_of(elem);
+  // The last bit of power * kShift is the element's step: bf16 has 7 mantissa bits.
+  static constexpr uint32_t kShift = std::bit_cast<uint32_t>(1.5f * (1 << (7 - f.mantissa_bits)));
+  static constexpr uint32_t kShifts = (kShift & 0xFFFF0000u) | kShift >> 16;
+
+  /// For blocks of zeros, of NaN, and of magnitudes whose roundings stay normal.
+  static __device__ bool is_plain(uint32_t amax_bits, uint32_t s) {
+    constexpr uint32_t kHighest = 127 + 119;  // 1.5 * 2^(7 - 1) * 2^119 is below 2^127
+    constexpr int kLowest = 1 - f.min_exponent();
+    const bool in_range = static_cast<int>(s) >= kLowest && (amax_bits >> 23) <= kHighest;
+    return amax_bits == 0 || s == kE8m0NaN || in_range;
+  }
+
+  static __device__ uint32_t smallest(uint32_t s) {
+    return static_cast<uint32_t>(max(static_cast<int>(s) + f.min_exponent(), 1)) << 7;
+  }
+  static __device__ uint32_t largest(uint32_t s) {
+    constexpr uint32_t kMax = std::bit_cast<uint32_t>(f.max) >> 16;
+    return (kMax + (s << 7) - (127u << 7)) & 0x7FFFu;
+  }
+
+  static __device__ uint32_t round_pair(uint32_t x, uint32_t s_low, uint32_t s_high) {
+    const uint32_t smallest_pair = smallest(s_low) | smallest(s_high) << 16;
+    const uint32_t largest_pair = largest(s_low) | largest(s_high) << 16;
+    const uint32_t nan =
+        (s_low == kE8m0NaN ? 0x7FC0u : 0u) | (s_high == kE8m0NaN ? 0x7FC00000u : 0u);
+    const uint32_t keep =
+        (s_low == kE8m0NaN ? 0u : 0xFFFFu) | (s_high == kE8m0NaN ? 0u : 0xFFFF0000u);
+    uint32_t power, y;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(power) : "r"(x & 0x7FFF7FFFu), "r"(smallest_pair));
+    power &= 0x7F807F80u;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts), "r"(x));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts ^ 0x80008000u), "r"(y));
+    asm("min.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(y), "r"(largest_pair));
+    return ((y | (x & 0x80008000u)) & keep) | nan;
+  }
+};
+
+/// Out: Codes, Packet<BFloat16>, Packet<float>.
+template <typename Out, ElemDtype elem, typename T>
+__device__ Out convert(const Packet<T>& x, const uint32_t (&s)[8]) {
+  Out out{};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float q = x.get(i) * mx_scale_inverse(static_cast<uint8_t>(s[i]));
+    constexpr int kPerWord = 8 / Out::kWords;
+    uint32_t bits;
+    if constexpr (Out::kWords == 2) {
+      bits = code_of<elem>(q);
+    } else {
+      const float value = round_to<elem>(q) * mx_scale_value(static_cast<uint8_t>(s[i]));
+      const float named = s[i] == kE8m0NaN ? __uint_as_float(0x7FC00000u) : value;
+      bits = Out::kWords == 4 ? from_float<BFloat16>(named).bits : __float_as_uint(named);
+    }
+    out.words[i / kPerWord] |= bits << (i % kPerWord * (32 / kPerWord));
+  }
+  return out;
+}
+
+template <ElemDtype elem>
+__device__ Packet<BFloat16> convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) {
+  Packet<BFloat16> out;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    out.words[w] = PlainBf16<elem>::round_pair(x.words[w], s[2 * w], s[2 * w + 1]);
+  }
+  return out;
+}
+
+// ---- a lane's share of a tile
+template <typename T>
+struct MxTile {
+  Packet<T> packets[kPacketRows];
+  RowChunk block;
+  int64_t block_index;
+  int64_t column;  // of the lane's first element
+  int row;         // of its first packet in the block
+
+  __device__ int row_of(int i) const { return i * kRowStep + row; }
+
+  __device__ void load(const Mx& p) {
+    const T* x = static_cast<const T*>(p.args.x) + block.row * p.args.columns + column;
+    const int64_t left = p.args.columns - column;
+    if (p.aligned) {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; ++i) {
+        packets[i] = row_of(i) < block.rows && left > 0
+                         ? load_packet(x + row_of(i) * p.args.columns)
+                         : Packet<T>{};
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; ++i) {
+        packets[i] =
+            load_elements(x + row_of(i) * p.args.columns, row_of(i) < block.rows ? left : 0);
+      }
+    }
+  }
+
+  template <typename Out>
+  __device__ void store(const Mx& p, void* base, int i, const Out& out) const {
+    const int64_t left = p.args.columns - column;
+    if (row_of(i) >= block.rows || left <= 0) return;
+    const int64_t at = (block.row + row_of(i)) * p.args.columns + column;
+    void* address = static_cast<char*>(base) + at * (Out::kWords / 2);
+    if (p.aligned) {
+      store_packet(address, out);
+    } else {
+      store_elements(address, out, left);
+    }
+  }
+
+  /// The amax of each packet's row block.
+  __device__ void row_amax(uint32_t (&amax)[8]) const {
+#pragma unroll
+    for (int i = 0; i < kPacketRows; ++i) amax[i] = largest_magnitude(packets[i]);
+    if constexpr (sizeof(T) == 2) {  // two blocks to a shuffle
+#pragma unroll
+      for (int i = 0; i < kPacketRows; i += 2) {
+        uint32_t pair = amax[i] >> 16 | amax[i + 1];
+        pair = __vmaxu2(pair, __shfl_xor_sync(~0u, pair, 1));
+        pair = __vmaxu2(pair, __shfl_xor_sync(~0u, pair, 2));
+        amax[i] = pair << 16;
+        amax[i + 1] = pair & 0xFFFF0000u;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; ++i) {
+        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 1));
+        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 2));
+      }
+    }
+  }
+
+  /// The amax of each of the lane's columns.
+  __device__ void column_amax(uint32_t (&amax)[8]) const {
+    Packet<T> m = packets[0];
+#pragma unroll
+    for (int i = 1; i < kPacketRows; ++i) update_magnitudes(m, packets[i]);
+#pragma unroll
+    for (int w = 0; w < Packet<T>::kWords; ++w) {
+      m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 8));
+      m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 16));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) amax[i] = magnitude_at(m, i);
+  }
+};
+
+template <ElemDtype elem>
+__device__ void scales_of(const uint32_t (&amax)[8], ScaleCalculationMode mode, uint32_t (&s)[8]) {
+  using enum ScaleCalculationMode;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    s[i] = mode == RCEIL   ? mx_scale(amax[i], elem, RCEIL)
+           : mode == FLOOR ? mx_scale(amax[i], elem, FLOOR)
+           : mode == CEIL  ? mx_scale(amax[i], elem, CEIL)
+                           : mx_scale(amax[i], elem, EVEN);
+  }
+}
+
+/// Whether the whole warp may use the arithmetic of bf16.
+template <typename Out, ElemDtype elem, typename T>
+__device__ bool all_plain(const uint32_t (&amax)[8], const uint32_t (&s)[8]) {
+  if constexpr (sizeof(T) != 2 || Out::kWords != 4) return false;
+  bool plain = true;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) plain &= PlainBf16<elem>::is_plain(amax[i], s[i]);
+  return __all_sync(~0u, plain);
+}
+
+/// Converts and stores the lane's packets; s(i): the scale bytes of packet i's elements.
+template <typename Out, ElemDtype elem, typename T, typename Scales>
+__device__ void emit(const Mx& p, const MxTile<T>& tile, void* base, bool plain, Scales s) {
+  if constexpr (sizeof(T) == 2 && Out::kWords == 4) {
+    if (plain) {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; ++i) {
+        tile.store(p, base, i, convert_plain<elem>(tile.packets[i], s(i).bytes));
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPacketRows; ++i) {
+    tile.store(p, base, i, convert<Out, elem>(tile.packets[i], s(i).bytes));
+  }
+}
+
+struct ScaleBytes {
+  uint32_t bytes[8];
+};
+
+template <typename Out, ElemDtype elem, typename T>
+__device__ void emit_rows(const Mx& p, const MxTile<T>& tile) {
+  const MxOutputs& o = p.args.row_blocks;
+  uint32_t amax[8], s[8];
+  tile.row_amax(amax);
+  scales_of<elem>(amax, p.args.mode, s);
+  if (o.scale != nullptr && tile.column % kBlockRows == 0 && tile.column < p.args.columns) {
+    const int64_t across = (p.args.columns + kBlockRows - 1) / kBlockRows;
+#pragma unroll
+    for (int i = 0; i < kPacketRows; ++i) {
+      const int64_t row = tile.block.row + tile.row_of(i);
+      if (tile.row_of(i) < tile.block.rows) {
+        o.scale[row * across + tile.column / kBlockRows] = static_cast<uint8_t>(s[i]);
+      }
+    }
+  }
+  void* base = Out::kWords == 2 ? o.codes : o.values;
+  if (base == nullptr) return;
+  emit<Out, elem>(p, tile, base, all_plain<Out, elem, T>(amax, s), [&](int i) {
+    return ScaleBytes{{s[i], s[i], s[i], s[i], s[i], s[i], s[i], s[i]}};
+  });
+}
+
+template <typename Out, ElemDtype elem, typename T>
+__device__ void emit_columns(const Mx& p, const MxTile<T>& tile) {
+  const MxOutputs& o = p.args.column_blocks;
+  const bool grouped = tile.block.group != kNoGroup;
+  uint32_t amax[8];
+  ScaleBytes s;
+  tile.column_amax(amax);
+  scales_of<elem>(amax, p.args.mode, s.bytes);
+  const int64_t left = p.args.columns - tile.column;
+  if (o.scale != nullptr && tile.row == 0 && left > 0 &&
+      tile.block_index < p.args.column_scale_rows) {
+    Codes bytes{};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) bytes.words[i / 4] |= (grouped ? s.bytes[i] : 0u) << (i % 4 * 8);
+    uint8_t* address = o.scale + tile.block_index * p.args.columns + tile.column;
+    p.aligned ? store_packet(address, bytes) : store_elements(address, bytes, left);
+  }
+  void* base = Out::kWords == 2 ? o.codes : o.values;
+  if (base == nullptr) return;
+  if (!grouped) {
+#pragma unroll
+    for (int i = 0; i < kPacketRows; ++i) tile.store(p, base, i, Out{});
+    return;
+  }
+  emit<Out, elem>(p, tile, base, all_plain<Out, elem, T>(amax, s.bytes), [&](int) { return s; });
+}
+
+// ---- kernel
+template <typename T, typename Out, ElemDtype elem>
+__global__ void __launch_bounds__(kMxThreads) quantize_mx(const __grid_constant__ Mx p) {
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kMxWarps + threadIdx.x / 32;
+  if (warp >= p.warps) return;
+  const int lane = threadIdx.x % 32;
+  MxTile<T> tile;
+  tile.block_index = warp / p.wide;
+  tile.block = p.blocks.at(tile.block_index);
+  tile.column = warp % p.wide * kWarpColumns + lane % kLanesAcross * 8;
+  tile.row = lane / kLanesAcross;
+  tile.load(p);
+  if (p.args.row_blocks.any() && tile.block.rows > 0) emit_rows<Out, elem>(p, tile);
+  if (p.args.column_blocks.any()) emit_columns<Out, elem>(p, tile);
+}
+
+using MxKernel = void (*)(Mx);
+
+/// The instance for these types; defined in mx_values.cu and mx_codes.cu.
+MxKernel mx_values_kernel(FloatType x, FloatType values, ElemDtype elem);
+MxKernel mx_codes_kernel(FloatType x, ElemDtype elem);
+
+}  // namespace moe8::cuda

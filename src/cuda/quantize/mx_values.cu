@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The MX kernel as quantize-dequantize (codes are never stored), and the launch of both kinds.
+#include "cuda/quantize/mx.cuh"
+
+namespace moe8::cuda {
+namespace {
+
+template <typename T, typename Value>
+MxKernel of_elem(ElemDtype elem) {
+  using enum ElemDtype;
+  using Out = Packet<Value>;
+  switch (elem) {
+    case E4M3:
+      return quantize_mx<T, Out, E4M3>;
+    case E5M2:
+      return quantize_mx<T, Out, E5M2>;
+    case E2M3:
+      return quantize_mx<T, Out, E2M3>;
+    case E3M2:
+      return quantize_mx<T, Out, E3M2>;
+    case E2M1:
+      return quantize_mx<T, Out, E2M1>;
+  }
+  return nullptr;
+}
+
+bool is_aligned_to(const void* p, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+bool may_access_packets(const MxArgs& a) {
+  bool aligned = a.columns % 8 == 0 && is_aligned_to(a.x, 16);
+  for (const MxOutputs* o : {&a.row_blocks, &a.column_blocks}) {
+    aligned &= is_aligned_to(o->values, 16) && is_aligned_to(o->codes, 8);
+  }
+  return aligned && is_aligned_to(a.column_blocks.scale, 8);
+}
+
+}  // namespace
+
+MxKernel mx_values_kernel(FloatType x, FloatType values, ElemDtype elem) {
+  if (x == FloatType::BF16) {
+    return values == FloatType::BF16 ? of_elem<BFloat16, BFloat16>(elem)
+                                     : of_elem<BFloat16, float>(elem);
+  }
+  return values == FloatType::BF16 ? of_elem<float, BFloat16>(elem) : of_elem<float, float>(elem);
+}
+
+cudaError_t launch_mx(const MxArgs& a, cudaStream_t stream) {
+  const bool values = a.row_blocks.values != nullptr || a.column_blocks.values != nullptr;
+  const bool codes = a.row_blocks.codes != nullptr || a.column_blocks.codes != nullptr;
+  Mx p{a, blocks_of(a.groups), 0, 0, may_access_packets(a)};
+  if ((values && codes) || a.column_scale_rows > p.blocks.count) return cudaErrorInvalidValue;
+  p.wide = static_cast<int32_t>((a.columns + kWarpColumns - 1) / kWarpColumns);
+  p.warps = p.blocks.count * p.wide;
+  if (p.warps == 0) return cudaSuccess;
+  const MxKernel kernel = values ? mx_values_kernel(a.x_type, a.values_type, a.elem)
+                                 : mx_codes_kernel(a.x_type, a.elem);
+  kernel<<<static_cast<unsigned>((p.warps + kMxWarps - 1) / kMxWarps), kMxThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace moe8::cuda
