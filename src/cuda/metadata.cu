@@ -11,7 +11,6 @@ namespace {
 
 // ---- configuration
 constexpr int kThreads = 256;
-constexpr int kItems = kMaxGroups / kThreads;  // groups a thread scans
 constexpr int kGrid = 32;  // enough to write some ten thousand table entries at once
 
 // ---- device helpers
@@ -28,10 +27,12 @@ struct Shared {
 };
 
 // begins[] from offs, clamped so that no later access can leave the tensor whatever offs hold.
+template <int kItems>  // groups a thread scans
 __device__ void scan_begins(Shared& s, const int32_t* offs, const GroupMetadata& m) {
   const int groups = static_cast<int>(m.groups);
   int ends[kItems], clamped[kItems];
   bool wrong = false;
+#pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
     ends[i] = g < groups ? offs[g] : 0;
@@ -40,6 +41,7 @@ __device__ void scan_begins(Shared& s, const int32_t* offs, const GroupMetadata&
   }
   int highest[kItems];
   Scan(s.scan).InclusiveScan(clamped, highest, Max{});
+#pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
     if (g < groups) s.begins[g + 1] = highest[i];
@@ -51,9 +53,11 @@ __device__ void scan_begins(Shared& s, const int32_t* offs, const GroupMetadata&
 }
 
 // starts[g] = the units of `height` rows before group g; `unit` is what each counts as.
+template <int kItems>
 __device__ void scan_starts(Shared& s, int groups, int height, int unit) {
   __syncthreads();
   int count[kItems];
+#pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
     count[i] = g < groups ? (s.begins[g + 1] - s.begins[g] + height - 1) / height * unit : 0;
@@ -61,6 +65,7 @@ __device__ void scan_starts(Shared& s, int groups, int height, int unit) {
   int before[kItems];
   int total;
   Scan(s.scan).ExclusiveSum(count, before, total);
+#pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
     if (g < groups) s.starts[g] = before[i];
@@ -113,24 +118,25 @@ __device__ void fill_table(const Shared& s, const GroupMetadata& m, int height, 
 }
 
 // ---- kernel
+template <int kItems>
 __global__ void __launch_bounds__(kThreads) fill_metadata(const int32_t* offs, GroupMetadata m) {
   __shared__ Shared s;
   const int groups = static_cast<int>(m.groups);
-  scan_begins(s, offs, m);
+  scan_begins<kItems>(s, offs, m);
   if (blockIdx.x == 0) {
     for (int g = threadIdx.x; g <= groups; g += kThreads) m.begins[g] = s.begins[g];
   }
   for (int h = 0; h < kTileHeightCount; ++h) {
     constexpr int heights[] = {kTileHeights[0], kTileHeights[1], kTileHeights[2]};
-    scan_starts(s, groups, heights[h], 1);
+    scan_starts<kItems>(s, groups, heights[h], 1);
     copy_starts(s, groups, m.tile_starts[h]);
     if (heights[h] == kSlabRows) fill_table(s, m, kSlabRows, m.slabs, m.slab_count());
   }
-  scan_starts(s, groups, kBlockRows, 1);
+  scan_starts<kItems>(s, groups, kBlockRows, 1);
   fill_table(s, m, kBlockRows, m.blocks, m.block_count());
 
   const int padding = static_cast<int>(m.padding);
-  scan_starts(s, groups, padding, padding);
+  scan_starts<kItems>(s, groups, padding, padding);
   copy_starts(s, groups, m.padded_starts);
   for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < m.token_count();
        i += gridDim.x * kThreads) {
@@ -187,7 +193,10 @@ cudaError_t launch_group_metadata(const int32_t* offs, const GroupMetadata& m,
       m.padding % kTokenRows != 0 || m.rows < 0 || m.padded_rows() > kMaxRows) {
     return cudaErrorInvalidValue;
   }
-  fill_metadata<<<kGrid, kThreads, 0, stream>>>(offs, m);
+  const auto kernel = m.groups <= kThreads       ? fill_metadata<1>
+                      : m.groups <= 4 * kThreads ? fill_metadata<4>
+                                                 : fill_metadata<kMaxGroups / kThreads>;
+  kernel<<<kGrid, kThreads, 0, stream>>>(offs, m);
   return cudaGetLastError();
 }
 

@@ -110,8 +110,8 @@ void run(const std::string& what, std::vector<std::pair<DeviceBytes*, const Byte
     for (auto& [out, _] : outputs) out->poison();
     check(launch(), what.c_str());
     check(cudaDeviceSynchronize(), what.c_str());
-    for (auto& [out, expected] : outputs) {
-      expect_equal(what + " output " + std::to_string(&out - &outputs[0].first), *out, *expected);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      expect_equal(what + " output " + std::to_string(i), *outputs[i].first, *outputs[i].second);
     }
   }
 }

@@ -2,9 +2,10 @@
 // FP8 codes with one scale per row, and in the same pass the amax per group and column.
 // Cost floor: each element is read once and its code written once, 3 bytes in bf16.
 //
-// A block takes one slab of 64 rows of one group. kRowThreads threads share a row and hold it in
-// registers: load, amax over the row, convert, store, while the next row is on its way. A thread
-// owns the same columns in all rows, so the column amax costs one instruction per two elements.
+// A block takes one slab of 64 (or 32) rows of one group. kRowThreads threads share a row and hold
+// it in registers: load, amax over the row, convert, store, while the next row is on its way. A
+// thread owns the same columns in all rows, so the column amax costs one instruction per two
+// elements.
 #include <algorithm>
 
 #include "cuda/quantize/float8.cuh"
@@ -15,6 +16,9 @@ namespace {
 
 // ---- configuration
 constexpr int kThreads = 256;  // one team of threads on a row, or two on two rows
+
+// Fewer slabs than this leave the last wave of blocks half empty: then each takes 32 rows.
+constexpr int64_t kManyBlocks = 132 * 8;
 
 struct Rows {
   Float8RowsArgs args;
@@ -180,7 +184,8 @@ constexpr Variant variant() {
 // row, the next one, the column maxima.
 template <typename T, ElemDtype elem>
 Kernel choose(const Float8RowsArgs& a) {
-  if (!is_aligned(a.x, a.columns, sizeof(T))) return quantize_any_rows<T, elem>;
+  const bool whole = a.columns % Packet<T>::kElements == 0;
+  if (!whole || !is_aligned(a.x, a.columns, sizeof(T))) return quantize_any_rows<T, elem>;
   if constexpr (sizeof(T) == 2) {
     constexpr Variant kVariants[] = {
         variant<T, elem, 128, 1>(), variant<T, elem, 128, 2>(), variant<T, elem, 128, 3>(),
@@ -217,7 +222,8 @@ cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
         cudaMemsetAsync(a.column_amax, 0, a.groups.groups * a.columns * sizeof(uint32_t), stream);
     if (error != cudaSuccess) return error;
   }
-  const Rows rows{a, slabs_of(a.groups)};
+  const bool few = a.groups.rows < kSlabRows * kManyBlocks;
+  const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups)};
   if (a.groups.rows == 0 || rows.slabs.count == 0) return cudaSuccess;
   choose(a)<<<static_cast<unsigned>(rows.slabs.count), kThreads, 0, stream>>>(rows);
   return cudaGetLastError();

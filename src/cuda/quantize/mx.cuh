@@ -16,8 +16,11 @@
 namespace moe8::cuda {
 
 // ---- configuration
-inline constexpr int kMxThreads = 256;
+inline constexpr int kMxThreads = 128;
 inline constexpr int kMxWarps = kMxThreads / 32;
+// Blocks on a multiprocessor, so that enough loads are in flight: caps the registers.
+template <typename T, typename Out>
+inline constexpr int kMxResident = 5 - (sizeof(T) == 4) - (Out::kWords == 8);
 inline constexpr int kPacketRows = 8;   // packets of a lane
 inline constexpr int kRowStep = 4;      // rows between them: lanes of a warp that differ in row
 inline constexpr int kLanesAcross = 8;  // 64 columns
@@ -32,27 +35,48 @@ struct Mx {
 };
 
 // ---- one element
-/// The value of `elem` nearest to q, ties to even, saturating; the sign of zero is kept. The sum
-/// with 1.5 * 2^k, k chosen from q's exponent, has the element's step as its last bit, so that the
-/// adder rounds for us; below the smallest normal the step stays.
+/// q rounded to `elem`, ties to even, saturating, as the sum of its magnitude and 1.5 * 2^k: k is
+/// chosen from q's exponent so that the sum's last bit is the element's step there, and the adder
+/// rounds for us. Below the smallest normal the step stays. NaN rounds like a number: its block's
+/// scale tells.
 template <ElemDtype elem>
-__device__ float round_to(float q) {
-  constexpr ElemLayout f = layout_of(elem);
-  constexpr float kSmallestNormal = exp2_exact(f.min_exponent());
-  const float m = fminf(fabsf(q), f.max);
-  const float power = __uint_as_float(__float_as_uint(fmaxf(m, kSmallestNormal)) & 0x7F800000u);
-  constexpr float kShift = 1.5f * (1 << (23 - f.mantissa_bits));
-  const float sum = __fmaf_rn(power, kShift, m);
-  return copysignf(__fmaf_rn(power, -kShift, sum), q);
-}
+struct Rounded {
+  static constexpr ElemLayout f = layout_of(elem);
+  static constexpr float kShift = 1.5f * (1 << (23 - f.mantissa_bits));
+
+  float power;  // of two: q's binade
+  float sum;
+
+  __device__ explicit Rounded(float q) {
+    constexpr float kSmallestNormal = exp2_exact(f.min_exponent());
+    const float m = fminf(fabsf(q), f.max);
+    power = __uint_as_float(__float_as_uint(fmaxf(m, kSmallestNormal)) & 0x7F800000u);
+    sum = __fmaf_rn(power, kShift, m);
+  }
+
+  __device__ float magnitude() const { return __fmaf_rn(power, -kShift, sum); }
+
+  /// The code without sign. The sum's low bits count steps; each binade is 2^mantissa_bits codes.
+  __device__ uint32_t code() const {
+    constexpr uint32_t kFirst = (127 + f.min_exponent()) << f.mantissa_bits;
+    const uint32_t binade = __float_as_uint(power) >> (23 - f.mantissa_bits);
+    return binade + (__float_as_uint(sum) & 0x3FFFFFu) - kFirst;
+  }
+};
 
 template <ElemDtype elem>
 __device__ uint32_t code_of(float q) {
-  if constexpr (elem == ElemDtype::E4M3 || elem == ElemDtype::E5M2) {
-    return encode_pair<elem>(q, 0.0f) & 0xFFu;
-  } else {
-    return encode(q, elem);
-  }
+  constexpr int kSign = layout_of(elem).bits() - 1;
+  return Rounded<elem>(q).code() | __float_as_uint(q) >> 31 << kSign;
+}
+
+/// 2^(127 - s) and 2^(s - 127), as mx_scale_inverse() and mx_scale_value(), by selection.
+__device__ inline float inverse_of_scale(uint32_t s) {
+  const uint32_t bits = s == 254 ? 0x00400000u : (254u - s) << 23;
+  return __uint_as_float(s == kE8m0NaN ? 0x7FC00000u : bits);
+}
+__device__ inline float value_of_scale(uint32_t s) {
+  return __uint_as_float(s == 0 ? 0x00400000u : s << 23);  // 255, NaN, is not asked for
 }
 
 // ---- a packet: elements whose blocks have the scale bytes s
@@ -85,37 +109,70 @@ struct PlainBf16 {
   static __device__ uint32_t round_pair(uint32_t x, uint32_t s_low, uint32_t s_high) {
     const uint32_t smallest_pair = smallest(s_low) | smallest(s_high) << 16;
     const uint32_t largest_pair = largest(s_low) | largest(s_high) << 16;
-    const uint32_t nan =
-        (s_low == kE8m0NaN ? 0x7FC0u : 0u) | (s_high == kE8m0NaN ? 0x7FC00000u : 0u);
-    const uint32_t keep =
-        (s_low == kE8m0NaN ? 0u : 0xFFFFu) | (s_high == kE8m0NaN ? 0u : 0xFFFF0000u);
     uint32_t power, y;
     asm("max.bf16x2 %0, %1, %2;" : "=r"(power) : "r"(x & 0x7FFF7FFFu), "r"(smallest_pair));
     power &= 0x7F807F80u;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts), "r"(x));
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts ^ 0x80008000u), "r"(y));
     asm("min.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(y), "r"(largest_pair));
-    return ((y | (x & 0x80008000u)) & keep) | nan;
+    return y | (x & 0x80008000u);
   }
 };
 
-/// Out: Codes, Packet<BFloat16>, Packet<float>.
+/// Word by word: NaN where the scale says so.
+template <int kWords>
+__device__ void name_nans(uint32_t (&words)[kWords], const uint32_t (&s)[8], uint32_t nan) {
+  constexpr int kPerWord = 8 / kWords;
+  constexpr int kBits = 32 / kPerWord;
+  constexpr uint32_t kOnes = kBits == 32 ? ~0u : (1u << kBits % 32) - 1;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    uint32_t keep = ~0u, named = 0;
+#pragma unroll
+    for (int i = 0; i < kPerWord; ++i) {
+      const bool is_nan = s[w * kPerWord + i] == kE8m0NaN;
+      keep &= is_nan ? ~(kOnes << i * kBits) : ~0u;
+      named |= is_nan ? nan << i * kBits : 0u;
+    }
+    words[w] = (words[w] & keep) | named;
+  }
+}
+
+template <ElemDtype elem, typename T>
+__device__ float value_at(const Packet<T>& x, const uint32_t (&s)[8], int i) {
+  const float q = x.get(i) * inverse_of_scale(s[i]);
+  return copysignf(Rounded<elem>(q).magnitude(), q) * value_of_scale(s[i]);
+}
+
+/// Out: Codes, Packet<BFloat16> or Packet<float>.
 template <typename Out, ElemDtype elem, typename T>
 __device__ Out convert(const Packet<T>& x, const uint32_t (&s)[8]) {
   Out out{};
+  if constexpr (Out::kWords == 2 && layout_of(elem).has_nan) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float q = x.get(i) * mx_scale_inverse(static_cast<uint8_t>(s[i]));
-    constexpr int kPerWord = 8 / Out::kWords;
-    uint32_t bits;
-    if constexpr (Out::kWords == 2) {
-      bits = code_of<elem>(q);
-    } else {
-      const float value = round_to<elem>(q) * mx_scale_value(static_cast<uint8_t>(s[i]));
-      const float named = s[i] == kE8m0NaN ? __uint_as_float(0x7FC00000u) : value;
-      bits = Out::kWords == 4 ? from_float<BFloat16>(named).bits : __float_as_uint(named);
+    for (int i = 0; i < 8; i += 2) {
+      out.words[i / 4] |= encode_pair<elem>(x.get(i) * inverse_of_scale(s[i]),
+                                            x.get(i + 1) * inverse_of_scale(s[i + 1]))
+                          << i % 4 * 8;
     }
-    out.words[i / kPerWord] |= bits << (i % kPerWord * (32 / kPerWord));
+  } else if constexpr (Out::kWords == 2) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      out.words[i / 4] |= code_of<elem>(x.get(i) * inverse_of_scale(s[i])) << i % 4 * 8;
+    }
+    name_nans(out.words, s, layout_of(elem).nan_cast);
+  } else if constexpr (Out::kWords == 4) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
+          : "=r"(out.words[w])
+          : "f"(value_at<elem>(x, s, 2 * w + 1)), "f"(value_at<elem>(x, s, 2 * w)));
+    }
+    name_nans(out.words, s, 0x7FC0u);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out.words[i] = __float_as_uint(value_at<elem>(x, s, i));
+    name_nans(out.words, s, 0x7FC00000u);
   }
   return out;
 }
@@ -127,6 +184,7 @@ __device__ Packet<BFloat16> convert_plain(const Packet<BFloat16>& x, const uint3
   for (int w = 0; w < 4; ++w) {
     out.words[w] = PlainBf16<elem>::round_pair(x.words[w], s[2 * w], s[2 * w + 1]);
   }
+  name_nans(out.words, s, 0x7FC0u);
   return out;
 }
 
@@ -135,15 +193,15 @@ template <typename T>
 struct MxTile {
   Packet<T> packets[kPacketRows];
   RowChunk block;
-  int64_t block_index;
-  int64_t column;  // of the lane's first element
+  int32_t block_index;
+  int32_t column;  // of the lane's first element
   int row;         // of its first packet in the block
 
   __device__ int row_of(int i) const { return i * kRowStep + row; }
 
   __device__ void load(const Mx& p) {
     const T* x = static_cast<const T*>(p.args.x) + block.row * p.args.columns + column;
-    const int64_t left = p.args.columns - column;
+    const int32_t left = static_cast<int32_t>(p.args.columns) - column;
     if (p.aligned) {
 #pragma unroll
       for (int i = 0; i < kPacketRows; ++i) {
@@ -162,7 +220,7 @@ struct MxTile {
 
   template <typename Out>
   __device__ void store(const Mx& p, void* base, int i, const Out& out) const {
-    const int64_t left = p.args.columns - column;
+    const int32_t left = static_cast<int32_t>(p.args.columns) - column;
     if (row_of(i) >= block.rows || left <= 0) return;
     const int64_t at = (block.row + row_of(i)) * p.args.columns + column;
     void* address = static_cast<char*>(base) + at * (Out::kWords / 2);
@@ -212,13 +270,20 @@ struct MxTile {
 
 template <ElemDtype elem>
 __device__ void scales_of(const uint32_t (&amax)[8], ScaleCalculationMode mode, uint32_t (&s)[8]) {
-  using enum ScaleCalculationMode;
+  const auto of_mode = [&]<ScaleCalculationMode kMode>() {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    s[i] = mode == RCEIL   ? mx_scale(amax[i], elem, RCEIL)
-           : mode == FLOOR ? mx_scale(amax[i], elem, FLOOR)
-           : mode == CEIL  ? mx_scale(amax[i], elem, CEIL)
-                           : mx_scale(amax[i], elem, EVEN);
+    for (int i = 0; i < 8; ++i) s[i] = mx_scale(amax[i], elem, kMode);
+  };
+  using enum ScaleCalculationMode;
+  switch (mode) {
+    case FLOOR:
+      return of_mode.template operator()<FLOOR>();
+    case RCEIL:
+      return of_mode.template operator()<RCEIL>();
+    case CEIL:
+      return of_mode.template operator()<CEIL>();
+    case EVEN:
+      return of_mode.template operator()<EVEN>();
   }
 }
 
@@ -285,7 +350,7 @@ __device__ void emit_columns(const Mx& p, const MxTile<T>& tile) {
   ScaleBytes s;
   tile.column_amax(amax);
   scales_of<elem>(amax, p.args.mode, s.bytes);
-  const int64_t left = p.args.columns - tile.column;
+  const int32_t left = static_cast<int32_t>(p.args.columns) - tile.column;
   if (o.scale != nullptr && tile.row == 0 && left > 0 &&
       tile.block_index < p.args.column_scale_rows) {
     Codes bytes{};
@@ -306,14 +371,15 @@ __device__ void emit_columns(const Mx& p, const MxTile<T>& tile) {
 
 // ---- kernel
 template <typename T, typename Out, ElemDtype elem>
-__global__ void __launch_bounds__(kMxThreads) quantize_mx(const __grid_constant__ Mx p) {
+__global__ void __launch_bounds__(kMxThreads, (kMxResident<T, Out>))
+    quantize_mx(const __grid_constant__ Mx p) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kMxWarps + threadIdx.x / 32;
   if (warp >= p.warps) return;
   const int lane = threadIdx.x % 32;
   MxTile<T> tile;
-  tile.block_index = warp / p.wide;
+  tile.block_index = static_cast<int32_t>(warp / p.wide);
   tile.block = p.blocks.at(tile.block_index);
-  tile.column = warp % p.wide * kWarpColumns + lane % kLanesAcross * 8;
+  tile.column = static_cast<int32_t>(warp % p.wide) * kWarpColumns + lane % kLanesAcross * 8;
   tile.row = lane / kLanesAcross;
   tile.load(p);
   if (p.args.row_blocks.any() && tile.block.rows > 0) emit_rows<Out, elem>(p, tile);
