@@ -191,11 +191,6 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
       [&] { return launch_mx(mx(E4M3, false, true, RCEIL), nullptr); });
   add("mx codes rows, rceil", in + 1 + 1.0 / 32,
       [&] { return launch_mx(mx(E4M3, false, false, RCEIL), nullptr); });
-  add("NOSCALE codes both", in + 2, [&] {
-    MxArgs a = mx(E4M3, false, true, RCEIL);
-    a.row_blocks.scale = a.column_blocks.scale = nullptr;
-    return launch_mx(a, nullptr);
-  });
   add("mx codes both e2m1, rceil", in + 2 + 2.0 / 32,
       [&] { return launch_mx(mx(E2M1, false, true, RCEIL), nullptr); });
   if (!weights) {

@@ -597,6 +597,62 @@ void check_blocked(int64_t rows, int64_t columns, const std::vector<int32_t>& of
   });
 }
 
+// ---- graphs
+
+// One graph, captured once, replayed with other groups: nothing may have been read on the host.
+void check_graph(std::mt19937& rng) {
+  Problem p = make_problem(FloatType::BF16, 104, ends_of({100, 50, 150}), 310, Fill::WIDE, rng);
+  const Metadata metadata(p, 32);
+  const DeviceBytes x(p.x);
+  const auto count = p.x.size() / 2;
+  DeviceBytes codes(310 * 112), inverse(310 * 4), amax(3 * 104 * 4), column_scale(3 * 104 * 4);
+  DeviceBytes xt(static_cast<size_t>(metadata.m.padded_rows() * p.columns)), values(2 * count);
+  const RowGroups groups = RowGroups::of(metadata.m);
+  MxArgs mx{x.at(), p.type, p.columns, groups, E4M3, RCEIL, {}, {}, 0, FloatType::BF16};
+  mx.column_blocks.values = values.at();
+
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  check(cudaStreamCreate(&stream), "stream");
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+  check(launch_group_metadata(metadata.offs.as<int32_t>(), metadata.m, stream), "metadata");
+  check(launch_float8_rows({x.at(), p.type, p.columns, groups, E4M3, true, codes.as<uint8_t>(), 112,
+                            inverse.as<float>(), amax.as<uint32_t>()},
+                           stream),
+        "rows");
+  check(
+      launch_float8_transposed({x.at(), p.type, p.columns, groups, E4M3, true, amax.as<uint32_t>(),
+                                false, xt.as<uint8_t>(), column_scale.as<float>()},
+                               stream),
+      "transposed");
+  check(launch_mx(mx, stream), "mx");
+  check(cudaStreamEndCapture(stream, &graph), "capture");
+  check(cudaGraphInstantiate(&replay, graph, 0), "instantiate");
+
+  for (const std::vector<int32_t>& offs :
+       {std::vector<int32_t>{100, 150, 300}, {0, 310, 310}, {33, 34, 99}}) {
+    p.offs = offs;
+    check(cudaMemcpy(metadata.offs.at(), offs.data(), 12, cudaMemcpyHostToDevice), "offs");
+    xt.poison();
+    values.poison();
+    check(cudaGraphLaunch(replay, stream), "replay");
+    check(cudaStreamSynchronize(stream), "replay");
+    const Placed placed = place_jagged(p, metadata.m);
+    const Float8Expected e = reference_float8(p, E4M3, true, 1, p.rows, p.columns, placed.sets);
+    expect_equal("replayed graph: transposed", xt, transposed(p, e.codes, placed));
+    expect_equal("replayed graph: scales", column_scale, inverses(e.scale));
+    const auto blocks = mx_blocks(p.rows, offs.data(), 3);
+    expect_equal("replayed graph: mx", values,
+                 reference_mx(p, E4M3, RCEIL, FloatType::BF16, 1, p.rows, p.columns, blocks,
+                              static_cast<int64_t>(blocks.size()))
+                     .values);
+  }
+  check(cudaGraphExecDestroy(replay), "graph");
+  check(cudaGraphDestroy(graph), "graph");
+  check(cudaStreamDestroy(stream), "stream");
+}
+
 // ---- what is run
 
 const std::vector<int32_t> kRagged = {0, 1, 31, 32, 33, 127, 128, 129, 0, 5};
@@ -674,6 +730,10 @@ void check_random_shape(std::mt19937& rng) {
   check_float8(p, jagged, rng() % 2 ? E4M3 : E5M2, rng() % 2);
   check_mx(p, jagged.groups, 0, kElems[rng() % 5], kModes[rng() % 4],
            rng() % 2 ? FloatType::BF16 : FloatType::F32);
+  const int64_t equal = p.rows % 3 == 0 ? 3 : p.rows % 2 == 0 ? 2 : 1;
+  check_float8(p, place_equal(p, equal, 16), rng() % 2 ? E4M3 : E5M2, rng() % 2);
+  check_mx(p, RowGroups::equal(equal, p.rows / equal), equal, kElems[rng() % 5], kModes[rng() % 4],
+           FloatType::BF16);
 }
 
 }  // namespace
@@ -684,6 +744,7 @@ int main(int argc, char** argv) {
   const int random_shapes = argc > 1 ? std::atoi(argv[1]) : 200;
   std::mt19937 rng(1);
   check_invalid_offs();
+  check_graph(rng);
   if (random_shapes >= 100) {
     check_fixed_shapes(rng);
     check_long_rows(rng);

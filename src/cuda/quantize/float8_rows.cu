@@ -216,7 +216,8 @@ Kernel choose(const Float8RowsArgs& a) {
 
 cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || a.pitch % 16 != 0 || a.pitch < a.columns) return cudaErrorInvalidValue;
+  if (!fits || !a.groups.is_valid() || a.pitch % 16 != 0 || a.pitch < a.columns)
+    return cudaErrorInvalidValue;
   if (a.column_amax != nullptr) {
     const cudaError_t error =
         cudaMemsetAsync(a.column_amax, 0, a.groups.groups * a.columns * sizeof(uint32_t), stream);

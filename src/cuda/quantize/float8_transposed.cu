@@ -143,7 +143,7 @@ int64_t divide_up(int64_t n, int64_t by) {
 
 cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || a.groups.padding % kTokenRows != 0) return cudaErrorInvalidValue;
+  if (!fits || !a.groups.is_valid()) return cudaErrorInvalidValue;
   Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
   p.wide = static_cast<int32_t>(divide_up(a.columns, kLanesWide * columns));

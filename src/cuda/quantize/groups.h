@@ -29,6 +29,8 @@ struct RowGroups {
   }
 
   bool is_jagged() const { return group_rows == 0; }
+  /// Rows are counted in 32 bits.
+  bool is_valid() const { return rows >= 0 && rows <= INT32_MAX && padding % kTokenRows == 0; }
   int64_t padded_group_rows() const { return (group_rows + padding - 1) / padding * padding; }
   /// Columns of a transposed output: of all groups when jagged, else of one.
   int64_t transposed_columns() const {

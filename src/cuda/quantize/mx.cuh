@@ -20,7 +20,9 @@ inline constexpr int kMxThreads = 128;
 inline constexpr int kMxWarps = kMxThreads / 32;
 // Blocks on a multiprocessor, so that enough loads are in flight: caps the registers.
 template <typename T, typename Out>
-inline constexpr int kMxResident = 5 - (sizeof(T) == 4) - (Out::kWords == 8);
+inline constexpr int kMxResident = Out::kWords == 8 ? 3
+                                   : sizeof(T) == 2 ? 5
+                                                    : 4;
 inline constexpr int kPacketRows = 8;   // packets of a lane
 inline constexpr int kRowStep = 4;      // rows between them: lanes of a warp that differ in row
 inline constexpr int kLanesAcross = 8;  // 64 columns
@@ -29,7 +31,7 @@ inline constexpr int kWarpColumns = kLanesAcross * 8;
 struct Mx {
   MxArgs args;
   RowChunks blocks;
-  int32_t wide;  // warps across the columns
+  int32_t wide;  // warps across the columns, a multiple of kMxWarps: a thread block has one block
   int64_t warps;
   bool aligned;  // every access of a whole packet may be a wide one
 };
@@ -106,16 +108,45 @@ struct PlainBf16 {
     return (kMax + (s << 7) - (127u << 7)) & 0x7FFFu;
   }
 
+  static __device__ uint32_t smallest_pair(uint32_t s_low, uint32_t s_high) {
+    return smallest(s_low) | smallest(s_high) << 16;
+  }
+  static __device__ uint32_t largest_pair(uint32_t s_low, uint32_t s_high) {
+    return largest(s_low) | largest(s_high) << 16;
+  }
+
+  /// The powers of two of magnitudes, at least T; and their sums with 1.5 * 2^k.
+  static __device__ uint32_t powers(uint32_t m, uint32_t t) {
+    uint32_t power;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(power) : "r"(m), "r"(t));
+    return power & 0x7F807F80u;
+  }
+  static __device__ uint32_t sums(uint32_t power, uint32_t factor, uint32_t x) {
+    uint32_t sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(power), "r"(factor), "r"(x));
+    return sum;
+  }
+
+  /// Two values.
   static __device__ uint32_t round_pair(uint32_t x, uint32_t s_low, uint32_t s_high) {
-    const uint32_t smallest_pair = smallest(s_low) | smallest(s_high) << 16;
-    const uint32_t largest_pair = largest(s_low) | largest(s_high) << 16;
-    uint32_t power, y;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(power) : "r"(x & 0x7FFF7FFFu), "r"(smallest_pair));
-    power &= 0x7F807F80u;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts), "r"(x));
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(power), "r"(kShifts ^ 0x80008000u), "r"(y));
-    asm("min.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(y), "r"(largest_pair));
+    const uint32_t power = powers(x & 0x7FFF7FFFu, smallest_pair(s_low, s_high));
+    uint32_t y = sums(power, kShifts ^ 0x80008000u, sums(power, kShifts, x));
+    asm("min.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(y), "r"(largest_pair(s_low, s_high)));
     return y | (x & 0x80008000u);
+  }
+
+  /// Two codes, 16 bits apart, as Rounded::code() makes one.
+  static __device__ uint32_t encode_pair(uint32_t x, uint32_t s_low, uint32_t s_high) {
+    constexpr uint32_t kSign = 1u << (f.bits() - 1);
+    const uint32_t t = smallest_pair(s_low, s_high);
+    uint32_t m;
+    asm("min.bf16x2 %0, %1, %2;"
+        : "=r"(m)
+        : "r"(x & 0x7FFF7FFFu), "r"(largest_pair(s_low, s_high)));
+    const uint32_t power = powers(m, t);
+    const uint32_t steps = sums(power, kShifts, m) & 0x003F003Fu;
+    const uint32_t sign = x >> (16 - f.bits()) & (kSign | kSign << 16);
+    return (((power - t) >> (7 - f.mantissa_bits)) + steps) | sign;
   }
 };
 
@@ -177,14 +208,31 @@ __device__ Out convert(const Packet<T>& x, const uint32_t (&s)[8]) {
   return out;
 }
 
-template <ElemDtype elem>
-__device__ Packet<BFloat16> convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) {
-  Packet<BFloat16> out;
+/// Whether bf16 arithmetic makes `Out` of `T`. Formats that the hardware converts to need none.
+template <typename Out, ElemDtype elem, typename T>
+inline constexpr bool kHasPlain = sizeof(T) == 2 &&
+                                  (Out::kWords == 4 ||
+                                   (Out::kWords == 2 && !layout_of(elem).has_nan));
+
+template <typename Out, ElemDtype elem>
+__device__ Out convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) {
+  using Plain = PlainBf16<elem>;
+  Out out;
+  if constexpr (Out::kWords == 4) {
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    out.words[w] = PlainBf16<elem>::round_pair(x.words[w], s[2 * w], s[2 * w + 1]);
+    for (int w = 0; w < 4; ++w) {
+      out.words[w] = Plain::round_pair(x.words[w], s[2 * w], s[2 * w + 1]);
+    }
+    name_nans(out.words, s, 0x7FC0u);
+  } else {
+#pragma unroll
+    for (int w = 0; w < 2; ++w) {
+      out.words[w] =
+          __byte_perm(Plain::encode_pair(x.words[2 * w], s[4 * w], s[4 * w + 1]),
+                      Plain::encode_pair(x.words[2 * w + 1], s[4 * w + 2], s[4 * w + 3]), 0x6420);
+    }
+    name_nans(out.words, s, layout_of(elem).nan_cast);
   }
-  name_nans(out.words, s, 0x7FC0u);
   return out;
 }
 
@@ -290,7 +338,7 @@ __device__ void scales_of(const uint32_t (&amax)[8], ScaleCalculationMode mode, 
 /// Whether the whole warp may use the arithmetic of bf16.
 template <typename Out, ElemDtype elem, typename T>
 __device__ bool all_plain(const uint32_t (&amax)[8], const uint32_t (&s)[8]) {
-  if constexpr (sizeof(T) != 2 || Out::kWords != 4) return false;
+  if constexpr (!kHasPlain<Out, elem, T>) return false;
   bool plain = true;
 #pragma unroll
   for (int i = 0; i < 8; ++i) plain &= PlainBf16<elem>::is_plain(amax[i], s[i]);
@@ -300,11 +348,11 @@ __device__ bool all_plain(const uint32_t (&amax)[8], const uint32_t (&s)[8]) {
 /// Converts and stores the lane's packets; s(i): the scale bytes of packet i's elements.
 template <typename Out, ElemDtype elem, typename T, typename Scales>
 __device__ void emit(const Mx& p, const MxTile<T>& tile, void* base, bool plain, Scales s) {
-  if constexpr (sizeof(T) == 2 && Out::kWords == 4) {
+  if constexpr (kHasPlain<Out, elem, T>) {
     if (plain) {
 #pragma unroll
       for (int i = 0; i < kPacketRows; ++i) {
-        tile.store(p, base, i, convert_plain<elem>(tile.packets[i], s(i).bytes));
+        tile.store(p, base, i, convert_plain<Out, elem>(tile.packets[i], s(i).bytes));
       }
       return;
     }
@@ -319,20 +367,44 @@ struct ScaleBytes {
   uint32_t bytes[8];
 };
 
+/// The scale bytes of a thread block's row blocks: gathered, as single bytes cost a sector each.
+inline constexpr int kRowScales = kMxWarps * kWarpColumns / kBlockRows;
+using RowScales = uint8_t[kBlockRows][kRowScales];
+
+/// Writes them after all warps have put theirs there: a row a thread in one store, or a quarter of
+/// a row where rows are not aligned. Where they go is worked out again, as what is kept until here
+/// costs registers.
+__device__ inline void store_row_scales(const Mx& p, const RowScales& scales) {
+  static_assert(kRowScales == sizeof(uint2) && kMxThreads == 4 * kBlockRows);
+  const int64_t across = (p.args.columns + kBlockRows - 1) / kBlockRows;
+  const unsigned wide = p.wide / kMxWarps;
+  const int64_t first = blockIdx.x % wide * kRowScales;
+  const RowChunk block = p.blocks.at(blockIdx.x / wide);
+  uint8_t* out = p.args.row_blocks.scale + block.row * across + first;
+  if (across % kRowScales == 0 && reinterpret_cast<uintptr_t>(out) % kRowScales == 0) {
+    const int row = static_cast<int>(threadIdx.x);
+    if (row >= block.rows) return;
+    *reinterpret_cast<uint2*>(out + row * across) = *reinterpret_cast<const uint2*>(scales[row]);
+    return;
+  }
+  const int row = static_cast<int>(threadIdx.x / 4);
+  const int begin = static_cast<int>(threadIdx.x % 4 * 2);
+  if (row >= block.rows) return;
+  for (int i = begin; i < begin + 2 && first + i < across; ++i) {
+    out[row * across + i] = scales[row][i];
+  }
+}
+
 template <typename Out, ElemDtype elem, typename T>
-__device__ void emit_rows(const Mx& p, const MxTile<T>& tile) {
+__device__ void emit_rows(const Mx& p, const MxTile<T>& tile, RowScales& scales) {
   const MxOutputs& o = p.args.row_blocks;
   uint32_t amax[8], s[8];
   tile.row_amax(amax);
   scales_of<elem>(amax, p.args.mode, s);
-  if (o.scale != nullptr && tile.column % kBlockRows == 0 && tile.column < p.args.columns) {
-    const int64_t across = (p.args.columns + kBlockRows - 1) / kBlockRows;
+  if (tile.column % kBlockRows == 0) {
 #pragma unroll
     for (int i = 0; i < kPacketRows; ++i) {
-      const int64_t row = tile.block.row + tile.row_of(i);
-      if (tile.row_of(i) < tile.block.rows) {
-        o.scale[row * across + tile.column / kBlockRows] = static_cast<uint8_t>(s[i]);
-      }
+      scales[tile.row_of(i)][tile.column / kBlockRows % kRowScales] = static_cast<uint8_t>(s[i]);
     }
   }
   void* base = Out::kWords == 2 ? o.codes : o.values;
@@ -382,8 +454,12 @@ __global__ void __launch_bounds__(kMxThreads, (kMxResident<T, Out>))
   tile.column = static_cast<int32_t>(warp % p.wide) * kWarpColumns + lane % kLanesAcross * 8;
   tile.row = lane / kLanesAcross;
   tile.load(p);
-  if (p.args.row_blocks.any() && tile.block.rows > 0) emit_rows<Out, elem>(p, tile);
+  __shared__ alignas(8) RowScales scales;
+  if (p.args.row_blocks.any()) emit_rows<Out, elem>(p, tile, scales);
   if (p.args.column_blocks.any()) emit_columns<Out, elem>(p, tile);
+  if (p.args.row_blocks.scale == nullptr) return;
+  __syncthreads();
+  store_row_scales(p, scales);
 }
 
 using MxKernel = void (*)(Mx);

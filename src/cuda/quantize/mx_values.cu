@@ -50,13 +50,15 @@ cudaError_t launch_mx(const MxArgs& a, cudaStream_t stream) {
   const bool values = a.row_blocks.values != nullptr || a.column_blocks.values != nullptr;
   const bool codes = a.row_blocks.codes != nullptr || a.column_blocks.codes != nullptr;
   Mx p{a, blocks_of(a.groups), 0, 0, may_access_packets(a)};
-  if ((values && codes) || a.column_scale_rows > p.blocks.count) return cudaErrorInvalidValue;
-  p.wide = static_cast<int32_t>((a.columns + kWarpColumns - 1) / kWarpColumns);
+  if (!a.groups.is_valid() || (values && codes) || a.column_scale_rows > p.blocks.count)
+    return cudaErrorInvalidValue;
+  constexpr int64_t kColumns = kMxWarps * kWarpColumns;
+  p.wide = static_cast<int32_t>((a.columns + kColumns - 1) / kColumns * kMxWarps);
   p.warps = p.blocks.count * p.wide;
   if (p.warps == 0) return cudaSuccess;
   const MxKernel kernel = values ? mx_values_kernel(a.x_type, a.values_type, a.elem)
                                  : mx_codes_kernel(a.x_type, a.elem);
-  kernel<<<static_cast<unsigned>((p.warps + kMxWarps - 1) / kMxWarps), kMxThreads, 0, stream>>>(p);
+  kernel<<<static_cast<unsigned>(p.warps / kMxWarps), kMxThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
