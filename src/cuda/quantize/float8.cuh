@@ -43,10 +43,14 @@ __device__ inline float inverse_of(float scale) {
   return isnan(scale) ? __uint_as_float(0x7FC00000u) : __fdiv_rn(1.0f, scale);
 }
 
+/// Whether the hardware converts to the format.
+template <ElemDtype elem>
+inline constexpr bool kHasConversion = elem == ElemDtype::E4M3 || elem == ElemDtype::E5M2;
+
 /// Two codes, of a and (in the upper byte) b: nearest even, saturating, NaN 0x7F.
 template <ElemDtype elem>
 __device__ uint32_t encode_pair(float a, float b) {
-  static_assert(elem == ElemDtype::E4M3 || elem == ElemDtype::E5M2);
+  static_assert(kHasConversion<elem>);
   uint16_t codes;
   if constexpr (elem == ElemDtype::E4M3) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(b), "f"(a));

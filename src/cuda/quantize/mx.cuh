@@ -179,7 +179,7 @@ __device__ float value_at(const Packet<T>& x, const uint32_t (&s)[8], int i) {
 template <typename Out, ElemDtype elem, typename T>
 __device__ Out convert(const Packet<T>& x, const uint32_t (&s)[8]) {
   Out out{};
-  if constexpr (Out::kWords == 2 && layout_of(elem).has_nan) {
+  if constexpr (Out::kWords == 2 && kHasConversion<elem>) {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
       out.words[i / 4] |= encode_pair<elem>(x.get(i) * inverse_of_scale(s[i]),
@@ -211,8 +211,7 @@ __device__ Out convert(const Packet<T>& x, const uint32_t (&s)[8]) {
 /// Whether bf16 arithmetic makes `Out` of `T`. Formats that the hardware converts to need none.
 template <typename Out, ElemDtype elem, typename T>
 inline constexpr bool kHasPlain = sizeof(T) == 2 &&
-                                  (Out::kWords == 4 ||
-                                   (Out::kWords == 2 && !layout_of(elem).has_nan));
+                                  (Out::kWords == 4 || (Out::kWords == 2 && !kHasConversion<elem>));
 
 template <typename Out, ElemDtype elem>
 __device__ Out convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) {
