@@ -742,6 +742,11 @@ void check_random_shape(std::mt19937& rng) {
 int main(int argc, char** argv) {
   using namespace moe8::cuda;
   const int random_shapes = argc > 1 ? std::atoi(argv[1]) : 200;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
   std::mt19937 rng(1);
   check_invalid_offs();
   check_graph(rng);
