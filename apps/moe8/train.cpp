@@ -42,24 +42,24 @@ RunOptions options_of(bool overwrite) {
   return options;
 }
 
-// OpenMP's idle threads spin by default, which starves the working ones as soon as another process
-// wants a core: training becomes ten times slower and more. The policy is read when the program is
+// OpenMP's idle threads spin for milliseconds by default, which starves the working ones as soon as
+// another process wants a core. A short spin costs nothing where the cores are free and saves those
+// that are not (docs/decisions/007-waiting-threads.md). The count is read when the program is
 // loaded, so it takes a restart; where that fails, training goes on as it is.
-void restart_with_passive_waiting() {
-  constexpr const char* kPolicy = "OMP_WAIT_POLICY";
-  if (std::getenv(kPolicy)) return;
+void restart_with_short_spins() {
+  if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   std::vector<std::string> words;
   for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
-  setenv(kPolicy, "passive", 1);
+  setenv("GOMP_SPINCOUNT", "10000", 1);
   if (!words.empty()) execv("/proc/self/exe", arguments.data());
 }
 
 void run_train(const TrainArguments& arguments) {
-  restart_with_passive_waiting();
+  restart_with_short_spins();
   RunConfig config = load_run_config(arguments.config, arguments.overrides);
   if (!arguments.recipe.empty() || !arguments.convert.empty()) {
     config.convert.clear();  // the command line decides, not the file
@@ -78,7 +78,7 @@ void run_train(const TrainArguments& arguments) {
 }
 
 void run_demo_command(const DemoArguments& arguments) {
-  restart_with_passive_waiting();
+  restart_with_short_spins();
   RunConfig config =
       arguments.config.empty()
           ? parse_run_config(demo_config_text(), "configs/demo.toml", arguments.overrides)
