@@ -140,7 +140,7 @@ TEST(Float8Kernels, AreVectorCode) {
     });
     RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
     EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
-                               << 1e3 * slow << " ms";
+                              << 1e3 * slow << " ms";
   }
 }
 

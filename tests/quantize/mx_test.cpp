@@ -156,7 +156,7 @@ TEST(MxKernels, AreVectorCode) {
     });
     RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
     EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
-                               << 1e3 * slow << " ms";
+                              << 1e3 * slow << " ms";
   }
 }
 
