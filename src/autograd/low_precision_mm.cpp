@@ -18,6 +18,7 @@ struct Saved : torch::CustomClassHolder {
   at::ScalarType a_dtype{};
   at::ScalarType w_dtype{};
   std::optional<at::Tensor> offs;
+  WeightId weight;
 };
 
 /// Below autograd and autocast: the products inside are ours, and must not be seen by the hooks
@@ -35,7 +36,8 @@ at::Tensor run(const Saved& saved, Gemm gemm, const GemmFormats& formats, const 
                              .offs = saved.offs,
                              .formats = formats,
                              .out_dtype = out_dtype,
-                             .kernel_preference = saved.formats.kernel_preference});
+                             .kernel_preference = saved.formats.kernel_preference,
+                             .weight = saved.weight});
 }
 
 // Gradients that were asked for with create_graph get a node that refuses to be differentiated
@@ -94,6 +96,7 @@ at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
   saved->a_dtype = A.scalar_type();
   saved->w_dtype = W.scalar_type();
   saved->offs = offs;
+  if (numerics_observed()) saved->weight = weight_id(W);
   return LowPrecisionMM::apply(A, W, saved, out_dtype);
 }
 

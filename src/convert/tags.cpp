@@ -16,15 +16,18 @@ namespace moe8 {
 namespace {
 
 std::atomic<int64_t> live_tags{0};
+std::atomic<uint64_t> last_id{0};
 
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
 struct Tag final : c10::BackendMeta {
-  explicit Tag(std::optional<Config> c) : config(std::move(c)) { ++live_tags; }
+  explicit Tag(const Config& c) : Tag(c, ++last_id) {}
+  Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
 
   std::optional<Config> config;
+  const uint64_t id;
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
 
@@ -104,7 +107,8 @@ class Registry {
     for (const auto& [impl, entry] : entries_) {
       const at::Tensor weight(entry.weight.lock());
       if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
-      if (covers(weight, tensor, extent)) return Tagged{&*entry.tag->config, weight.dim()};
+      if (covers(weight, tensor, extent))
+        return Tagged{&*entry.tag->config, weight.dim(), entry.tag->id};
     }
     return std::nullopt;
   }
@@ -150,10 +154,10 @@ bool any_tags() {
 
 std::optional<Tagged> find_tag(const at::Tensor& tensor) {
   if (!any_tags() || !tensor.defined()) return std::nullopt;
-  if (const Tag* tag = own_tag(tensor)) return Tagged{&*tag->config, tensor.dim()};
+  if (const Tag* tag = own_tag(tensor)) return Tagged{&*tag->config, tensor.dim(), tag->id};
   if (tensor.is_view()) {
     const at::TensorBase& base = tensor._base();
-    if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim()};
+    if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim(), tag->id};
   }
   return Registry::instance().find_by_memory(tensor);
 }
@@ -187,7 +191,7 @@ void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
   const std::optional<Tagged> tagged = find_tag(source);
   // A slice of the experts, W3[e], is no expert weight: neither is its copy.
   if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
-  auto tag = c10::make_intrusive<Tag>(*tagged->config);
+  auto tag = c10::make_intrusive<Tag>(*tagged->config, tagged->id);
   copy.unsafeGetTensorImpl()->set_backend_meta(tag);
   if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
 }

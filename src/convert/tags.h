@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "moe8/config.h"
@@ -20,6 +21,7 @@ namespace moe8 {
 struct Tagged {
   const Config* config;  // valid until the weight is converted again or taken back
   int64_t dim;           // of the weight itself: 2 for W3[e] would be wrong, it is 3
+  uint64_t id;           // of the weight as it was converted; its copies have the same. Never 0
 };
 
 /// The tag of `tensor`: its own or that of the weight it is a view of. Safe beside other readers.

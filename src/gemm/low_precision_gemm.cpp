@@ -43,7 +43,9 @@ at::Tensor low_precision_gemm(const GemmProblem& problem) {
       if (logs_dispatch()) {
         log_dispatch(c10::str(problem.describe(), "\n  -> ", kernel.name, refusals));
       }
-      return kernel.launch(problem);
+      at::Tensor result = kernel.launch(problem);
+      if (numerics_observed()) show_to_observers(problem, result);
+      return result;
     }
     refusals += c10::str("\n  not ", kernel.name, ": ", *refusal);
   }

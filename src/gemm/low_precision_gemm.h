@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "moe8/config.h"
+#include "numerics/observer.h"
 #include "quantize/operand.h"
 
 namespace moe8 {
@@ -38,6 +39,7 @@ struct GemmProblem {
   GemmFormats formats;
   at::ScalarType out_dtype;
   KernelPreference kernel_preference = KernelPreference::AUTO;
+  WeightId weight = {};  // set while numerics_observed()
 
   std::string describe() const;
 };

@@ -31,9 +31,12 @@ std::vector<StepMetrics> read_metrics(const std::string& path) {
   std::ifstream in(path);
   MOE8_CHECK(in.is_open(), "metrics", "file", "expected a readable file, got '", path, "'");
   std::vector<StepMetrics> all;
+  int64_t number = 0;
   for (std::string text; std::getline(in, text);) {
+    ++number;
     try {
       const auto line = nlohmann::json::parse(text);
+      if (line.contains("kind")) continue;  // not a step: see metrics.h
       StepMetrics m{line.at("step"),
                     line.at("loss"),
                     line.at("lr"),
@@ -46,8 +49,7 @@ std::vector<StepMetrics> read_metrics(const std::string& path) {
       all.push_back(m);
     } catch (const nlohmann::json::exception& error) {
       fail("metrics", "file",
-           c10::str("expected one step a line, got at ", path, ":", all.size() + 1, ": ",
-                    error.what()));
+           c10::str("expected one step a line, got at ", path, ":", number, ": ", error.what()));
     }
   }
   return all;

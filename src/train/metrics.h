@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// metrics.jsonl: one JSON object for every step, readable while the run goes on.
+// metrics.jsonl: one JSON object for every step, readable while the run goes on. Lines of another
+// kind have a "kind" beside their "step".
 #pragma once
 
 #include <cstdint>
@@ -37,6 +38,7 @@ class MetricsFile {
   std::ofstream out_;
 };
 
+/// The steps; lines of another kind are passed over.
 /// @throws c10::Error naming file and line of what is not a step.
 std::vector<StepMetrics> read_metrics(const std::string& path);
 

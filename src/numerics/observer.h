@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Where the products of converted weights are watched: every low-precision GEMM passes here when
+// somebody listens. While nobody does, a product costs one atomic load. What a listener makes of a
+// product is monitor.cpp's.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace moe8 {
+
+struct GemmProblem;
+
+/// Which weight a product belongs to, also where the weight is no operand (grad_W). Plain numbers:
+/// they keep nothing alive and are only compared.
+struct WeightId {
+  uint64_t tag = 0;            // of a converted weight and its copies; 0: none
+  const void* impl = nullptr;  // the TensorImpl of the weight itself, of whose view W is one
+
+  bool operator==(const WeightId&) const = default;
+};
+
+/// The weight that W is, or is a view or copy of.
+WeightId weight_id(const at::Tensor& W);
+
+/// True while anybody listens: operands are then needed in high precision, in backward too.
+bool numerics_observed();
+
+/// Listens to all products of the process while it lives. observe() is called from every thread
+/// that computes, below autograd and autocast, and must be safe beside itself.
+class GemmObserver {
+ public:
+  GemmObserver(const GemmObserver&) = delete;
+  GemmObserver& operator=(const GemmObserver&) = delete;
+  virtual ~GemmObserver() = default;
+
+  /// @param result  as the kernel left it, before anybody else sees it; not to be changed.
+  virtual void observe(const GemmProblem& problem, const at::Tensor& result) = 0;
+
+ protected:
+  GemmObserver() = default;
+  void start();
+  /// Returns when no observe() of this listener runs any more. To be called by the destructor of
+  /// the class that has observe(), not later. Harmless when it does not listen.
+  void stop();
+};
+
+/// Shows a product to everybody who listens.
+void show_to_observers(const GemmProblem& problem, const at::Tensor& result);
+
+}  // namespace moe8
