@@ -49,6 +49,27 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
   return *this;
 }
 
+// ---- free functions ----------------------------------------------------------
+void write_all(const char* op, const std::string& path, const Descriptor& file, const void* bytes,
+               uint64_t count) {
+  const auto* in = static_cast<const char*>(bytes);
+  while (count > 0) {
+    const ssize_t done = ::write(file.get(), in, std::min(count, kLargestCall));
+    if (done < 0 && errno == EINTR) continue;
+    MOE8_CHECK(done >= 0, op, path, "expected to write ", count,
+               " more bytes, got: ", reason(errno));
+    in += done;
+    count -= static_cast<uint64_t>(done);
+  }
+}
+
+void sync_folder(const std::string& path) {
+  const Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() < 0 || ::fsync(folder.get()) != 0) {
+    log_warning(path + ": the folder could not be flushed: " + reason(errno));
+  }
+}
+
 // ---- InputFile --------------------------------------------------------------
 InputFile::InputFile(const char* op, const std::string& path) : op_(op), path_(path) {
   // Without O_NONBLOCK, opening a pipe would wait for a writer.
@@ -117,15 +138,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(const void* bytes, uint64_t count) {
-  const auto* in = static_cast<const char*>(bytes);
-  while (count > 0) {
-    const ssize_t done = ::write(fd_.get(), in, std::min(count, kLargestCall));
-    if (done < 0 && errno == EINTR) continue;
-    MOE8_CHECK(done >= 0, op_, path_, "expected to write ", count,
-               " more bytes, got: ", reason(errno));
-    in += done;
-    count -= static_cast<uint64_t>(done);
-  }
+  write_all(op_, path_, fd_, bytes, count);
 }
 
 void AtomicFile::commit() {
@@ -134,11 +147,29 @@ void AtomicFile::commit() {
   MOE8_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, op_, path_,
              "expected to rename the finished file, got: ", reason(errno));
   temporary_.clear();
-  // The file is complete by now; what can still be lost in a power cut is its new name.
-  const Descriptor folder(::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (folder.get() < 0 || ::fsync(folder.get()) != 0) {
-    log_warning(path_ + ": its folder could not be flushed: " + reason(errno));
-  }
+  sync_folder(folder_of(path_));
+}
+
+// ---- AtomicFolder -----------------------------------------------------------
+AtomicFolder::AtomicFolder(const char* op, const std::string& path)
+    : op_(op), path_(path), partial_(path + ".partial") {
+  std::error_code error;
+  std::filesystem::remove_all(partial_, error);
+  if (!error) std::filesystem::create_directory(partial_, error);
+  MOE8_CHECK(!error, op_, path_, "expected to make a folder, got: ", error.message());
+}
+
+AtomicFolder::~AtomicFolder() {
+  std::error_code ignored;
+  if (!committed_) std::filesystem::remove_all(partial_, ignored);
+}
+
+void AtomicFolder::commit() {
+  sync_folder(partial_);
+  MOE8_CHECK(::rename(partial_.c_str(), path_.c_str()) == 0, op_, path_,
+             "expected to rename the finished folder, got: ", reason(errno));
+  committed_ = true;
+  sync_folder(folder_of(path_));
 }
 
 }  // namespace moe8

@@ -23,6 +23,14 @@ class Descriptor {
   int fd_;
 };
 
+/// Writes everything, however many calls it takes. @throws c10::Error naming `path`.
+void write_all(const char* op, const std::string& path, const Descriptor& file, const void* bytes,
+               uint64_t count);
+
+/// Waits until the disk knows the names in a folder. Warns where that fails: the files are whole,
+/// what can be lost in a power cut is a name.
+void sync_folder(const std::string& path);
+
 /// A regular file opened for reading at any position; reads may come from several threads.
 class InputFile {
  public:
@@ -80,6 +88,29 @@ class AtomicFile {
   std::string path_;
   std::string temporary_;  // empty: there is nothing to remove
   Descriptor fd_;
+};
+
+/// A folder that appears under its name only when it is complete: filled beside it under the name
+/// PATH.partial, then renamed. The destructor removes what was not committed.
+class AtomicFolder {
+ public:
+  /// Removes what an earlier process left unfinished.
+  /// @throws c10::Error when the folder cannot be made.
+  AtomicFolder(const char* op, const std::string& path);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+
+  /// Where the files go; each must be on the disk before commit() (AtomicFile::commit sees to it).
+  const std::string& partial() const { return partial_; }
+  /// Takes the name. @throws c10::Error when it belongs to a file or a folder that is not empty.
+  void commit();
+
+ private:
+  const char* op_;
+  std::string path_;
+  std::string partial_;
+  bool committed_ = false;
 };
 
 }  // namespace moe8

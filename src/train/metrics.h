@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // metrics.jsonl: one JSON object for every step, readable while the run goes on. Lines of another
-// kind have a "kind" beside their "step".
+// kind have a "kind" beside their "step", and stand no later than the next step's.
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "io/file.h"
 
 namespace moe8 {
 
@@ -28,14 +29,19 @@ struct StepMetrics {
 
 class MetricsFile {
  public:
-  /// Makes or empties the file. @throws c10::Error when it cannot be written.
-  explicit MetricsFile(const std::string& path);
-  /// Appends one line and flushes it. @throws c10::Error on a failure to write.
+  /// Keeps the lines up to the last of step `last_step`, and cuts off what follows: later steps,
+  /// and half a line. With 0, makes or empties the file.
+  /// @throws c10::Error when it cannot be written, or the lines of steps 1 to last_step are not all
+  /// there, each once.
+  explicit MetricsFile(const std::string& path, int64_t last_step = 0);
+  /// Appends one line, which other programs see at once. @throws c10::Error on a failure to write.
   void write(const StepMetrics& metrics);
+  /// Waits until the disk has all lines.
+  void sync();
 
  private:
   std::string path_;
-  std::ofstream out_;
+  Descriptor fd_;
 };
 
 /// The steps; lines of another kind are passed over.

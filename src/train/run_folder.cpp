@@ -22,7 +22,7 @@ RunFolder check_run_folder(const std::string& path, Overwrite overwrite) {
   MOE8_CHECK(!exists || fs::is_directory(path, error), kOp, "output.folder",
              "expected a folder, got '", path, "', which is something else");
   for (const std::string& file :
-       {folder.config(), folder.metrics(), folder.checkpoint(), folder.result()}) {
+       {folder.config(), folder.metrics(), folder.model(), folder.result()}) {
     MOE8_CHECK(overwrite == Overwrite::YES || !fs::exists(file, error), kOp, "output.folder",
                "expected a folder without a run, got '", path, "', which holds ",
                fs::path(file).filename().string(),
@@ -38,7 +38,7 @@ RunFolder make_run_folder(const std::string& path, Overwrite overwrite) {
   MOE8_CHECK(!error, kOp, "output.folder", "expected to make the folder '", path,
              "', got: ", error.message());
   for (const std::string& file :
-       {folder.config(), folder.metrics(), folder.checkpoint(), folder.result()}) {
+       {folder.config(), folder.metrics(), folder.model(), folder.result()}) {
     fs::remove(file, error);
     MOE8_CHECK(!error, kOp, "output.folder", "expected to remove '", file,
                "', got: ", error.message());

@@ -11,7 +11,7 @@ struct RunFolder {
 
   std::string config() const { return path + "/run.toml"; }
   std::string metrics() const { return path + "/metrics.jsonl"; }
-  std::string checkpoint() const { return path + "/model.safetensors"; }
+  std::string model() const { return path + "/model.safetensors"; }
   std::string result() const { return path + "/result.json"; }
 };
 

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <deque>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -18,6 +17,7 @@
 #include "moe8/safetensors.h"
 #include "train/metrics.h"
 #include "train/process_memory.h"
+#include "train/run_state.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/text_data.h"
@@ -31,6 +31,10 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double tokens_of_a_step(const TrainingConfig& t) {
+  return static_cast<double>(t.accumulation * t.batch_size * t.seq_len);
 }
 
 // Sets the number of LibTorch's threads for a while.
@@ -84,8 +88,7 @@ Load expert_load(torch::nn::Module& model) {
   return load;
 }
 
-void save_checkpoint(const TransformerImpl& model, const RunConfig& config,
-                     const std::string& path) {
+void save_model(const TransformerImpl& model, const RunConfig& config, const std::string& path) {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   for (const auto& parameter : model.named_parameters()) {
     tensors.emplace_back(parameter.key(), parameter.value().detach());
@@ -108,34 +111,38 @@ int64_t convert(TransformerImpl& model, const RunConfig& config) {
 // One run: made ready completely by the constructor, then trained by go().
 class Run {
  public:
-  Run(const RunConfig& config, const RunOptions& options)
-      : config_(config),
-        options_(options),
-        data_(config.data.files, config.data.validation_fraction) {
-    data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
-    const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
-    model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
-    result_.converted_parameters = convert(*model_, config_);
-    stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
-  }
-
+  Run(const RunConfig& config, const RunOptions& options);
   RunResult go();
 
  private:
-  StepMetrics step(int64_t number);
+  StepMetrics step();
+  double backward(int64_t number);
+  void validate(StepMetrics& metrics);
   void check_finite(double value, const char* what, int64_t number) const;
-  void note(const StepMetrics& metrics);
-  void finish(const RunFolder& folder);
+  RunResult finish(const RunFolder& folder) const;
+  RunResult result(const RunFolder& folder) const;
 
   RunConfig config_;
   RunOptions options_;
   TextData data_;
   Transformer model_{nullptr};
+  int64_t converted_parameters_ = 0;
   std::unique_ptr<Stepper> stepper_;
-  RunResult result_;
-  std::deque<double> last_losses_;
-  double training_seconds_ = 0;  // without the first step
+  RunState state_;
+  Clock::time_point start_ = Clock::now();
+  bool warm_ = false;  // the first step after a start is not timed
 };
+
+Run::Run(const RunConfig& config, const RunOptions& options)
+    : config_(config),
+      options_(options),
+      data_(config.data.files, config.data.validation_fraction) {
+  data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
+  const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
+  model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
+  converted_parameters_ = convert(*model_, config_);
+  stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
+}
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
   MOE8_CHECK(std::isfinite(value), kOp, what, "expected a finite number, got ", value, " at step ",
@@ -144,90 +151,114 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
 }
 
-StepMetrics Run::step(int64_t number) {
-  const Clock::time_point start = Clock::now();
+// The loss of one step, its gradients left in the stepper.
+double Run::backward(int64_t number) {
   const TrainingConfig& t = config_.training;
-  StepMetrics metrics;
-  metrics.step = number;
-  metrics.lr = learning_rate(config_.optimizer, t.steps, number);
+  double sum = 0;
   for (int64_t i = 0; i < t.accumulation; ++i) {
-    const int64_t index = (number - 1) * t.accumulation + i;
-    const Batch batch =
-        data_.train_batch(static_cast<uint64_t>(t.seed), index, t.batch_size, t.seq_len);
+    const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
+                                          t.batch_size, t.seq_len);
     const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
-    metrics.loss += loss.item<double>();
-    check_finite(metrics.loss, "loss", number);
+    sum += loss.item<double>();
+    check_finite(sum, "loss", number);
     loss.backward();
     stepper_->accumulate();
   }
+  return sum;
+}
+
+StepMetrics Run::step() {
+  const Clock::time_point start = Clock::now();
+  const TrainingConfig& t = config_.training;
+  StepMetrics metrics;
+  metrics.step = state_.step + 1;
+  metrics.lr = learning_rate(config_.optimizer, t.steps, metrics.step);
+  metrics.loss = backward(metrics.step);
   metrics.grad_norm = stepper_->step(metrics.lr);
-  check_finite(metrics.grad_norm, "grad_norm", number);
+  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
   const Load load = expert_load(*model_);
   metrics.expert_load_min = load.least;
   metrics.expert_load_max = load.most;
   update_expert_bias(*model_);
   const double seconds = seconds_since(start);
-  metrics.tokens_per_s = static_cast<double>(t.accumulation * t.batch_size * t.seq_len) / seconds;
-  if (number > 1) training_seconds_ += seconds;
+  metrics.tokens_per_s = tokens_of_a_step(t) / seconds;
+
+  state_.step = metrics.step;
+  state_.tokens_per_s = metrics.tokens_per_s;
+  state_.last_losses.push_back(metrics.loss);
+  if (static_cast<int64_t>(state_.last_losses.size()) > kLastSteps) state_.last_losses.pop_front();
+  if (warm_) {
+    state_.timed_seconds += seconds;
+    ++state_.timed_steps;
+  }
+  warm_ = true;
   return metrics;
 }
 
-void Run::note(const StepMetrics& metrics) {
-  last_losses_.push_back(metrics.loss);
-  if (static_cast<int64_t>(last_losses_.size()) > kLastSteps) last_losses_.pop_front();
-  if (metrics.validation_loss) result_.validation_loss = *metrics.validation_loss;
-  if (metrics.step == 1)
-    result_.tokens_per_s = metrics.tokens_per_s;  // stands when it is the only one
+// Where a validation is due after the step of `metrics`.
+void Run::validate(StepMetrics& metrics) {
+  const TrainingConfig& t = config_.training;
+  const bool due = t.validation_interval > 0 && metrics.step % t.validation_interval == 0;
+  if (!due && metrics.step != t.steps) return;
+  const double loss = validation_loss(*model_, data_, t);
+  metrics.validation_loss = state_.validation_loss = loss;
+  if (!state_.best || loss < state_.best->loss) state_.best = {metrics.step, loss};
 }
 
 RunResult Run::go() {
-  const Clock::time_point start = Clock::now();
   const TrainingConfig& t = config_.training;
   const RunFolder folder = make_run_folder(config_.output.folder, options_.overwrite);
   write_text(folder.config(), to_toml(config_));
   MetricsFile file(folder.metrics());
   Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps);
-  for (int64_t number = 1; number <= t.steps; ++number) {
-    StepMetrics metrics = step(number);
-    const bool due = t.validation_interval > 0 && number % t.validation_interval == 0;
-    if (due || number == t.steps) metrics.validation_loss = validation_loss(*model_, data_, t);
-    note(metrics);
+  while (state_.step < t.steps) {
+    StepMetrics metrics = step();
+    validate(metrics);
     file.write(metrics);
     progress.show(metrics);
   }
   progress.finish();
-  result_.seconds = seconds_since(start);
-  finish(folder);
-  return result_;
+  state_.seconds += seconds_since(start_);
+  return finish(folder);
 }
 
-void Run::finish(const RunFolder& folder) {
-  const TrainingConfig& t = config_.training;
+RunResult Run::result(const RunFolder& folder) const {
   const ParameterCounts counts = count_parameters(config_.model);
-  result_.recipe = t.recipe;
-  result_.folder = folder.path;
-  result_.steps = t.steps;
-  result_.train_loss = std::accumulate(last_losses_.begin(), last_losses_.end(), 0.0) /
-                       static_cast<double>(last_losses_.size());
-  if (t.steps > 1) {
-    const int64_t tokens = (t.steps - 1) * t.accumulation * t.batch_size * t.seq_len;
-    result_.tokens_per_s = static_cast<double>(tokens) / training_seconds_;
+  RunResult result;
+  result.recipe = config_.training.recipe;
+  result.folder = folder.path;
+  result.steps = state_.step;
+  result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
+                      static_cast<double>(state_.last_losses.size());
+  result.validation_loss = state_.validation_loss.value_or(NAN);
+  result.tokens_per_s = state_.tokens_per_s;  // stands when no step was timed
+  if (state_.timed_steps > 0) {
+    result.tokens_per_s = static_cast<double>(state_.timed_steps) *
+                          tokens_of_a_step(config_.training) / state_.timed_seconds;
   }
-  result_.peak_memory = peak_memory();
-  result_.parameters = counts.total;
-  result_.active_parameters = counts.active;
-  if (config_.output.checkpoint) save_checkpoint(*model_, config_, folder.checkpoint());
-  const nlohmann::ordered_json json{{"recipe", result_.recipe},
-                                    {"steps", result_.steps},
-                                    {"train_loss", result_.train_loss},
-                                    {"validation_loss", result_.validation_loss},
-                                    {"tokens_per_s", result_.tokens_per_s},
-                                    {"peak_memory_bytes", result_.peak_memory},
-                                    {"seconds", result_.seconds},
-                                    {"parameters", result_.parameters},
-                                    {"active_parameters", result_.active_parameters},
-                                    {"converted_parameters", result_.converted_parameters}};
+  result.peak_memory = peak_memory();
+  result.seconds = state_.seconds;
+  result.parameters = counts.total;
+  result.active_parameters = counts.active;
+  result.converted_parameters = converted_parameters_;
+  return result;
+}
+
+RunResult Run::finish(const RunFolder& folder) const {
+  const RunResult end = result(folder);
+  if (config_.output.checkpoint) save_model(*model_, config_, folder.model());
+  const nlohmann::ordered_json json{{"recipe", end.recipe},
+                                    {"steps", end.steps},
+                                    {"train_loss", end.train_loss},
+                                    {"validation_loss", end.validation_loss},
+                                    {"tokens_per_s", end.tokens_per_s},
+                                    {"peak_memory_bytes", end.peak_memory},
+                                    {"seconds", end.seconds},
+                                    {"parameters", end.parameters},
+                                    {"active_parameters", end.active_parameters},
+                                    {"converted_parameters", end.converted_parameters}};
   write_text(folder.result(), json.dump(2) + "\n");
+  return end;
 }
 
 }  // namespace

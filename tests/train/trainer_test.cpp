@@ -263,7 +263,7 @@ TEST(Train, AllKindsOfWeights) {
     config.training.weights = weights;
     const std::vector<double> losses = losses_of(config);
     EXPECT_LT(losses.back(), losses.front() - 1.5) << to_string(weights);
-    const auto tensors = load_safetensors(RunFolder{config.output.folder}.checkpoint());
+    const auto tensors = load_safetensors(RunFolder{config.output.folder}.model());
     EXPECT_EQ(tensors.at("output.weight").scalar_type(),
               weights == Weights::BF16 ? at::kBFloat16 : at::kFloat);
   }
