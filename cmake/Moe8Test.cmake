@@ -10,6 +10,6 @@ function(moe8_test source)
   target_precompile_headers(${target} REUSE_FROM moe8_testing)
   string(REGEX REPLACE "_test$" "" short "${stem}")
   add_test(NAME "${folder}/${short}" COMMAND ${target} --gtest_brief=1)
-  set_tests_properties("${folder}/${short}" PROPERTIES TIMEOUT 300 LABELS "${ARG_LABELS}"
-    ENVIRONMENT "OMP_WAIT_POLICY=passive")  # tests run side by side; spinning threads would starve them
+  set_tests_properties("${folder}/${short}" PROPERTIES
+    TIMEOUT ${MOE8_TEST_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "${MOE8_TEST_ENVIRONMENT}")
 endfunction()

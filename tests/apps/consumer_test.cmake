@@ -1,6 +1,6 @@
 # Installs moe8 into an empty prefix, builds the consumer against that prefix alone and runs it and the
 # installed command. cmake -DBUILD=... -DSOURCE=... -DWORK=... -DLIBTORCH_PREFIX=... -DGENERATOR=...
-# -DCOMPILER=... -P consumer_test.cmake
+# -DCOMPILER=... -DFLAGS=... -P consumer_test.cmake
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE status OUTPUT_VARIABLE text ERROR_VARIABLE text)
   list(JOIN ARGV " " command)
@@ -10,6 +10,7 @@ function(run)
   endif()
 endfunction()
 
+list(JOIN FLAGS " " FLAGS)  # a sanitizer of the library must be the program's, too
 file(REMOVE_RECURSE "${WORK}")
 run("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix")
 foreach(file bin/moe8 include/moe8/mx.h share/doc/moe8/LICENSE)
@@ -18,7 +19,7 @@ foreach(file bin/moe8 include/moe8/mx.h share/doc/moe8/LICENSE)
   endif()
 endforeach()
 run("${CMAKE_COMMAND}" -S "${SOURCE}" -B "${WORK}/build" -G "${GENERATOR}"
-    "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DCMAKE_PREFIX_PATH=${WORK}/prefix"
+    "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DCMAKE_CXX_FLAGS=${FLAGS}" "-DCMAKE_PREFIX_PATH=${WORK}/prefix"
     "-DLIBTORCH_PREFIX=${LIBTORCH_PREFIX}")
 run("${CMAKE_COMMAND}" --build "${WORK}/build")
 run("${WORK}/build/consumer")
