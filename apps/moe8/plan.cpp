@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// moe8 plan: what a conversion file would do to a checkpoint, from names and shapes in its header.
+// moe8 plan: what a conversion would do to a checkpoint, from names and shapes in its header, or to
+// the model of a run config, with parameter counts and memory (plan/config_plan.h).
 #include <c10/core/ScalarType.h>
 
 #include <iostream>
@@ -13,13 +14,18 @@
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
 #include "moe8/safetensors.h"
+#include "plan/config_plan.h"
 #include "train/conversion_file.h"
+#include "train/recipe_rules.h"
 
 namespace moe8 {
 namespace {
 
 struct Options {
   std::vector<std::string> models;
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string recipe;
   std::string convert;
   bool json = false;
 };
@@ -45,28 +51,80 @@ std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) 
   return parameters;
 }
 
-void run(const Options& options) {
-  const FqnToConfig config = to_fqn_config(read_conversion_file(options.convert));
+std::vector<ConversionRule> rules_of(const Options& options) {
+  return options.convert.empty() ? recipe_rules(options.recipe)
+                                 : read_conversion_file(options.convert);
+}
+
+void plan_checkpoint(const Options& options) {
+  const FqnToConfig config = to_fqn_config(rules_of(options));
   const ConversionReport report = resolve(parameters_of(options.models), {}, config);
   std::cout << (options.json ? report.to_json() + "\n" : report.to_table());
+}
+
+void plan_config(const Options& options) {
+  ConfigPlan plan{.config = load_run_config(options.config, options.overrides),
+                  .recipes = training_recipes()};
+  if (!options.recipe.empty()) {
+    plan.config.convert.clear();
+    plan.config.training.recipe = options.recipe;
+    plan.recipes = {"bf16"};
+  }
+  if (!options.convert.empty()) {
+    plan.config.convert = rules_of(options);
+    plan.config.training.recipe = "custom";
+    plan.recipes = {"bf16"};
+  }
+  std::cout << (options.json ? to_json(plan) : to_table(plan));
+}
+
+// What CLI11 cannot say: --model needs one of --recipe and --convert, --set needs --config.
+void check_usage(const Options& options) {
+  if (options.config.empty() && options.models.empty()) {
+    throw CLI::RequiredError("--config or --model");
+  }
+  if (!options.models.empty() && options.recipe.empty() && options.convert.empty()) {
+    throw CLI::RequiredError("--convert or --recipe");
+  }
+}
+
+void run(const Options& options) {
+  check_usage(options);
+  options.models.empty() ? plan_config(options) : plan_checkpoint(options);
 }
 
 }  // namespace
 
 void add_plan_command(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("plan", "Show what a conversion file would do to a checkpoint.");
+  CLI::App* command = app.add_subcommand(
+      "plan", "Show what a conversion would do to a model, and the memory of training it.");
   const auto options = std::make_shared<Options>();
-  command->add_option("--model", options->models, "Checkpoint (*.safetensors); may be repeated")
-      ->required();
-  command->add_option("--convert", options->convert, "Conversion file (TOML)")->required();
-  command->add_flag("--json", options->json, "Print JSON instead of a table");
+  CLI::Option* config =
+      command->add_option("--config", options->config, "TOML file of a run, see configs/")
+          ->type_name("FILE");
+  command->add_option("--set", options->overrides, "Change a key: --set training.seq_len=4096")
+      ->type_name("SECTION.KEY=VALUE")
+      ->allow_extra_args(false)
+      ->needs(config);
+  command
+      ->add_option("--model", options->models,
+                   "Checkpoint (*.safetensors), instead of a config; may be repeated")
+      ->type_name("FILE")
+      ->excludes(config);
+  CLI::Option* recipe =
+      command->add_option("--recipe", options->recipe, "What would compute in low precision")
+          ->type_name("RECIPE");
+  command->add_option("--convert", options->convert, "The same, key by key, as a TOML file")
+      ->type_name("FILE")
+      ->excludes(recipe);
+  command->add_flag("--json", options->json, "Print JSON instead of tables");
   command->footer(
-      "Only the headers of the checkpoint are read; nothing is loaded and nothing changed.\n"
-      "A checkpoint does not say which module owns a parameter. The rule: a 2-D *.weight belongs "
-      "to\n"
-      "a Linear, unless the name of its module speaks of embeddings (emb, wte, wpe).\n\n" +
-      examples("moe8 plan --model model.safetensors --convert convert.toml\n"
+      "No weights are made or loaded: a config says all, and of a checkpoint only the headers are\n"
+      "read. A checkpoint does not say which module owns a parameter. The rule: a 2-D *.weight\n"
+      "belongs to a Linear, unless the name of its module speaks of embeddings (emb, wte, wpe).\n"
+      "What the memory counts and what not: docs/plan.md.\n\n" +
+      examples("moe8 plan --config configs/qwen3_30b_a3b_like.toml --recipe mxfp8_rceil\n"
+               "moe8 plan --model model.safetensors --convert convert.toml\n"
                "with convert.toml:\n"
                "  [[convert]]\n"
                "  match = \"re:.*experts.*\"\n"

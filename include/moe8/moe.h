@@ -31,6 +31,7 @@ struct TransformerConfig {
   int64_t n_layers = 4;
   int64_t n_heads = 4;
   int64_t n_kv_heads = 4;  // fewer than n_heads: grouped-query attention
+  int64_t head_dim = 0;    // the width of one head; 0: dim / n_heads
   int64_t max_seq_len = 1024;
 
   int64_t n_dense_layers = 1;      // the first layers have one feed-forward instead of experts
@@ -49,7 +50,8 @@ struct TransformerConfig {
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
 
-  int64_t head_dim() const { return dim / n_heads; }
+  /// head_dim, or what stands for 0.
+  int64_t head_width() const { return head_dim > 0 ? head_dim : dim / n_heads; }
   /// @throws c10::Error "[TransformerConfig] field: expected ..., got ...".
   void validate() const;
   bool operator==(const TransformerConfig&) const = default;

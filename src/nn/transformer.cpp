@@ -38,12 +38,12 @@ torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta
   return at::polar(at::ones_like(angles), angles).to(at::kComplexFloat);
 }
 
-AttentionImpl::AttentionImpl(const TransformerConfig& config) : head_dim_(config.head_dim()) {
-  const int64_t kv = config.n_kv_heads * head_dim_;
-  wq = register_module("wq", linear_without_bias(config.dim, config.dim));
+AttentionImpl::AttentionImpl(const TransformerConfig& config) : head_dim_(config.head_width()) {
+  const int64_t width = config.n_heads * head_dim_, kv = config.n_kv_heads * head_dim_;
+  wq = register_module("wq", linear_without_bias(config.dim, width));
   wk = register_module("wk", linear_without_bias(config.dim, kv));
   wv = register_module("wv", linear_without_bias(config.dim, kv));
-  wo = register_module("wo", linear_without_bias(config.dim, config.dim));
+  wo = register_module("wo", linear_without_bias(width, config.dim));
 }
 
 torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
@@ -113,7 +113,7 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
   output = register_module("output", linear_without_bias(config.dim, config.vocab_size));
   cast_parameters_(*this, dtype);
   init_weights(seed);
-  freqs_ = rotary_frequencies(config.head_dim(), config.max_seq_len, config.rope_theta);
+  freqs_ = rotary_frequencies(config.head_width(), config.max_seq_len, config.rope_theta);
 }
 
 void TransformerImpl::init_weights(uint64_t seed) {

@@ -22,6 +22,9 @@ constexpr int64_t kWidthMultiple = 8;
 // Far above any model, low enough that products of two fields stay in 64 bits.
 constexpr int64_t kLargest = int64_t{1} << 30;
 
+// Far above any model, low enough that counts and bytes stay in 64 bits.
+constexpr double kMostParameters = 1e16;
+
 void check_range(const char* field, int64_t value, int64_t lowest, int64_t highest = kLargest) {
   MOE8_CHECK(value >= lowest && value <= highest, kOp, field, "expected ", lowest, " to ", highest,
              ", got ", value);
@@ -47,11 +50,11 @@ void add_feed_forward(std::vector<ParameterShape>& list, const std::string& pref
 
 void add_attention(std::vector<ParameterShape>& list, const std::string& prefix,
                    const TransformerConfig& c) {
-  const int64_t kv = c.n_kv_heads * c.head_dim();
-  list.push_back({prefix + "wq.weight", {c.dim, c.dim}});
+  const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
+  list.push_back({prefix + "wq.weight", {width, c.dim}});
   list.push_back({prefix + "wk.weight", {kv, c.dim}});
   list.push_back({prefix + "wv.weight", {kv, c.dim}});
-  list.push_back({prefix + "wo.weight", {c.dim, c.dim}});
+  list.push_back({prefix + "wo.weight", {c.dim, width}});
 }
 
 void add_moe(std::vector<ParameterShape>& list, const std::string& prefix,
@@ -85,8 +88,11 @@ void TransformerConfig::validate() const {
   check_width("dim", dim);
   check_range("n_layers", n_layers, 1, 10000);
   check_range("n_heads", n_heads, 1);
-  MOE8_CHECK(dim % n_heads == 0 && head_dim() % 2 == 0, kOp, "n_heads",
-             "expected a divisor of dim = ", dim, " that leaves an even head width, got ", n_heads);
+  check_range("head_dim", head_dim, 0);
+  MOE8_CHECK(head_dim > 0 || (dim % n_heads == 0 && head_width() % 2 == 0), kOp, "n_heads",
+             "expected a divisor of dim = ", dim, " that leaves an even head width, got ", n_heads,
+             ". Set head_dim for another width.");
+  MOE8_CHECK(head_width() % 2 == 0, kOp, "head_dim", "expected an even number, got ", head_dim);
   check_range("n_kv_heads", n_kv_heads, 1);
   MOE8_CHECK(n_heads % n_kv_heads == 0, kOp, "n_kv_heads",
              "expected a divisor of n_heads = ", n_heads, ", got ", n_kv_heads);
@@ -127,6 +133,11 @@ std::vector<ParameterShape> parameter_shapes(const TransformerConfig& config) {
 ParameterCounts count_parameters(const TransformerConfig& config) {
   ParameterCounts counts;
   for (const ParameterShape& parameter : parameter_shapes(config)) {
+    // Of three fields the product may not fit 64 bits.
+    const double about =
+        std::accumulate(parameter.shape.begin(), parameter.shape.end(), 1.0, std::multiplies<>());
+    MOE8_CHECK(static_cast<double>(counts.total) + about <= kMostParameters, kOp, "parameters",
+               "expected at most ", kMostParameters, " in all, got more by ", parameter.name);
     const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
                                          std::multiplies<>());
     const bool routed = parameter.shape.size() == 3;  // the routed experts are the only 3-D ones

@@ -136,6 +136,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("model", "n_layers", c.model.n_layers, kCount);
   visit("model", "n_heads", c.model.n_heads, kCount);
   visit("model", "n_kv_heads", c.model.n_kv_heads, kCount);
+  visit("model", "head_dim", c.model.head_dim, kCountOrZero);
   visit("model", "max_seq_len", c.model.max_seq_len, kCount);
   visit("model", "n_dense_layers", c.model.n_dense_layers, kCountOrZero);
   visit("model", "dense_hidden_dim", c.model.dense_hidden_dim, kCount);

@@ -56,7 +56,7 @@ TEST(Command, WrongUsageIsOneLineAndTwo) {
   expect_usage_error({"recipes", "--jsn"}, "--jsn");
   expect_usage_error({"conformance"}, "DIR is required");
   expect_usage_error({"conformance", ".", "--device", "tpu"}, "tpu");
-  expect_usage_error({"plan", "--model", "x.safetensors"}, "--convert is required");
+  expect_usage_error({"plan", "--model", "x.safetensors"}, "--convert or --recipe is required");
 }
 
 TEST(Command, OutputThatCannotBeWrittenIsAFailure) {

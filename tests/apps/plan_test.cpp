@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// moe8 plan on a small checkpoint: the report, its JSON, and every way to get no report.
+// moe8 plan on a small checkpoint and on configs: reports, their JSON, and every way to get none.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "apps/run_command.h"
@@ -110,6 +112,100 @@ TEST_F(Plan, WhatIsWrongIsSaidInOneLine) {
                  "");
   folder_.write("model.safetensors", "not a checkpoint");
   expect_failure(plan(kConvert), "model.safetensors");
+}
+
+// ---- plan --config ----------------------------------------------------------
+constexpr const char* kSmall = R"(
+[model]
+dim = 64
+n_layers = 4
+n_heads = 4
+n_dense_layers = 1
+dense_hidden_dim = 128
+n_experts = 8
+top_k = 2
+hidden_dim = 32
+n_shared_experts = 0
+[training]
+batch_size = 2
+seq_len = 32
+recipe = "mxfp8_rceil"
+)";
+
+TEST(PlanConfig, JsonHoldsCountsConversionAndMemory) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("run.toml", kSmall);
+  const Ran ran = run_moe8({"plan", "--config", file, "--json"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  const nlohmann::json plan = nlohmann::json::parse(ran.out);
+  const int64_t routed = 3 * 8 * 3 * 64 * 32, attention = 4 * 4 * 64 * 64;
+  const int64_t rest = 3 * 64 * 128 + 3 * 8 * 64 + 9 * 64 + 2 * 256 * 64;  // dense, routers, ...
+  EXPECT_EQ(plan["parameters"]["total"], routed + attention + rest);
+  EXPECT_EQ(plan["parameters"]["active"], routed / 4 + attention + rest);
+  EXPECT_EQ(plan["parameters"]["parts"]["routed experts"]["total"], routed);
+  EXPECT_EQ(plan["parameters"]["parts"]["attention"]["active"], attention);
+  EXPECT_EQ(plan["conversion"]["converted"], 3 * 3 + 4 * 4 + 3);
+  ASSERT_GE(plan["memory"].size(), 15u);
+  EXPECT_EQ(plan["memory"][0]["recipe"], "mxfp8_rceil");
+  EXPECT_EQ(plan["memory"][0]["weights"], 2 * (routed + attention + rest));
+  EXPECT_EQ(plan["memory"][0]["tokens"], 64);
+  EXPECT_GT(plan["memory"][0]["weights_as_codes"], 2 * routed);
+}
+
+TEST(PlanConfig, TablesMergeLayersAndNameEveryPart) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("run.toml", kSmall);
+  const Ran ran = run_moe8({"plan", "--config", file, "--recipe", "fp8_rowwise"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  for (const char* text :
+       {"4 layers, 1 of them dense", "routed experts", "147,456", "layers.1-3.moe.experts.w1 ",
+        "layers.0-3.attention.wq.weight ", "layers.0.feed_forward.w1.weight ",
+        "28 of 42 parameters converted.", "\nfp8_rowwise ", "\nbf16 ", "loss: log-probabilities"}) {
+    EXPECT_THAT(ran.out, HasSubstr(text));
+  }
+}
+
+TEST(PlanConfig, AConversionFileAndOverridesCount) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("run.toml", kSmall);
+  const std::string convert = folder.write(
+      "convert.toml", "[[convert]]\nmatch = \"re:.*experts\"\nrecipe = \"mxfp8_floor\"\n");
+  const Ran ran = run_moe8(
+      {"plan", "--config", file, "--convert", convert, "--json", "--set", "model.n_layers=2"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  const nlohmann::json plan = nlohmann::json::parse(ran.out);
+  EXPECT_EQ(plan["conversion"]["converted"], 3);
+  EXPECT_EQ(plan["memory"].size(), 2u);
+  EXPECT_EQ(plan["memory"][0]["recipe"], "custom");
+  EXPECT_EQ(plan["memory"][1]["recipe"], "bf16");
+}
+
+TEST(PlanConfig, AModelOfTerabytesIsPlannedInLittleMemory) {
+  const Ran ran = run_moe8({"plan", "--config", MOE8_CONFIGS "/deepseek_v3_like.toml", "--json"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_EQ(nlohmann::json::parse(ran.out)["parameters"]["total"], 674'836'083'712);
+  rusage use{};
+  ASSERT_EQ(getrusage(RUSAGE_CHILDREN, &use), 0);
+  EXPECT_LT(use.ru_maxrss, 2'000'000);  // kB; mostly LibTorch itself
+}
+
+TEST(PlanConfig, WhatIsWrongIsSaidInOneLine) {
+  const TemporaryFolder folder;
+  const auto expect_failure = [](int status, const std::vector<std::string>& arguments,
+                                 const std::string& message) {
+    const Ran ran = run_moe8(arguments);
+    EXPECT_EQ(ran.status, status) << message;
+    EXPECT_EQ(ran.out, "");
+    EXPECT_THAT(ran.err, HasSubstr(message));
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+  };
+  const std::string file = folder.write("run.toml", kSmall);
+  expect_failure(2, {"plan"}, "--config or --model is required");
+  expect_failure(2, {"plan", "--config", file, "--model", "a.safetensors"}, "excludes");
+  expect_failure(2, {"plan", "--config", file, "--recipe", "bf16", "--convert", "a.toml"},
+                 "excludes");
+  expect_failure(1, {"plan", "--config", file, "--recipe", "mxfp9"}, "mxfp8_rceil");
+  expect_failure(1, {"plan", "--config", file, "--set", "model.dim=63"}, "multiple of 8");
 }
 
 }  // namespace

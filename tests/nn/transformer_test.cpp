@@ -71,6 +71,7 @@ TEST(ParameterShapes, AreThoseOfTheModel) {
     TransformerConfig config = small_config();
     config.n_shared_experts = shared;
     config.n_dense_layers = shared;
+    config.head_dim = 6 * shared;  // 0: dim / n_heads
     Transformer model(config);
     EXPECT_EQ(parameter_shapes(config), shapes_of(*model));
   }
@@ -85,6 +86,15 @@ TEST(CountParameters, TotalAndActive) {
   }
   EXPECT_EQ(count_parameters(config).total, total);
   EXPECT_EQ(count_parameters(config).active, total - routed / 2);
+}
+
+TEST(CountParameters, SizesBeyondAnyModelAreRefused) {
+  TransformerConfig config = small_config();
+  config.dim = config.hidden_dim = 1 << 30;
+  config.n_experts = 1 << 20;
+  EXPECT_THAT(
+      error_of([&] { count_parameters(config); }),
+      ::testing::HasSubstr("parameters: expected at most 1e+16 in all, got more by layers."));
 }
 
 TEST(Transformer, LogitsHaveShapeAndDtype) {
@@ -240,10 +250,14 @@ TEST(TransformerConfig, RefusesWhatCannotBe) {
       "[TransformerConfig] dim: expected a multiple of 8 (rows of 16 bytes in bf16), got 100");
   EXPECT_EQ(message([](auto& c) { c.n_heads = 3; }),
             "[TransformerConfig] n_heads: expected a divisor of dim = 256 that leaves an even head "
-            "width, got 3");
+            "width, got 3. Set head_dim for another width.");
   EXPECT_EQ(message([](auto& c) { c.n_heads = 256; }),
             "[TransformerConfig] n_heads: expected a divisor of dim = 256 that leaves an even head "
-            "width, got 256");
+            "width, got 256. Set head_dim for another width.");
+  EXPECT_EQ(message([](auto& c) { c.n_heads = 3, c.n_kv_heads = 1, c.head_dim = 32; }),
+            "(no error)");
+  EXPECT_EQ(message([](auto& c) { c.head_dim = 33; }),
+            "[TransformerConfig] head_dim: expected an even number, got 33");
   EXPECT_EQ(message([](auto& c) { c.n_kv_heads = 3; }),
             "[TransformerConfig] n_kv_heads: expected a divisor of n_heads = 4, got 3");
   EXPECT_EQ(message([](auto& c) { c.n_dense_layers = 4; }),

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan/config_plan.h"
+
+#include <array>
+#include <cstdio>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <string_view>
+
+#include "base/check.h"
+#include "base/nearest.h"
+#include "text_table.h"
+#include "train/memory_plan.h"
+
+namespace moe8 {
+namespace {
+
+using Rows = std::vector<std::vector<std::string>>;
+
+// ---- numbers as text --------------------------------------------------------
+std::string with_commas(int64_t number) {
+  std::string text = std::to_string(number);
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) {
+    text.insert(static_cast<size_t>(at), 1, ',');
+  }
+  return text;
+}
+
+// "1.50 GiB": three digits are as many as an estimate deserves.
+std::string bytes_text(double bytes) {
+  constexpr std::array<const char*, 6> kUnits{"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  size_t unit = 0;
+  for (; bytes >= 1000 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
+  char text[32];
+  const int decimals = unit == 0 || bytes >= 100 ? 0 : bytes >= 10 ? 1 : 2;
+  std::snprintf(text, sizeof text, "%.*f %s", decimals, bytes, kUnits[unit]);
+  return text;
+}
+
+// ---- parameters -------------------------------------------------------------
+struct Part {
+  const char* name;
+  const char* mark;  // in the names of its parameters
+  ParameterCounts counts{};
+};
+
+std::vector<Part> parts_of(const TransformerConfig& config) {
+  // The first mark that occurs decides.
+  std::vector<Part> parts{{"routed experts", ".moe.experts."},
+                          {"shared experts", ".shared_experts."},
+                          {"routers", ".router."},
+                          {"dense feed-forward", ".feed_forward."},
+                          {"attention", ".attention."},
+                          {"norms", "norm."},
+                          {"embedding", "tok_embeddings."},
+                          {"output projection", "output."}};
+  for (const ParameterShape& parameter : parameter_shapes(config)) {
+    const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
+                                         std::multiplies<>());
+    for (Part& part : parts) {
+      if (parameter.name.find(part.mark) == std::string::npos) continue;
+      part.counts.total += size;
+      part.counts.active +=
+          parameter.shape.size() == 3 ? size / config.n_experts * config.top_k : size;
+      break;
+    }
+  }
+  return parts;
+}
+
+std::string model_line(const TransformerConfig& c) {
+  return c10::str(c.n_layers, " layers, ", c.n_dense_layers, " of them dense; dim ", c.dim, "; ",
+                  c.n_heads, " heads of ", c.head_width(), ", ", c.n_kv_heads, " for keys; ",
+                  c.n_experts, " experts of ", c.hidden_dim, ", ", c.top_k, " a token",
+                  c.n_shared_experts > 0 ? c10::str(", ", c.n_shared_experts, " shared") : "",
+                  "; vocabulary ", c.vocab_size);
+}
+
+std::string parameter_table(const TransformerConfig& config) {
+  Rows rows{{"parameters", "in all", "used by a token"}};
+  for (const Part& part : parts_of(config)) {
+    if (part.counts.total == 0) continue;
+    rows.push_back({part.name, with_commas(part.counts.total), with_commas(part.counts.active)});
+  }
+  const ParameterCounts counts = count_parameters(config);
+  rows.push_back({"total", with_commas(counts.total), with_commas(counts.active)});
+  return text_table(rows);
+}
+
+// ---- conversion -------------------------------------------------------------
+// Layers that are alike share a row: "layers.3-60.moe.experts.w1".
+struct LayerRange {
+  ConversionRow row;
+  std::string before, after;  // of the layer's number
+  int64_t first = -1;         // -1: not in a layer
+  int64_t last = -1;
+
+  std::string name() const {
+    if (first < 0) return row.fqn;
+    return before + (first == last ? c10::str(first) : c10::str(first, "-", last)) + after;
+  }
+  bool continues(const LayerRange& next) const {
+    return first >= 0 && next.first == last + 1 && before == next.before && after == next.after &&
+           row.shape == next.row.shape && row.config == next.row.config && row.key == next.row.key;
+  }
+};
+
+LayerRange range_of(const ConversionRow& row) {
+  LayerRange range;
+  range.row = row;
+  constexpr std::string_view kLayers = "layers.";
+  if (!row.fqn.starts_with(kLayers)) return range;
+  const size_t end = row.fqn.find('.', kLayers.size());
+  range.before = kLayers;
+  range.after = row.fqn.substr(end);
+  range.first = range.last = std::stoll(row.fqn.substr(kLayers.size(), end - kLayers.size()));
+  return range;
+}
+
+ConversionReport by_layer_ranges(const ConversionReport& report) {
+  std::vector<LayerRange> ranges;
+  for (const ConversionRow& row : report.rows) {
+    const LayerRange next = range_of(row);
+    const auto same = std::find_if(ranges.begin(), ranges.end(),
+                                   [&](const LayerRange& range) { return range.continues(next); });
+    if (same == ranges.end()) {
+      ranges.push_back(next);
+    } else {
+      same->last = next.last;
+    }
+  }
+  ConversionReport merged;
+  for (const LayerRange& range : ranges) {
+    merged.rows.push_back(range.row);
+    merged.rows.back().fqn = range.name();
+  }
+  return merged;
+}
+
+std::string conversion_table(const RunConfig& config) {
+  const ConversionReport report = plan_conversion(config);
+  std::string table = by_layer_ranges(report).to_table();
+  table.erase(table.rfind('\n', table.size() - 2) + 1);  // its last line counts merged rows
+  return c10::str(table, report.converted().size(), " of ", report.rows.size(),
+                  " parameters converted.\n");
+}
+
+// ---- memory -----------------------------------------------------------------
+struct RecipeMemory {
+  std::string recipe;
+  MemoryPlan memory;
+};
+
+std::vector<RecipeMemory> memory_of(const ConfigPlan& plan) {
+  std::vector<RecipeMemory> list;
+  const auto add = [&](const std::string& name, const RunConfig& config) {
+    const auto same = std::find_if(list.begin(), list.end(),
+                                   [&](const RecipeMemory& row) { return row.recipe == name; });
+    if (same == list.end()) list.push_back({name, plan_memory(config)});
+  };
+  add(plan.config.convert.empty() ? plan.config.training.recipe : "custom", plan.config);
+  for (const std::string& name : plan.recipes) {
+    RunConfig config = plan.config;
+    config.convert.clear();
+    config.training.recipe = name;
+    add(name, config);
+  }
+  return list;
+}
+
+std::string memory_table(const ConfigPlan& plan) {
+  const TrainingConfig& t = plan.config.training;
+  Rows rows{{"recipe", "weights", "masters", "optimizer", "gradients", "saved for backward",
+             "total", "weights as codes"}};
+  for (const auto& [recipe, m] : memory_of(plan)) {
+    rows.push_back({recipe, bytes_text(m.weights), bytes_text(m.masters), bytes_text(m.optimizer),
+                    bytes_text(m.gradients), bytes_text(m.saved()), bytes_text(m.total()),
+                    m.codes > 0 ? bytes_text(m.codes) : "-"});
+  }
+  return c10::str("memory of one process: weights = \"", to_string(t.weights), "\", ", t.batch_size,
+                  " x ", t.seq_len, " tokens a backward, accumulation ", t.accumulation, "\n",
+                  text_table(rows));
+}
+
+std::string saved_table(const RunConfig& config) {
+  const int64_t itemsize = config.training.weights == Weights::FLOAT32 ? 4 : 2;
+  Rows rows{{"saved for backward", "a token"}};
+  double total = 0;
+  for (const SavedTensor& saved : saved_for_backward(config.model, itemsize)) {
+    rows.push_back({saved.what, bytes_text(saved.bytes)});
+    total += saved.bytes;
+  }
+  rows.push_back({"total", bytes_text(total)});
+  return text_table(rows);
+}
+
+nlohmann::json parameters_json(const TransformerConfig& config) {
+  const ParameterCounts counts = count_parameters(config);
+  nlohmann::json parts = nlohmann::json::object();
+  for (const Part& part : parts_of(config)) {
+    parts[part.name] = {{"total", part.counts.total}, {"active", part.counts.active}};
+  }
+  return {{"total", counts.total}, {"active", counts.active}, {"parts", parts}};
+}
+
+}  // namespace
+
+std::string to_table(const ConfigPlan& plan) {
+  return c10::str(model_line(plan.config.model), "\n\n", parameter_table(plan.config.model), "\n",
+                  conversion_table(plan.config), "\n", memory_table(plan), "\n",
+                  saved_table(plan.config));
+}
+
+std::string to_json(const ConfigPlan& plan) {
+  nlohmann::json memory = nlohmann::json::array();
+  for (const auto& [recipe, m] : memory_of(plan)) {
+    memory.push_back({{"recipe", recipe},
+                      {"weights", m.weights},
+                      {"masters", m.masters},
+                      {"optimizer", m.optimizer},
+                      {"gradients", m.gradients},
+                      {"saved_a_token", m.saved_a_token},
+                      {"tokens", m.tokens},
+                      {"total", m.total()},
+                      {"weights_as_codes", m.codes}});
+  }
+  const nlohmann::json json = {
+      {"parameters", parameters_json(plan.config.model)},
+      {"conversion", nlohmann::json::parse(plan_conversion(plan.config).to_json())},
+      {"memory", memory}};
+  return json.dump(2) + "\n";
+}
+
+}  // namespace moe8

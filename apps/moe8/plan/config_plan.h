@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What `moe8 plan --config` prints: parameters, conversion and memory of a model that is not made.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "train/run_config.h"
+
+namespace moe8 {
+
+struct ConfigPlan {
+  RunConfig config;                  // with the recipe or rules to show
+  std::vector<std::string> recipes;  // whose memory to estimate, besides the config's own
+};
+
+std::string to_table(const ConfigPlan& plan);
+std::string to_json(const ConfigPlan& plan);
+
+}  // namespace moe8

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How much memory a run would take, from its config alone. The formulas are docs/plan.md's;
+// tests/train/memory_plan_test.cpp compares each of them with a small model's real bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "moe8/quantize_model.h"
+#include "train/run_config.h"
+
+namespace moe8 {
+
+/// Something that autograd keeps from forward to backward.
+struct SavedTensor {
+  std::string what;
+  double bytes = 0;  // a token
+};
+
+/// What one forward pass and its loss keep for each token, summed over the layers: the tensors that
+/// LibTorch 2.11 saves on a CPU. A few bytes that do not depend on the tokens are left out.
+/// @param itemsize  bytes of one activation: 2 for bf16, 4 for float32.
+std::vector<SavedTensor> saved_for_backward(const TransformerConfig& model, int64_t itemsize);
+
+/// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
+struct MemoryPlan {
+  double weights = 0;        // what the model computes with
+  double masters = 0;        // float32 copies that the optimizer steps
+  double optimizer = 0;      // the two moments of AdamW
+  double gradients = 0;      // at most, before the step
+  double codes = 0;          // of the converted weights, codes and scales of both orientations
+  double saved_a_token = 0;  // see saved_for_backward
+  double tokens = 0;         // of one forward and backward
+  double saved() const { return saved_a_token * tokens; }
+  /// Without `codes`: the CPU path keeps none.
+  double total() const { return weights + masters + optimizer + gradients + saved(); }
+};
+
+/// The memory of a run with config.conversion(), which must fit the model.
+/// @throws c10::Error as quantize_ when a rule matches nothing.
+MemoryPlan plan_memory(const RunConfig& config);
+
+/// What quantize_ would do to the model of `config`, without making it.
+/// @throws c10::Error as quantize_.
+ConversionReport plan_conversion(const RunConfig& config);
+
+/// Codes and scales of one weight, quantized along its in-features (for the output) and along its
+/// out-features (for the gradient of the input), in the layout of quantize_mx and quantize_float8.
+double code_bytes(const Config& config, const std::vector<int64_t>& shape);
+
+}  // namespace moe8
