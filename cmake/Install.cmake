@@ -17,6 +17,13 @@ if(MOE8_APPS)
   file(RELATIVE_PATH _lib_from_bin "/${CMAKE_INSTALL_BINDIR}" "/${CMAKE_INSTALL_LIBDIR}")
   set_target_properties(moe8_app PROPERTIES INSTALL_RPATH "$ORIGIN/${_lib_from_bin};${_torch_lib}")
   install(TARGETS moe8_app RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  set(_completions "${PROJECT_BINARY_DIR}/apps/moe8/completions")
+  install(FILES "${_completions}/bash" RENAME moe8
+          DESTINATION "${CMAKE_INSTALL_DATADIR}/bash-completion/completions")
+  install(FILES "${_completions}/zsh" RENAME _moe8
+          DESTINATION "${CMAKE_INSTALL_DATADIR}/zsh/site-functions")
+  install(FILES "${_completions}/fish" RENAME moe8.fish
+          DESTINATION "${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d")
 endif()
 
 install(EXPORT moe8Targets NAMESPACE moe8:: DESTINATION "${MOE8_INSTALL_CMAKE}")

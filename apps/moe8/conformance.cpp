@@ -118,7 +118,8 @@ void add_conformance_command(CLI::App& app) {
       app.add_subcommand("conformance", "Check this build's arithmetic against recorded cases.");
   const auto options = std::make_shared<Options>();
   command->add_option("DIR", options->folder, "Folder with *.safetensors cases and *.json tables")
-      ->required();
+      ->required()
+      ->type_name("");
   command->add_option("--device", options->device, "Whose kernels to check")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();

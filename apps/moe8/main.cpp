@@ -12,5 +12,6 @@ int main(int argc, char** argv) {
   moe8::add_plan_command(app);
   moe8::add_conformance_command(app);
   moe8::add_doctor_command(app);
+  moe8::add_completion_command(app);
   return moe8::run_command_line(app, argc, argv);
 }

@@ -13,7 +13,9 @@ endfunction()
 list(JOIN FLAGS " " FLAGS)  # a sanitizer of the library must be the program's, too
 file(REMOVE_RECURSE "${WORK}")
 run("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix")
-foreach(file bin/moe8 include/moe8/mx.h share/doc/moe8/LICENSE)
+foreach(file bin/moe8 include/moe8/mx.h share/doc/moe8/LICENSE
+        share/bash-completion/completions/moe8 share/zsh/site-functions/_moe8
+        share/fish/vendor_completions.d/moe8.fish)
   if(NOT EXISTS "${WORK}/prefix/${file}")
     message(FATAL_ERROR "${file} is not installed")
   endif()
