@@ -7,6 +7,7 @@
 #include "moe8/float8.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
+#include "moe8/memory.h"
 #include "moe8/mx.h"
 #include "moe8/quantize_model.h"
 #include "moe8/safetensors.h"

@@ -6,19 +6,50 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/torch.h>
 
+#include "autograd/weight_cache.h"
+#include "moe8/memory.h"
+
 namespace moe8 {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// What backward needs besides tensors.
-struct Saved : torch::CustomClassHolder {
+/// What backward needs besides tensors, and what stands for the tensors of this product.
+struct Layer : torch::CustomClassHolder {
   TrainingFormats formats;
+  TokenGroups groups;
+  std::vector<int64_t> a_sizes;
   at::ScalarType a_dtype{};
   at::ScalarType w_dtype{};
-  std::optional<at::Tensor> offs;
+  at::ScalarType out_dtype{};
+  bool needs_grad_input = false;
+  bool needs_grad_weight = false;
   WeightId weight;
+  std::optional<FormKey> saved_form;  // set: this form of A was saved, not A
+
+  GemmProblem out(const Operand& A, const Operand& W) const {
+    return problem(Gemm::OUT, formats.out, A, W, out_dtype);
+  }
+  GemmProblem grad_input(const Operand& grad_out, const Operand& W) const {
+    return problem(Gemm::GRAD_INPUT, formats.grad_input, grad_out, W, a_dtype);
+  }
+  GemmProblem grad_weight(const Operand& grad_out, const Operand& A) const {
+    return problem(Gemm::GRAD_WEIGHT, formats.grad_weight, grad_out, A, w_dtype);
+  }
+
+ private:
+  GemmProblem problem(Gemm gemm, const GemmFormats& gemm_formats, const Operand& left,
+                      const Operand& right, at::ScalarType dtype) const {
+    return {.gemm = gemm,
+            .left = left,
+            .right = right,
+            .groups = groups,
+            .formats = gemm_formats,
+            .out_dtype = dtype,
+            .kernel_preference = formats.kernel_preference,
+            .weight = weight};
+  }
 };
 
 /// Below autograd and autocast: the products inside are ours, and must not be seen by the hooks
@@ -28,16 +59,25 @@ struct PlainOps {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
-at::Tensor run(const Saved& saved, Gemm gemm, const GemmFormats& formats, const at::Tensor& left,
-               const at::Tensor& right, at::ScalarType out_dtype) {
-  return low_precision_gemm({.gemm = gemm,
-                             .left = left,
-                             .right = right,
-                             .offs = saved.offs,
-                             .formats = formats,
-                             .out_dtype = out_dtype,
-                             .kernel_preference = saved.formats.kernel_preference,
-                             .weight = saved.weight});
+FormKey right_key(const GemmProblem& problem) {
+  return problem.right_key(choose_gemm_kernel(problem).encoding);
+}
+FormKey left_key(const GemmProblem& problem) {
+  return problem.left_key(choose_gemm_kernel(problem).encoding);
+}
+
+size_t itemsize(Encoding encoding) {
+  return encoding == Encoding::FLOAT32 ? 4 : encoding == Encoding::BF16 ? 2 : 1;
+}
+
+// The form of A that its weight gradient reads, when saving it instead of A costs no more memory.
+std::optional<FormKey> form_to_save(const Layer& layer, const at::Tensor& A,
+                                    const Operand& grad_out, const Operand& a) {
+  if (!layer.needs_grad_weight || !save_quantized_activations()) return std::nullopt;
+  if (numerics_observed()) return std::nullopt;  // listeners want the input itself
+  const FormKey key = right_key(layer.grad_weight(grad_out, a));
+  const bool is_smaller = itemsize(key.encoding) <= c10::elementSize(A.scalar_type());
+  return is_smaller && !is_source(key, A) ? std::optional(key) : std::nullopt;
 }
 
 // Gradients that were asked for with create_graph get a node that refuses to be differentiated
@@ -56,33 +96,71 @@ void forbid_double_backward(variable_list& grads) {
 
 struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& A, const at::Tensor& W,
-                            const c10::intrusive_ptr<Saved>& saved, at::ScalarType out_dtype) {
+                            const c10::intrusive_ptr<Layer>& layer) {
     const PlainOps guard;
-    ctx->save_for_backward(
-        {W.requires_grad() ? A : at::Tensor(), A.requires_grad() ? W : at::Tensor()});
-    ctx->saved_data["saved"] = c10::IValue::make_capsule(saved);
-    return run(*saved, Gemm::OUT, saved->formats.out, A, W, out_dtype);
+    const Operand a(A);
+    const CachedOperand w = weight_for_forward(W, layer->needs_grad_input);
+    const Operand grad_out = Operand::future({A.size(0), W.size(1)}, layer->out_dtype, A.device());
+    // Said before the product, so that its pass over a tensor makes these, too.
+    layer->saved_form = form_to_save(*layer, A, grad_out, a);
+    if (layer->saved_form) a.expect(*layer->saved_form);
+    if (layer->needs_grad_input && w.is_kept) {
+      w.operand.expect(right_key(layer->grad_input(grad_out, w.operand)));
+    }
+    const at::Tensor out = low_precision_gemm(layer->out(a, w.operand));
+    save(ctx, *layer, A, W, a);
+    ctx->saved_data["layer"] = c10::IValue::make_capsule(layer);
+    return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    const variable_list tensors = ctx->get_saved_variables();
-    const auto saved =
-        c10::static_intrusive_pointer_cast<Saved>(ctx->saved_data["saved"].toCapsule());
+    const variable_list saved = ctx->get_saved_variables();
+    const auto layer =
+        c10::static_intrusive_pointer_cast<Layer>(ctx->saved_data["layer"].toCapsule());
     variable_list grads(2);  // A, W
     if (grad_outputs[0].defined()) {
       const PlainOps guard;
-      const at::Tensor grad_out = grad_outputs[0].contiguous();  // y.sum() sends stride 0
+      const Operand grad_out(grad_outputs[0].contiguous());  // y.sum() sends stride 0
+      std::optional<GemmProblem> for_input, for_weight;
       if (ctx->needs_input_grad(0)) {
-        grads[0] = run(*saved, Gemm::GRAD_INPUT, saved->formats.grad_input, grad_out, tensors[1],
-                       saved->a_dtype);
+        for_input = layer->grad_input(grad_out, weight_for_backward(saved[kWeight]));
+        grad_out.expect(left_key(*for_input));
       }
       if (ctx->needs_input_grad(1)) {
-        grads[1] = run(*saved, Gemm::GRAD_WEIGHT, saved->formats.grad_weight, grad_out, tensors[0],
-                       saved->w_dtype);
+        for_weight = layer->grad_weight(grad_out, saved_input(*layer, saved));
+        grad_out.expect(left_key(*for_weight));
+      }
+      if (for_input) grads[0] = low_precision_gemm(*for_input);
+      if (for_weight) {
+        grads[1] = low_precision_gemm(*for_weight);
+        if (saved[kWeight].defined()) note_weight_gradient(saved[kWeight]);
       }
     }
     if (at::GradMode::is_enabled()) forbid_double_backward(grads);
-    return {grads[0], grads[1], at::Tensor(), at::Tensor()};
+    return {grads[0], grads[1], at::Tensor()};
+  }
+
+ private:
+  enum Slot { kInput, kWeight, kInputScale };
+
+  static void save(AutogradContext* ctx, const Layer& layer, const at::Tensor& A,
+                   const at::Tensor& W, const Operand& a) {
+    variable_list tensors(3);
+    if (layer.saved_form) {
+      const Form form = a.form(*layer.saved_form, layer.groups);
+      tensors[kInput] = form.data;
+      tensors[kInputScale] = form.scale;
+    } else if (layer.needs_grad_weight) {
+      tensors[kInput] = A;
+    }
+    if (layer.needs_grad_input) tensors[kWeight] = W;
+    ctx->save_for_backward(tensors);
+  }
+
+  static Operand saved_input(const Layer& layer, const variable_list& saved) {
+    if (!layer.saved_form) return Operand(saved[kInput]);
+    return Operand::kept(layer.a_sizes, layer.a_dtype,
+                         {*layer.saved_form, saved[kInput], saved[kInputScale]});
   }
 };
 
@@ -91,13 +169,17 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
                             const std::optional<at::Tensor>& offs, const TrainingFormats& formats,
                             at::ScalarType out_dtype) {
-  auto saved = c10::make_intrusive<Saved>();
-  saved->formats = formats;
-  saved->a_dtype = A.scalar_type();
-  saved->w_dtype = W.scalar_type();
-  saved->offs = offs;
-  if (numerics_observed()) saved->weight = weight_id(W);
-  return LowPrecisionMM::apply(A, W, saved, out_dtype);
+  auto layer = c10::make_intrusive<Layer>();
+  layer->formats = formats;
+  layer->groups = TokenGroups(offs);
+  layer->a_sizes = A.sizes().vec();
+  layer->a_dtype = A.scalar_type();
+  layer->w_dtype = W.scalar_type();
+  layer->out_dtype = out_dtype;
+  layer->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
+  layer->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
+  if (numerics_observed()) layer->weight = weight_id(W);
+  return LowPrecisionMM::apply(A, W, layer);
 }
 
 }  // namespace moe8

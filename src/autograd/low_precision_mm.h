@@ -17,7 +17,8 @@ namespace moe8 {
 /// @param offs  [E] int32 end rows, or not set: E = 1 and all rows
 /// @return      [M, N] out_dtype
 /// Differentiable once in A and W (a second time is an error); gradients in their dtypes. What a
-/// gradient does not need is not saved. Trusts its arguments.
+/// gradient does not need is not saved; what of A is saved and whether W's quantized forms are used
+/// again is set by include/moe8/memory.h. Trusts its arguments.
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
                             const std::optional<at::Tensor>& offs, const TrainingFormats& formats,
                             at::ScalarType out_dtype);

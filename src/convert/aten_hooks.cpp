@@ -6,6 +6,7 @@
 //   AutogradCPU/CUDA  products, training and no_grad. nn::Linear calls addmm or matmul, seldom
 //                     linear; linear and matmul are hooked, too, because with a frozen weight they
 //                     may become bmm on an expanded view, which nobody could recognise.
+//                     Also the fused optimizers, so that their writes to weights are counted.
 //   BackendSelect     products in InferenceMode, where autograd keys are skipped.
 //   CPU/CUDA          _to_copy and clone, in every mode: the copy of a converted weight (autocast,
 //                     Module::to, Module::clone) is one, too.
@@ -220,6 +221,23 @@ Tensor clone(const Tensor& self, std::optional<at::MemoryFormat> memory_format) 
   return copy;
 }
 
+// ---- writes -----------------------------------------------------------------
+// The fused optimizers write weights without moving the version counters by which a change is seen
+// (include/moe8/memory.h): for converted weights that is made up here. All take the weights first.
+void count_fused_write(const c10::OperatorHandle& op, DispatchKeySet keys,
+                       torch::jit::Stack* stack) {
+  const size_t first = stack->size() - op.schema().arguments().size();
+  const std::vector<Tensor> written = (*stack)[first].toTensorVector();
+  op.redispatchBoxed(AutogradLayer::rest(keys), stack);
+  for (const Tensor& weight : written) {
+    if (find_tag(weight) && !weight.is_inference()) weight.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+constexpr const char* kFusedWrites[] = {
+    "_fused_adam_", "_fused_adam_.tensor_lr", "_fused_adamw_",   "_fused_adamw_.tensor_lr",
+    "_fused_sgd_",  "_fused_sgd_.tensor_lr",  "_fused_adagrad_", "_fused_adagrad_.tensor_lr"};
+
 // ---- installing -------------------------------------------------------------
 torch::Library library_of(DispatchKey key) {
   return torch::Library(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
@@ -237,7 +255,11 @@ void add_products(torch::Library& library) {
 std::vector<torch::Library> make_hooks() {
   std::vector<torch::Library> libraries;
   for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA}) {
-    add_products<AutogradLayer>(libraries.emplace_back(library_of(key)));
+    torch::Library& library = libraries.emplace_back(library_of(key));
+    add_products<AutogradLayer>(library);
+    for (const char* op : kFusedWrites) {
+      library.impl(op, torch::CppFunction::makeFromBoxedFunction<&count_fused_write>());
+    }
   }
   add_products<InferenceLayer>(libraries.emplace_back(library_of(DispatchKey::BackendSelect)));
   for (const DispatchKey key : {DispatchKey::CPU, DispatchKey::CUDA}) {

@@ -26,8 +26,16 @@ struct Tag final : c10::BackendMeta {
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
 
+  // LibTorch calls this for every alias: data(), detach(), set_data().
+  c10::intrusive_ptr<c10::BackendMeta> clone(
+      const c10::intrusive_ptr<c10::BackendMeta>& self) const override {
+    ++aliases_made;
+    return self;
+  }
+
   std::optional<Config> config;
   const uint64_t id;
+  mutable std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
 
@@ -160,6 +168,18 @@ std::optional<Tagged> find_tag(const at::Tensor& tensor) {
     if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim(), tag->id};
   }
   return Registry::instance().find_by_memory(tensor);
+}
+
+std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor) {
+  if (!any_tags() || !tensor.defined()) return std::nullopt;
+  const at::TensorBase& weight = tensor.is_view() ? tensor._base() : tensor;
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  const Tag* tag = meta_tag(weight);
+  if (!tag || !tag->config) return std::nullopt;
+  // One reference is the weight's own, one may be the registry's; the others are aliases'.
+  const auto references = impl->get_backend_meta_intrusive_ptr().use_count() - 1;
+  const bool is_registered = Registry::instance().find(impl) == tag;
+  return AliasWatch{tag->aliases_made.load(), references > (is_registered ? 2u : 1u)};
 }
 
 std::optional<Config> config_of(const at::Tensor& weight) {

@@ -39,6 +39,16 @@ void clear_tag(const at::Tensor& weight);
 /// A copy of a converted weight (clone, cast, move to a device) is a converted weight of its own.
 void tag_copy(const at::Tensor& source, const at::Tensor& copy);
 
+/// Other tensors that a converted weight shares its memory with, whose in-place writes its version
+/// counter may not count: what data() and detach() return.
+struct AliasWatch {
+  uint64_t aliases_made;  // so far, those that died included
+  bool has_alias;         // one lives now
+};
+/// Of the weight that `tensor` is, or is a view of. Nothing when that is no converted weight, or
+/// one whose aliases cannot be seen.
+std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor);
+
 /// True while any tag exists: false lets every hook pass at once.
 bool any_tags();
 

@@ -31,8 +31,9 @@ void for_each_group(const std::optional<at::Tensor>& offs, int64_t rows, F f) {
 }
 
 int64_t rows_in_groups(const GemmProblem& p) {
-  if (!p.offs) return p.left.size(0);
-  return p.offs->numel() == 0 ? 0 : p.offs->select(0, -1).item<int32_t>();
+  const std::optional<at::Tensor>& offs = p.groups.offs();
+  if (!offs) return p.left.size(0);
+  return offs->numel() == 0 ? 0 : offs->select(0, -1).item<int32_t>();
 }
 
 // A (M, K) times B (E, K, N) by group: every row of `out` that belongs to a group.
@@ -40,7 +41,7 @@ at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Te
   const int64_t rows = rows_in_groups(p);
   at::Tensor out = at::empty({a.size(0), b.size(2)}, a.options());
   out.narrow(0, rows, a.size(0) - rows).zero_();
-  for_each_group(p.offs, a.size(0), [&](int64_t g, int64_t begin, int64_t size) {
+  for_each_group(p.groups.offs(), a.size(0), [&](int64_t g, int64_t begin, int64_t size) {
     at::Tensor rows_out = out.narrow(0, begin, size);
     at::mm_out(rows_out, a.narrow(0, begin, size), b.select(0, g));
   });
@@ -49,40 +50,34 @@ at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Te
 
 // left (M, N)^T times right (M, K) within each group: (E, N, K).
 at::Tensor multiply_groups(const GemmProblem& p, const at::Tensor& left, const at::Tensor& right) {
-  const int64_t groups = p.offs ? p.offs->numel() : 1;
-  const at::Tensor out = at::zeros({groups, left.size(1), right.size(1)}, left.options());
-  for_each_group(p.offs, left.size(0), [&](int64_t g, int64_t begin, int64_t size) {
+  const at::Tensor out = at::zeros({p.groups.count(), left.size(1), right.size(1)}, left.options());
+  for_each_group(p.groups.offs(), left.size(0), [&](int64_t g, int64_t begin, int64_t size) {
     at::Tensor group_out = out.select(0, g);
     at::mm_out(group_out, left.narrow(0, begin, size).t(), right.narrow(0, begin, size));
   });
   return out;
 }
 
-at::Tensor gemm_in(const GemmProblem& p, at::ScalarType dtype) {
-  const auto values = [&](const at::Tensor& x, const OperandFormat& format, int64_t axis,
-                          const std::optional<at::Tensor>& offs) {
-    return operand_values(x, format, axis, offs, dtype);
-  };
+at::Tensor gemm_in(const GemmProblem& p, Encoding encoding) {
+  const at::Tensor left = p.left.form(p.left_key(encoding), p.groups).data;
+  const at::Tensor right = p.right.form(p.right_key(encoding), p.groups).data;
   at::Tensor out;
   switch (p.gemm) {
     case Gemm::OUT:
-      out = multiply_rows(p, values(p.left, p.formats.left, 1, std::nullopt),
-                          values(p.right, p.formats.right, 2, std::nullopt).transpose(1, 2));
+      out = multiply_rows(p, left, right.transpose(1, 2));
       break;
     case Gemm::GRAD_INPUT:
-      out = multiply_rows(p, values(p.left, p.formats.left, 1, std::nullopt),
-                          values(p.right, p.formats.right, 1, std::nullopt));
+      out = multiply_rows(p, left, right);
       break;
     case Gemm::GRAD_WEIGHT:
-      out = multiply_groups(p, values(p.left, p.formats.left, 0, p.offs),
-                            values(p.right, p.formats.right, 0, p.offs));
+      out = multiply_groups(p, left, right);
       break;
   }
   return out.to(p.out_dtype);
 }
 
 std::optional<std::string> not_on_cpu(const GemmProblem& p) {
-  if (!p.left.is_cpu()) return c10::str("operands are on ", p.left.device());
+  if (!p.left.device().is_cpu()) return c10::str("operands are on ", p.left.device());
   return std::nullopt;
 }
 
@@ -110,7 +105,7 @@ std::optional<std::string> cpu_bf16_refusal(const GemmProblem& p) {
 }
 
 at::Tensor cpu_bf16_gemm(const GemmProblem& p) {
-  return gemm_in(p, at::kBFloat16);
+  return gemm_in(p, Encoding::BF16);
 }
 
 std::optional<std::string> cpu_float32_refusal(const GemmProblem& p) {
@@ -118,7 +113,7 @@ std::optional<std::string> cpu_float32_refusal(const GemmProblem& p) {
 }
 
 at::Tensor cpu_float32_gemm(const GemmProblem& p) {
-  return gemm_in(p, at::kFloat);
+  return gemm_in(p, Encoding::FLOAT32);
 }
 
 }  // namespace moe8

@@ -7,6 +7,20 @@
 #include "quantize/check_input.h"
 
 namespace moe8 {
+namespace {
+
+// Why the kernels that come before `chosen` (all of them: nullptr) were passed over, a line each.
+std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen) {
+  std::string lines;
+  for (const GemmKernel& kernel : gemm_kernels()) {
+    if (&kernel == chosen) break;
+    const std::optional<std::string> refusal = kernel.refusal(problem);
+    lines += c10::str("\n  not ", kernel.name, ": ", refusal.value_or("(it could)"));
+  }
+  return lines;
+}
+
+}  // namespace
 
 const char* to_string(Gemm gemm) {
   switch (gemm) {
@@ -23,33 +37,46 @@ const char* to_string(Gemm gemm) {
 std::string GemmProblem::describe() const {
   return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left),
                   ") x ", moe8::describe(right), " (", to_string(formats.right), "), ",
-                  offs ? offs->numel() : 1, " groups, ", out_dtype, " out, ",
-                  to_string(kernel_preference));
+                  groups.count(), " groups, ", out_dtype, " out, ", to_string(kernel_preference));
+}
+
+FormKey GemmProblem::left_key(Encoding encoding) const {
+  return {formats.left, gemm == Gemm::GRAD_WEIGHT ? 0 : 1, encoding};
+}
+
+FormKey GemmProblem::right_key(Encoding encoding) const {
+  const int64_t axis = gemm == Gemm::OUT ? 2 : gemm == Gemm::GRAD_INPUT ? 1 : 0;
+  return {formats.right, axis, encoding};
 }
 
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
-      {"cpu_bf16", &cpu_bf16_refusal, &cpu_bf16_gemm},
-      {"cpu_float32", &cpu_float32_refusal, &cpu_float32_gemm},
+      {"cpu_bf16", Encoding::BF16, &cpu_bf16_refusal, &cpu_bf16_gemm},
+      {"cpu_float32", Encoding::FLOAT32, &cpu_float32_refusal, &cpu_float32_gemm},
   };
   return kernels;
 }
 
-at::Tensor low_precision_gemm(const GemmProblem& problem) {
-  std::string refusals;
+const GemmKernel& choose_gemm_kernel(const GemmProblem& problem) {
   for (const GemmKernel& kernel : gemm_kernels()) {
-    const std::optional<std::string> refusal = kernel.refusal(problem);
-    if (!refusal) {
-      if (logs_dispatch()) {
-        log_dispatch(c10::str(problem.describe(), "\n  -> ", kernel.name, refusals));
-      }
-      at::Tensor result = kernel.launch(problem);
-      if (numerics_observed()) show_to_observers(problem, result);
-      return result;
-    }
-    refusals += c10::str("\n  not ", kernel.name, ": ", *refusal);
+    if (!kernel.refusal(problem)) return kernel;
   }
-  fail("low_precision_gemm", "", c10::str("no kernel for ", problem.describe(), refusals));
+  fail("low_precision_gemm", "",
+       c10::str("no kernel for ", problem.describe(), refusals_before(problem, nullptr)));
+}
+
+at::Tensor low_precision_gemm(const GemmProblem& problem) {
+  const GemmKernel& kernel = choose_gemm_kernel(problem);
+  if (logs_dispatch()) {
+    log_dispatch(
+        c10::str(problem.describe(), "\n  -> ", kernel.name, refusals_before(problem, &kernel)));
+  }
+  at::Tensor result = kernel.launch(problem);
+  // A layer whose forward ran before anybody listened may have kept its input quantized only.
+  if (numerics_observed() && problem.left.has_source() && problem.right.has_source()) {
+    show_to_observers(problem, result);
+  }
+  return result;
 }
 
 }  // namespace moe8

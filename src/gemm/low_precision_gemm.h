@@ -33,27 +33,35 @@ struct GemmFormats {
 
 struct GemmProblem {
   Gemm gemm;
-  at::Tensor left;
-  at::Tensor right;
-  std::optional<at::Tensor> offs;  // [E] end rows; not set: E = 1, all rows
+  Operand left;
+  Operand right;
+  TokenGroups groups;
   GemmFormats formats;
   at::ScalarType out_dtype;
   KernelPreference kernel_preference = KernelPreference::AUTO;
   WeightId weight = {};  // set while numerics_observed()
 
   std::string describe() const;
+  /// The forms of the operands that a kernel reads, given how it wants them encoded.
+  FormKey left_key(Encoding encoding) const;
+  FormKey right_key(Encoding encoding) const;
 };
 
 /// One way to compute a GemmProblem.
 struct GemmKernel {
   const char* name;
-  /// Nothing when it can, else why not.
+  Encoding encoding;  // of both operands
+  /// Nothing when it can, else why not. Asks for nothing but sizes, dtypes, devices and formats.
   std::optional<std::string> (*refusal)(const GemmProblem& problem);
   at::Tensor (*launch)(const GemmProblem& problem);
 };
 
 /// Every kernel of this build in the order of preference; the first that does not refuse runs.
 const std::vector<GemmKernel>& gemm_kernels();
+
+/// The kernel for a problem, whose operands need not exist yet.
+/// @throws c10::Error when every kernel refuses, with the reasons.
+const GemmKernel& choose_gemm_kernel(const GemmProblem& problem);
 
 /// Quantizes both operands along the contracted axis and multiplies; float32 accumulation, rounded
 /// once to out_dtype. Rows in no group are zero; an empty group's GRAD_WEIGHT is zero.

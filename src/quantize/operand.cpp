@@ -1,38 +1,149 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "quantize/operand.h"
 
-#include <c10/util/StringUtil.h>
+#include <algorithm>
+#include <mutex>
 
+#include "base/check.h"
+#include "base/overloaded.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
+#include "quantize/check_input.h"
+#include "quantize/cuda_forms.h"
 
 namespace moe8 {
 namespace {
 
-template <typename... F>
-struct Overloaded : F... {
-  using F::operator()...;
-};
+at::ScalarType dtype_of(Encoding encoding) {
+  return encoding == Encoding::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+// Forms of LibTorch's CPU kernels are values.
+std::vector<Form> make_cpu_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+                                 const TokenGroups& groups) {
+  std::vector<Form> forms;
+  for (const FormKey& key : keys) {
+    const bool by_group = source.dim() == 2 && key.axis == 0;
+    forms.push_back(
+        {key,
+         operand_values(source, key.format, key.axis, by_group ? groups.offs() : std::nullopt,
+                        dtype_of(key.encoding)),
+         {}});
+  }
+  return forms;
+}
+
+std::vector<Form> make_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+                             const TokenGroups& groups) {
+  return source.is_cuda() ? make_cuda_forms(source, keys, groups)
+                          : make_cpu_forms(source, keys, groups);
+}
 
 }  // namespace
 
-std::string to_string(const OperandFormat& format) {
-  return std::visit(Overloaded{[](const HighPrecision&) -> std::string { return "high precision"; },
-                               [](const MxFormat& f) {
-                                 return c10::str("mx ", to_string(f.elem), " ", to_string(f.mode));
-                               },
-                               [](const Float8Format& f) {
-                                 return c10::str(to_string(f.elem), " ", to_string(f.granularity),
-                                                 f.round_scales_to_power_of_2 ? " pow2" : "");
-                               }},
-                    format);
+class FormStore {
+ public:
+  void expect(const FormKey& key) {
+    const std::lock_guard lock(mutex_);
+    if (std::find(expected_.begin(), expected_.end(), key) == expected_.end()) {
+      expected_.push_back(key);
+    }
+  }
+
+  void add(Form form) {
+    const std::lock_guard lock(mutex_);
+    forms_.push_back(std::move(form));
+  }
+
+  Form get(const FormKey& key, const at::Tensor& source, const TokenGroups& groups) {
+    const std::lock_guard lock(mutex_);
+    if (const Form* form = find(key)) return *form;
+    MOE8_CHECK(source.defined(), "low_precision_gemm", "operand", "expected the form of ",
+               to_string(key.format), " along axis ", key.axis,
+               " or its source to have been kept. This is a defect of moe8");
+    std::vector<FormKey> wanted = {key};
+    for (const FormKey& other : expected_) {
+      if (!(other == key) && !find(other) && !is_source(other, source)) wanted.push_back(other);
+    }
+    std::vector<Form> made = make_forms(source, wanted, groups);
+    std::move(made.begin(), made.end(), std::back_inserter(forms_));
+    return *find(key);
+  }
+
+  int64_t bytes() {
+    const std::lock_guard lock(mutex_);
+    int64_t sum = 0;
+    for (const Form& form : forms_) {
+      sum += static_cast<int64_t>(form.data.nbytes());
+      if (form.scale.defined()) sum += static_cast<int64_t>(form.scale.nbytes());
+    }
+    return sum;
+  }
+
+ private:
+  const Form* find(const FormKey& key) const {
+    const auto at = std::find_if(forms_.begin(), forms_.end(),
+                                 [&](const Form& form) { return form.key == key; });
+    return at == forms_.end() ? nullptr : &*at;
+  }
+
+  std::mutex mutex_;
+  std::vector<FormKey> expected_;
+  std::vector<Form> forms_;
+};
+
+std::shared_ptr<FormStore> make_form_store() {
+  return std::make_shared<FormStore>();
 }
 
-bool values_fit_bf16(const OperandFormat& format, at::ScalarType source) {
-  return std::visit(Overloaded{[&](const HighPrecision&) { return source == at::kBFloat16; },
-                               [](const MxFormat&) { return true; },
-                               [](const Float8Format& f) { return f.round_scales_to_power_of_2; }},
-                    format);
+int64_t form_bytes(FormStore& store) {
+  return store.bytes();
+}
+
+Operand::Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device)
+    : sizes_(sizes.vec()), dtype_(dtype), device_(device), store_(make_form_store()) {}
+
+Operand::Operand(const at::Tensor& source, std::shared_ptr<FormStore> store)
+    : source_(source),
+      sizes_(source.sizes().vec()),
+      dtype_(source.scalar_type()),
+      device_(source.device()),
+      store_(std::move(store)) {}
+
+Operand::Operand(const at::Tensor& source) : Operand(source, make_form_store()) {}
+
+Operand Operand::future(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device) {
+  return Operand(sizes, dtype, device);
+}
+
+Operand Operand::kept(at::IntArrayRef sizes, at::ScalarType dtype, Form form) {
+  Operand operand(sizes, dtype, form.data.device());
+  operand.store_->add(std::move(form));
+  return operand;
+}
+
+const at::Tensor& Operand::source() const {
+  MOE8_CHECK(source_.defined(), "low_precision_gemm", "operand",
+             "expected the high-precision tensor to have been kept. This is a defect of moe8");
+  return source_;
+}
+
+void Operand::expect(const FormKey& key) const {
+  store_->expect(key);
+}
+
+Form Operand::form(const FormKey& key, const TokenGroups& groups) const {
+  if (source_.defined() && is_source(key, source_)) return {key, source_.detach(), {}};
+  return store_->get(key, source_, groups);
+}
+
+std::string describe(const Operand& x) {
+  return c10::str(x.scalar_type(), " ", x.sizes(), " on ", x.device());
+}
+
+bool is_source(const FormKey& key, const at::Tensor& source) {
+  return std::holds_alternative<HighPrecision>(key.format) && key.encoding != Encoding::FLOAT8 &&
+         source.scalar_type() == dtype_of(key.encoding) && source.is_contiguous();
 }
 
 at::Tensor operand_values(const at::Tensor& x, const OperandFormat& format, int64_t axis,

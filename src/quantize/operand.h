@@ -1,44 +1,87 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Operands of a GEMM: in which format, and quantized to it. Adding a format means one alternative
-// of OperandFormat here, its branch in operand.cpp, and rows in src/autograd/training_formats.cpp.
+// An operand of a GEMM: a tensor, and the low-precision forms of it that kernels read. Forms are
+// made when first asked for, those that share a pass over the tensor together, and are kept as long
+// as the operand is.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
-#include <variant>
+#include <vector>
 
-#include "moe8/config.h"
+#include "quantize/operand_format.h"
+#include "quantize/token_groups.h"
 
 namespace moe8 {
 
-struct HighPrecision {
-  bool operator==(const HighPrecision&) const = default;
+/// How a kernel reads an operand: as the values that its codes stand for, or as FP8 codes.
+enum class Encoding { BF16, FLOAT32, FLOAT8 };
+
+/// Which form: quantized along the contracted `axis`. Along axis 0 of a matrix the contraction is
+/// over the tokens of each group.
+struct FormKey {
+  OperandFormat format;
+  int64_t axis;
+  Encoding encoding;
+  bool operator==(const FormKey&) const = default;
 };
 
-struct MxFormat {
-  ElemDtype elem;
-  ScaleCalculationMode mode;
-  bool operator==(const MxFormat&) const = default;
+struct Form {
+  FormKey key;
+  at::Tensor data;   // BF16, FLOAT32: contiguous, shape of the source. FLOAT8: see cuda_forms.h
+  at::Tensor scale;  // FLOAT8 only: what a product is multiplied by
 };
 
-struct Float8Format {
-  ElemDtype elem;
-  ScalingGranularity granularity;
-  bool round_scales_to_power_of_2;
-  bool operator==(const Float8Format&) const = default;
+/// Forms of one tensor. Several operands may share a store when they stand for the same tensor with
+/// the same content. Safe for several threads.
+class FormStore;
+
+class Operand {
+ public:
+  Operand(const at::Tensor& source);  // NOLINT(google-explicit-constructor)
+  Operand(const at::Tensor& source, std::shared_ptr<FormStore> store);
+
+  /// One that will exist later: to choose a kernel for it, not to compute with.
+  static Operand future(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
+  /// A tensor of which only a form was kept.
+  static Operand kept(at::IntArrayRef sizes, at::ScalarType dtype, Form form);
+
+  at::IntArrayRef sizes() const { return sizes_; }
+  int64_t size(int64_t dim) const { return sizes_[dim]; }
+  at::ScalarType scalar_type() const { return dtype_; }
+  const at::Device& device() const { return device_; }
+  bool has_source() const { return source_.defined(); }
+  /// In high precision. @throws when it was not kept.
+  const at::Tensor& source() const;
+
+  /// Says that form(key) will be called too, so that it can be made in the pass of another.
+  void expect(const FormKey& key) const;
+  /// The form, made now unless it is there. `groups` matters to forms along axis 0 of a matrix, and
+  /// must be the same in every call.
+  Form form(const FormKey& key, const TokenGroups& groups) const;
+
+ private:
+  Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
+
+  at::Tensor source_;
+  std::vector<int64_t> sizes_;
+  at::ScalarType dtype_;
+  at::Device device_;
+  std::shared_ptr<FormStore> store_;
 };
 
-using OperandFormat = std::variant<HighPrecision, MxFormat, Float8Format>;
+std::shared_ptr<FormStore> make_form_store();
+/// Bytes of the forms in a store.
+int64_t form_bytes(FormStore& store);
 
-/// "mx float8_e4m3fn rceil", for logs.
-std::string to_string(const OperandFormat& format);
+/// "bfloat16 [4, 8] on cpu", for messages.
+std::string describe(const Operand& x);
 
-/// True when the values of this operand, source dtype given, are bf16 numbers: power-of-two scales
-/// and few bits, or a bf16 source left alone. A bf16 GEMM of such operands loses nothing.
-bool values_fit_bf16(const OperandFormat& format, at::ScalarType source);
+/// True when the form is the source itself, so that nothing is made.
+bool is_source(const FormKey& key, const at::Tensor& source);
 
 /// The values that the low-precision operand stands for (quantized and dequantized), along the
 /// contracted `axis`, in `dtype`; groups of rows as in quantize_mx. Contiguous.

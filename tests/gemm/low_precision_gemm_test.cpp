@@ -45,7 +45,7 @@ GemmProblem make_problem(Gemm gemm, const Config& config, const Sizes& s, at::Sc
   return {.gemm = gemm,
           .left = left,
           .right = right,
-          .offs = offs_of(s.groups),
+          .groups = offs_of(s.groups),
           .formats = formats_of(training_formats(config), gemm),
           .out_dtype = dtype};
 }
@@ -96,8 +96,8 @@ TEST(LowPrecisionGemm, DiffersFromTheReferenceByRoundingOnly) {
                                              });
           // One scale for a whole tensor is a linear's; its products have one group.
           if (!is_grouped(recipe.config)) {
-            problem.offs = std::nullopt;
-            if (gemm != Gemm::GRAD_WEIGHT) problem.right = problem.right.narrow(0, 0, 1);
+            problem.groups = {};
+            if (gemm != Gemm::GRAD_WEIGHT) problem.right = problem.right.source().narrow(0, 0, 1);
           }
           const double db = sqnr_db(testing::reference_gemm(problem), low_precision_gemm(problem));
           EXPECT_GE(db, out == at::kFloat ? 110 : 50) << recipe.name << " " << problem.describe();
@@ -137,7 +137,7 @@ TEST(LowPrecisionGemm, ANaNStaysWithItsTokens) {
                                        [](at::IntArrayRef shape, uint64_t seed) {
                                          return testing::wide_normal(shape, at::kBFloat16, seed);
                                        });
-    problem.left[7][3] = std::nanf("");
+    problem.left.source()[7][3] = std::nanf("");
     const at::Tensor out = low_precision_gemm(problem);
     EXPECT_TRUE(out[7].isnan().all().item<bool>());
     EXPECT_EQ(out.isnan().sum().item<int>(), 24);
@@ -145,7 +145,7 @@ TEST(LowPrecisionGemm, ANaNStaysWithItsTokens) {
                            [](at::IntArrayRef shape, uint64_t seed) {
                              return testing::wide_normal(shape, at::kBFloat16, seed);
                            });
-    problem.left[7][3] = std::nanf("");
+    problem.left.source()[7][3] = std::nanf("");
     const at::Tensor grad = low_precision_gemm(problem);
     EXPECT_TRUE(grad[0][3].isnan().all().item<bool>());
     EXPECT_EQ(grad.isnan().sum().item<int>(), 64);
@@ -193,7 +193,7 @@ TEST(LowPrecisionGemm, KernelsRefuseWithAReason) {
   problem.out_dtype = at::kFloat;
   EXPECT_THAT(cpu_bf16_refusal(problem).value_or(""),
               ::testing::HasSubstr("round a float32 result"));
-  problem.left = problem.left.to(at::kMeta);
+  problem.left = problem.left.source().to(at::kMeta);
   EXPECT_THAT(testing::error_of([&] { low_precision_gemm(problem); }),
               ::testing::AllOf(::testing::HasSubstr("no kernel for"),
                                ::testing::HasSubstr("operands are on meta")));

@@ -99,7 +99,7 @@ TEST(GroupedMM, EachGradientIsTheGemmThatTheTableSays) {
       return low_precision_gemm({.gemm = which,
                                  .left = left.detach(),
                                  .right = right.detach(),
-                                 .offs = in.offs,
+                                 .groups = in.offs,
                                  .formats = f,
                                  .out_dtype = at::kBFloat16});
     };

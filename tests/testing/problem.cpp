@@ -39,14 +39,15 @@ const AccuracyBar& accuracy_bar(const std::string& recipe) {
 at::Tensor reference_gemm(const GemmProblem& p) {
   const bool by_rows = p.gemm != Gemm::GRAD_WEIGHT;
   const int64_t contracted = p.gemm == Gemm::OUT ? 2 : by_rows ? 1 : 0;
-  const std::optional<at::Tensor> groups = by_rows ? std::nullopt : p.offs;
+  const std::optional<at::Tensor> groups = by_rows ? std::nullopt : p.groups.offs();
   const at::Tensor left =
-      operand_values(p.left, p.formats.left, by_rows ? 1 : 0, groups, at::kFloat);
-  const at::Tensor right = operand_values(p.right, p.formats.right, contracted, groups, at::kFloat);
+      operand_values(p.left.source(), p.formats.left, by_rows ? 1 : 0, groups, at::kFloat);
+  const at::Tensor right =
+      operand_values(p.right.source(), p.formats.right, contracted, groups, at::kFloat);
   const int64_t M = left.size(0);
   const int64_t N = p.gemm == Gemm::OUT ? right.size(1) : left.size(1);
   const int64_t K = right.size(-1);
-  const at::Tensor ends = p.offs ? p.offs->contiguous() : offs_of({M});
+  const at::Tensor ends = p.groups.offs() ? p.groups.offs()->contiguous() : offs_of({M});
   const int64_t E = ends.numel();
   const std::vector<int64_t> sizes = p.gemm == Gemm::OUT          ? std::vector<int64_t>{M, N}
                                      : p.gemm == Gemm::GRAD_INPUT ? std::vector<int64_t>{M, K}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Quantized weights that are used again: when they are, and that a changed weight never meets an
+// old copy, however it was written.
+#include <torch/torch.h>
+
+#include <functional>
+#include <random>
+#include <thread>
+
+#include "moe8/moe8.h"
+#include "testing/compare.h"
+#include "testing/fill.h"
+
+namespace moe8 {
+namespace {
+
+using testing::same_bits;
+
+// Every test starts and ends with nothing kept, in the mode that a process starts with.
+class WeightCaching : public ::testing::Test {
+ protected:
+  void SetUp() override { reset(); }
+  void TearDown() override { reset(); }
+
+  static void reset() {
+    set_weight_cache(WeightCache::OFF);
+    set_weight_cache(WeightCache::AUTO);
+  }
+};
+
+// One converted expert weight, as a module, so that optimizers and quantize_ see it.
+struct ExpertsImpl : torch::nn::Module {
+  ExpertsImpl(int64_t E, int64_t N, int64_t K, at::ScalarType dtype = at::kFloat) {
+    weight = register_parameter("weight", (torch::randn({E, N, K}) / 8).to(dtype));
+  }
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& offs) {
+    return at::_grouped_mm(x, weight.transpose(1, 2), offs);
+  }
+  at::Tensor weight;
+};
+TORCH_MODULE(Experts);
+
+struct Step {
+  at::Tensor x = torch::randn({40, 64}).requires_grad_();
+  at::Tensor offs = testing::offs_of({13, 0, 27});
+
+  at::Tensor forward(Experts& experts) const {
+    const torch::NoGradGuard no_grad;
+    return experts->forward(x, offs);
+  }
+  void train(Experts& experts) const { experts->forward(x, offs).sum().backward(); }
+};
+
+Experts converted_experts(const std::string& recipe_name = "fp8_rowwise") {
+  torch::manual_seed(3);
+  Experts experts(3, 48, 64);
+  quantize_(*experts, recipe(recipe_name), [](const auto&, const auto&) { return true; });
+  return experts;
+}
+
+// What the weight computes without any cache: a copy in memory that no cache has seen.
+at::Tensor forward_uncached(Experts& experts, const Step& step,
+                            const std::string& recipe_name = "fp8_rowwise") {
+  const torch::NoGradGuard no_grad;
+  const at::Tensor copy = torch::empty_like(experts->weight).copy_(experts->weight);
+  return quantize_then_scaled_grouped_mm(step.x, copy.transpose(1, 2), step.offs,
+                                         recipe(recipe_name));
+}
+
+struct Counted {
+  int64_t hits, misses;
+};
+Counted count(const std::function<void()>& call) {
+  const WeightCacheUse before = weight_cache_use();
+  call();
+  const WeightCacheUse after = weight_cache_use();
+  return {after.hits - before.hits, after.misses - before.misses};
+}
+
+TEST_F(WeightCaching, BackwardUsesWhatForwardMade) {
+  Experts experts = converted_experts();
+  const Step step;
+  const Counted counted = count([&] { step.train(experts); });
+  EXPECT_EQ(counted.hits, 1);
+  EXPECT_EQ(counted.misses, 1);
+}
+
+TEST_F(WeightCaching, AutoWaitsForAVisibleUpdate) {
+  Experts experts = converted_experts();
+  const Step step;
+  step.train(experts);
+  EXPECT_EQ(count([&] { step.train(experts); }).misses, 1) << "nothing shows how it is updated";
+  {
+    const torch::NoGradGuard no_grad;
+    experts->weight.add_(experts->weight.grad(), -0.01);
+  }
+  EXPECT_EQ(count([&] { step.train(experts); }).misses, 1) << "it has changed";
+  const Counted microbatch = count([&] { step.train(experts); });
+  EXPECT_EQ(microbatch.misses, 0);
+  EXPECT_EQ(microbatch.hits, 2);
+  EXPECT_EQ(count([&] { step.forward(experts); }).hits, 1) << "validation";
+}
+
+TEST_F(WeightCaching, AnUpdateBeforeAnyBackwardProvesNothing) {
+  Experts experts = converted_experts();
+  const Step step;
+  step.forward(experts);
+  {
+    const torch::NoGradGuard no_grad;
+    experts->weight.copy_(torch::randn_like(experts->weight));  // a checkpoint is loaded
+  }
+  step.forward(experts);
+  EXPECT_EQ(count([&] { step.forward(experts); }).hits, 0);
+}
+
+TEST_F(WeightCaching, OnTrustsTheVersionCounter) {
+  set_weight_cache(WeightCache::ON);
+  Experts experts = converted_experts();
+  const Step step;
+  EXPECT_EQ(count([&] { step.forward(experts); }).misses, 1);
+  EXPECT_EQ(count([&] { step.forward(experts); }).hits, 1);
+  clear_weight_cache();
+  EXPECT_EQ(count([&] { step.forward(experts); }).misses, 1);
+}
+
+TEST_F(WeightCaching, OffKeepsNothing) {
+  set_weight_cache(WeightCache::OFF);
+  Experts experts = converted_experts();
+  const Counted counted = count([&] { Step().train(experts); });
+  EXPECT_EQ(counted.hits + counted.misses, 0);
+  EXPECT_EQ(weight_cache_use().bytes, 0);
+}
+
+TEST_F(WeightCaching, AutoLeavesWeightsAloneThatAreNotConverted) {
+  const at::Tensor W = torch::randn({3, 48, 64}).requires_grad_();
+  const Step step;
+  const Counted counted = count([&] {
+    to_fp8_rowwise_then_scaled_grouped_mm(step.x, W.transpose(1, 2), step.offs).sum().backward();
+  });
+  EXPECT_EQ(counted.hits + counted.misses, 0);
+}
+
+TEST_F(WeightCaching, KeptFormsGoWithTheirWeight) {
+  set_weight_cache(WeightCache::ON);
+  const Step step;
+  {
+    Experts experts = converted_experts();
+    step.forward(experts);
+    EXPECT_EQ(weight_cache_use().weights, 1);
+    EXPECT_GT(weight_cache_use().bytes, 0);
+  }
+  EXPECT_EQ(weight_cache_use().weights, 0);
+  EXPECT_EQ(weight_cache_use().bytes, 0);
+}
+
+TEST_F(WeightCaching, AnAliasThatLivesKeepsAutoAway) {
+  Experts experts = converted_experts();
+  const Step step;
+  const auto train_and_update = [&] {
+    step.train(experts);
+    const torch::NoGradGuard no_grad;
+    experts->weight.add_(experts->weight.grad(), -0.01);
+  };
+  train_and_update();
+  step.train(experts);
+  ASSERT_GT(count([&] { step.train(experts); }).hits, 0);
+  {
+    const at::Tensor alias = experts->weight.data();
+    EXPECT_EQ(count([&] { step.train(experts); }).hits, 0);
+  }
+  EXPECT_EQ(count([&] { step.train(experts); }).misses, 1) << "the alias may have been written";
+  EXPECT_GT(count([&] { step.train(experts); }).hits, 0);
+}
+
+// ---- every way to write a weight --------------------------------------------
+struct Writer {
+  const char* name;
+  std::function<void(Experts&)> write;
+};
+
+at::TensorList one(const at::Tensor& x) {
+  return at::TensorList(&x, 1);
+}
+
+void fused_adamw(Experts& experts) {
+  const at::Tensor& w = experts->weight;
+  const at::Tensor m = torch::zeros_like(w), v = torch::zeros_like(w), steps = torch::ones({});
+  const torch::NoGradGuard no_grad;
+  at::_fused_adamw_(one(w), one(w.grad()), one(m), one(v), {}, one(steps), 1e-2, 0.9, 0.95, 0.1,
+                    1e-8, false, false);
+}
+
+void fused_sgd(Experts& experts) {
+  const at::Tensor& w = experts->weight;
+  const at::Tensor momentum = torch::zeros_like(w);
+  const torch::NoGradGuard no_grad;
+  at::_fused_sgd_(one(w), one(w.grad()), one(momentum), 0, 0.9, 0.01, 0, false, false, true);
+}
+
+template <typename Write>
+std::function<void(Experts&)> without_grad(Write write) {
+  return [write](Experts& experts) {
+    const torch::NoGradGuard no_grad;
+    write(experts->weight);
+  };
+}
+
+const std::vector<Writer>& writers() {
+  static const std::vector<Writer> all = {
+      {"add_", without_grad([](at::Tensor& w) { w.add_(w.grad(), -0.01); })},
+      {"data().add_", without_grad([](at::Tensor& w) { w.data().add_(w.grad(), -0.01); })},
+      {"detach().add_", without_grad([](at::Tensor& w) { w.detach().add_(w.grad(), -0.01); })},
+      {"a view", without_grad([](at::Tensor& w) { w[1].mul_(1.5); })},
+      {"a view of data()", without_grad([](at::Tensor& w) { w.data()[2].mul_(0.5); })},
+      {"copy_", without_grad([](at::Tensor& w) { w.copy_(torch::randn_like(w)); })},
+      {"out=", without_grad([](at::Tensor& w) { at::add_out(w, w.detach(), w.grad()); })},
+      {"set_data", [](Experts& e) { e->weight.set_data(torch::randn_like(e->weight)); }},
+      {"set_", without_grad([](at::Tensor& w) { w.set_(torch::randn_like(w)); })},
+      {"foreach", without_grad([](at::Tensor& w) { at::_foreach_add_(one(w), one(w.grad())); })},
+      {"foreach of data()", without_grad([](at::Tensor& w) {
+         const at::Tensor data = w.data();
+         at::_foreach_mul_(one(data), 0.9);
+       })},
+      {"fused AdamW", fused_adamw},
+      {"fused SGD", fused_sgd},
+      {"AdamW", [](Experts& e) { torch::optim::AdamW(e->parameters(), 1e-2).step(); }},
+      {"SGD", [](Experts& e) { torch::optim::SGD(e->parameters(), 1e-2).step(); }},
+      {"InferenceMode",
+       [](Experts& e) {
+         const c10::InferenceMode inference;
+         e->weight.mul_(1.1);
+       }},
+  };
+  return all;
+}
+
+TEST_F(WeightCaching, NoWriteEverMeetsAnOldCopy) {
+  for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
+    for (const Writer& writer : writers()) {
+      reset();
+      Experts experts = converted_experts(name);
+      const Step step;
+      step.train(experts);
+      writers()[0].write(experts);  // so that the cache is in use
+      for (int i = 0; i < 3; ++i) {
+        step.train(experts);
+        writer.write(experts);
+        ASSERT_TRUE(same_bits(forward_uncached(experts, step, name), step.forward(experts)))
+            << name << ", written by " << writer.name;
+        step.train(experts);
+      }
+    }
+  }
+}
+
+TEST_F(WeightCaching, RandomSequencesOfWritesAndUses) {
+  std::mt19937 random(11);
+  Experts experts = converted_experts();
+  const Step step;
+  step.train(experts);
+  const int64_t before = weight_cache_use().hits;
+  std::string history;
+  for (int i = 0; i < 300; ++i) {
+    if (random() % 3 == 0) {
+      const Writer& writer = writers()[random() % writers().size()];
+      // After these the weight is another tensor's memory, of which AUTO knows nothing yet.
+      if (std::string_view(writer.name).starts_with("set_")) continue;
+      writer.write(experts);
+      history += std::string(writer.name) + "; ";
+    } else if (random() % 2 == 0) {
+      step.train(experts);
+      history += "train; ";
+    }
+    ASSERT_TRUE(same_bits(forward_uncached(experts, step), step.forward(experts))) << history;
+    if (i % 20 == 0) {  // keep it finite
+      const torch::NoGradGuard no_grad;
+      experts->weight.clamp_(-1, 1);
+      experts->weight.mutable_grad().zero_();
+    }
+  }
+  EXPECT_GT(weight_cache_use().hits - before, 100) << "the cache was in use";
+}
+
+TEST_F(WeightCaching, GradientsAreTheSameBitsInEveryMode) {
+  for (const RecipeInfo& recipe : all_recipes()) {
+    if (!is_grouped(recipe.config)) continue;
+    std::vector<at::Tensor> grads;
+    for (WeightCache mode : {WeightCache::OFF, WeightCache::AUTO, WeightCache::ON}) {
+      set_weight_cache(mode);
+      Experts experts = converted_experts(recipe.name);
+      torch::manual_seed(5);
+      const Step step;
+      torch::optim::AdamW adamw(experts->parameters(), 1e-2);
+      for (int i = 0; i < 3; ++i) {
+        step.train(experts);  // two microbatches
+        step.train(experts);
+        adamw.step();
+      }
+      grads.push_back(torch::cat({experts->weight.grad().flatten(), step.x.grad().flatten()}));
+    }
+    EXPECT_TRUE(same_bits(grads[0], grads[1])) << recipe.name;
+    EXPECT_TRUE(same_bits(grads[0], grads[2])) << recipe.name;
+  }
+}
+
+TEST_F(WeightCaching, LinearsAreCachedToo) {
+  set_weight_cache(WeightCache::ON);
+  torch::nn::Linear linear(64, 32);
+  quantize_(*linear, recipe("rowwise"));
+  const at::Tensor x = torch::randn({8, 64}).requires_grad_();
+  linear->forward(x).sum().backward();
+  EXPECT_EQ(count([&] { linear->forward(x).sum().backward(); }).misses, 0);
+}
+
+TEST_F(WeightCaching, SeveralThreadsMayUseOneWeight) {
+  set_weight_cache(WeightCache::ON);
+  Experts experts = converted_experts();
+  const Step step;
+  const at::Tensor expected = forward_uncached(experts, step);
+  std::vector<std::thread> threads;
+  std::vector<at::Tensor> results(4);
+  for (at::Tensor& result : results) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 20; ++i) result = step.forward(experts);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const at::Tensor& result : results) EXPECT_TRUE(same_bits(expected, result));
+}
+
+TEST_F(WeightCaching, InferenceWeightsAreNeverKept) {
+  set_weight_cache(WeightCache::ON);
+  const c10::InferenceMode inference;
+  const at::Tensor W = torch::randn({3, 48, 64});
+  const at::Tensor A = torch::randn({40, 64});
+  const at::Tensor offs = testing::offs_of({13, 0, 27});
+  const Counted counted =
+      count([&] { to_fp8_rowwise_then_scaled_grouped_mm(A, W.transpose(1, 2), offs); });
+  EXPECT_EQ(counted.hits + counted.misses, 0);
+}
+
+}  // namespace
+}  // namespace moe8
