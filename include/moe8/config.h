@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Configs and recipes: plain values that say which weights compute in which format.
-// What a config means operand by operand is the table in src/autograd/training_formats.cpp.
+// Configs and recipes: plain values that say which weights compute in which format. Making one
+// never fails; every function that takes one validates it. Nothing here touches a tensor. What a
+// config means operand by operand is the table in src/autograd/training_formats.cpp.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -21,8 +22,10 @@ namespace moe8 {
 /// EMULATED: the reference arithmetic, quantize-dequantize and a high-precision product.
 enum class KernelPreference { AUTO, EMULATED };
 
+/// Named FP8GroupedMMConfigs: "fp8_rowwise".
 enum class FP8GroupedMMRecipe { FP8_ROWWISE };
 
+/// Named MXFP8GroupedMMConfigs: "mxfp8_rceil", ... `moe8 recipes` says what each does.
 enum class MXFP8GroupedMMRecipe {
   MXFP8_RCEIL,
   MXFP8_RCEIL_WGRAD_WITH_HP,
@@ -31,6 +34,8 @@ enum class MXFP8GroupedMMRecipe {
   MXFP8_FLOOR_WGRAD_WITH_HP,
 };
 
+/// Named MXLinearConfigs: "mxfp8_emulated", ... The CUBLAS and CUTLASS in the names are torchao's;
+/// here they mean KernelPreference::AUTO.
 enum class MXLinearRecipeName {
   MXFP8_EMULATED,
   MXFP8_CUBLAS,
@@ -39,16 +44,22 @@ enum class MXLinearRecipeName {
   MXFP4_CUTLASS,
 };
 
+/// Named Float8LinearConfigs: "tensorwise", "rowwise", "rowwise_with_gw_hp".
 enum class Float8LinearRecipeName { TENSORWISE, ROWWISE, ROWWISE_WITH_GW_HP };
 
-enum class ScalingType { DYNAMIC, DISABLED };  // DISABLED: stay in high precision
+/// DYNAMIC: the scale follows from the tensor at hand. DISABLED: stay in high precision.
+enum class ScalingType { DYNAMIC, DISABLED };
+
+/// TENSORWISE: one scale a tensor. AXISWISE: one for each row along the contracted axis.
 enum class ScalingGranularity { TENSORWISE, AXISWISE };
 
 /// Expert weights (E, N, K) in FP8 with one power-of-two scale per row of every operand.
 struct FP8GroupedMMConfig {
   at::ScalarType out_dtype = at::kBFloat16;  // bf16 or float32
 
+  /// @throws c10::Error for a number that is no enumerator.
   static FP8GroupedMMConfig from_recipe(FP8GroupedMMRecipe recipe);
+  /// @throws c10::Error "[FP8GroupedMMConfig] field: expected ..., got ...".
   void validate() const;
   bool operator==(const FP8GroupedMMConfig&) const = default;
 };
@@ -60,7 +71,9 @@ struct MXFP8GroupedMMConfig {
   bool wgrad_with_hp = false;                // true: grad_W from unquantized operands
   ScaleCalculationMode scale_calculation_mode = ScaleCalculationMode::RCEIL;
 
+  /// @throws c10::Error for a number that is no enumerator.
   static MXFP8GroupedMMConfig from_recipe(MXFP8GroupedMMRecipe recipe);
+  /// @throws c10::Error "[MXFP8GroupedMMConfig] field: expected ..., got ...".
   void validate() const;
   bool operator==(const MXFP8GroupedMMConfig&) const = default;
 };
@@ -74,8 +87,10 @@ struct MXLinearConfig {
   KernelPreference kernel_preference = KernelPreference::EMULATED;
   ScaleCalculationMode scale_calculation_mode = ScaleCalculationMode::FLOOR;
 
+  /// @throws c10::Error for an unknown name; the message lists all of them.
   static MXLinearConfig from_recipe_name(MXLinearRecipeName recipe);
   static MXLinearConfig from_recipe_name(std::string_view recipe);
+  /// @throws c10::Error "[MXLinearConfig] field: expected ..., got ...".
   void validate() const;
   bool operator==(const MXLinearConfig&) const = default;
 };
@@ -89,6 +104,7 @@ struct CastConfig {
   bool operator==(const CastConfig&) const = default;
 };
 
+/// How one of the three GEMMs of a Float8 linear accumulates.
 struct Float8GemmConfig {
   bool use_fast_accum = false;  // lets Hopper's tensor cores accumulate in about 14 bits
 
@@ -110,12 +126,16 @@ struct Float8LinearConfig {
   bool round_scales_to_power_of_2 = false;
   bool emulate = false;
 
+  /// @throws c10::Error for an unknown name; the message lists all of them.
   static Float8LinearConfig from_recipe_name(Float8LinearRecipeName recipe);
   static Float8LinearConfig from_recipe_name(std::string_view recipe);
+  /// Of the two casts of one GEMM both are DISABLED or none.
+  /// @throws c10::Error "[Float8LinearConfig] field: expected ..., got ...".
   void validate() const;
   bool operator==(const Float8LinearConfig&) const = default;
 };
 
+/// What can be attached to a weight.
 using Config =
     std::variant<FP8GroupedMMConfig, MXFP8GroupedMMConfig, MXLinearConfig, Float8LinearConfig>;
 
@@ -126,6 +146,7 @@ bool is_grouped(const Config& config);
 /// @throws c10::Error for an unknown name; the message lists all of them.
 Config recipe(std::string_view name);
 
+/// A recipe as `moe8 recipes` lists it.
 struct RecipeInfo {
   std::string name;         // "mxfp8_rceil"
   std::string applies_to;   // "experts" or "linear"
@@ -141,13 +162,16 @@ const std::vector<RecipeInfo>& all_recipes();
 /// @throws c10::Error naming the field or value and the allowed ones.
 void set_field(Config& config, std::string_view field, std::string_view value);
 
+/// The validate() of whichever config it is.
 /// @throws c10::Error naming field, value and the allowed ones.
 void validate(const Config& config);
 
 /// One line, e.g. "MXFP8GroupedMMConfig(kernel_preference=auto, out_dtype=bfloat16, ...)".
 std::string to_string(const Config& config);
 
-std::string_view to_string(ElemDtype value);  // torch's name: "float8_e4m3fn"
+/// The name of an enumerator as configs write it: "rceil", "mxfp8_rceil", "axiswise"; of an element
+/// format torch's: "float8_e4m3fn". "invalid" for a number that is no enumerator.
+std::string_view to_string(ElemDtype value);
 std::string_view to_string(KernelPreference value);
 std::string_view to_string(ScaleCalculationMode value);
 std::string_view to_string(FP8GroupedMMRecipe value);
@@ -157,12 +181,14 @@ std::string_view to_string(Float8LinearRecipeName value);
 std::string_view to_string(ScalingType value);
 std::string_view to_string(ScalingGranularity value);
 
-/// The enumerator with this string. @throws c10::Error listing the valid ones.
+/// The enumerator with this string, the inverse of to_string; for each enum that to_string takes.
+/// @throws c10::Error listing the valid ones.
 template <typename Enum>
 Enum parse(std::string_view text);
 
 }  // namespace moe8
 
+/// Equal configs have equal hashes.
 template <>
 struct std::hash<moe8::FP8GroupedMMConfig> {
   size_t operator()(const moe8::FP8GroupedMMConfig& config) const;

@@ -33,17 +33,21 @@ struct Float8Tensor {
   std::optional<at::Tensor> offs;
 };
 
-/// Quantizes x to FP8.
+/// Quantizes x to FP8. `amax` is the largest magnitude of the elements that share a scale.
 ///
-///   scale = float32(max_of_format / max(amax, 1e-12));  data = cast(float32(x) * scale),
-///   saturating round_scales_to_power_of_2: scale is rounded down to a power of two first
+///   scale = float32(max_of_format / max(amax, 1e-12))   448 for E4M3, 57344 for E5M2
+///   data  = cast(float32(x) * scale)                    to nearest, ties to even, saturating
 ///
-/// @param x     bf16 or float32, any strides; any rank, at least 1 for axiswise.
-/// @param elem  E4M3 or E5M2.
-/// @param offs  [E] int32 end rows: x is 2-D, axiswise(0), one scale per (group, column); rows at
-/// or
-///              past offs[E-1] have code 0; an empty group has the scale of amax 0.
-/// @throws c10::Error on another dtype or format, an axis out of range, or offs that do not fit.
+/// @param x            bf16 or float32, any strides; any rank, at least 1 for axiswise.
+/// @param granularity  which elements share a scale.
+/// @param elem         E4M3 or E5M2.
+/// @param round_scales_to_power_of_2  true: the scale is rounded down to a power of two first.
+/// @param offs         [E] int32 end rows on x's device: x is 2-D, axiswise(0), one scale per
+///                     (group, column); rows at or past offs[E-1] have code 0; an empty group has
+///                     the scale of amax 0.
+/// @return             contiguous data of x's shape; not differentiable.
+/// @throws c10::Error on another dtype, device or format, an axis out of range, offs that do not
+///         fit or come with tensorwise.
 /// A NaN or Inf makes the results of its reduced set NaN and of no other. Exact on every device.
 /// Source: docs/numerics.md, section 2.
 Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
@@ -51,11 +55,18 @@ Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
                              bool round_scales_to_power_of_2 = false,
                              const std::optional<at::Tensor>& offs = std::nullopt);
 
-/// decode(data) * (1 / scale), the reciprocal in float32, rounded once to `dtype` (bf16 or float32;
-/// default the source's dtype).
+/// The values of a Float8Tensor:
+///
+///   value = decode(data) * (1 / scale)      the reciprocal in float32; rounded once to `dtype`
+///
+/// @param dtype  bf16 or float32; default the source's.
+/// @return       contiguous, the shape of x.data; rows at or past offs[E-1] are 0.
+/// @throws c10::Error when the parts of x do not fit together or dtype is another. Exact.
 at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype = std::nullopt);
 
-/// quantize_float8 followed by dequantize, in one pass and without the codes.
+/// quantize_float8 followed by dequantize, bit for bit, in one pass and without the codes.
+/// @param dtype  bf16 or float32; default the dtype of x.
+/// @return       contiguous, the shape of x. Arguments and errors as quantize_float8.
 at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granularity, ElemDtype elem,
                                 bool round_scales_to_power_of_2,
                                 const std::optional<at::Tensor>& offs = std::nullopt,

@@ -28,13 +28,15 @@ at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::
 
 /// The same product in MXFP8: e4m3, one e8m0 scale per 32 elements along each contracted axis.
 /// Blocks along tokens (grad_W) start afresh at each expert's first row, so any group size is
-/// allowed. Arguments, result, errors and edges as above.
+/// allowed. Arguments, result, errors, edges and determinism as above; also throws when config is
+/// not valid. With config.wgrad_with_hp grad_W is computed from unquantized operands.
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config = {});
 
-/// The same with activations that are quantized already (e4m3, [M, K], blocks along K, no offs).
-/// Needs config.wgrad_with_hp; no gradient flows to A; grad_W uses the dequantized A.
+/// The same with activations that are quantized already.
+/// @param A  MXTensor of [M, K], e4m3, blocks along K, no offs, as quantize_mx(x) makes it.
+/// Needs config.wgrad_with_hp (else throws); no gradient flows to A; grad_W uses the dequantized A.
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config = {});

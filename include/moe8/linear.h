@@ -20,8 +20,10 @@ namespace moe8 {
 /// @param config  an MXLinearConfig or a Float8LinearConfig.
 /// @return        [..., N], contiguous, the dtype of x.
 /// @throws c10::Error when ranks, dtypes, devices or sizes disagree, or the config is a grouped
-/// one. Differentiable once in x, weight and bias. Deterministic. Source: docs/numerics.md,
-/// section 5.
+///         one or not valid; the message names argument, expected and got.
+/// Differentiable once in x, weight and bias; gradients have their dtypes, that of bias is the
+/// unquantized sum over rows. Deterministic. No host synchronisation.
+/// Source: docs/numerics.md, section 5.
 at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias, const Config& config);
 

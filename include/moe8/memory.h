@@ -36,9 +36,10 @@ enum class WeightCache { OFF, AUTO, ON };
 void set_weight_cache(WeightCache mode);
 WeightCache weight_cache();
 
-/// Forgets every quantized weight; the next use quantizes again.
+/// Forgets every quantized weight; the next use quantizes again. Safe at any time from any thread.
 void clear_weight_cache();
 
+/// What the cache did and holds.
 struct WeightCacheUse {
   int64_t hits = 0;     // weights used again instead of quantized
   int64_t misses = 0;   // weights quantized, with the cache on or auto

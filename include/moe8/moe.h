@@ -20,8 +20,9 @@ namespace moe8 {
 /// What turns the router's logits into scores: over all experts, or each expert on its own.
 enum class ScoreFunction { SOFTMAX, SIGMOID };
 
-std::string_view to_string(ScoreFunction value);  // "softmax", "sigmoid"
-/// @throws c10::Error listing the valid names.
+/// "softmax" or "sigmoid".
+std::string_view to_string(ScoreFunction value);
+/// The inverse of to_string. @throws c10::Error listing the valid names.
 ScoreFunction parse_score_function(std::string_view text);
 
 /// The shape of a model and its arithmetic. Widths are numbers of features.
@@ -57,6 +58,7 @@ struct TransformerConfig {
   bool operator==(const TransformerConfig&) const = default;
 };
 
+/// A parameter that a model would have.
 struct ParameterShape {
   std::string name;  // "layers.1.moe.experts.w1"
   std::vector<int64_t> shape;
@@ -65,16 +67,20 @@ struct ParameterShape {
 };
 
 /// Names and shapes of the parameters of Transformer(config), in its order, without making it.
+/// @throws c10::Error when the config is invalid.
 std::vector<ParameterShape> parameter_shapes(const TransformerConfig& config);
 
+/// Numbers of elements.
 struct ParameterCounts {
   int64_t total = 0;
   int64_t active = 0;  // used by one token: of the routed experts, top_k
 };
 
+/// Counts the parameters of Transformer(config) from shapes alone.
+/// @throws c10::Error when the config is invalid or has more than 1e16 parameters.
 ParameterCounts count_parameters(const TransformerConfig& config);
 
-/// out = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
+/// out = x / sqrt(mean(x^2) + eps) * weight, over the last axis. Dtype of x, computed in float32.
 class RMSNormImpl : public torch::nn::Module {
  public:
   RMSNormImpl(int64_t dim, double eps);
@@ -87,7 +93,8 @@ class RMSNormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(RMSNorm);
 
-/// SwiGLU: w2(silu(w1(x)) * w3(x)).
+/// SwiGLU: w2(silu(w1(x)) * w3(x)), without biases. Weights [hidden, dim], [dim, hidden],
+/// [hidden, dim].
 class FeedForwardImpl : public torch::nn::Module {
  public:
   FeedForwardImpl(int64_t dim, int64_t hidden_dim);
@@ -114,7 +121,9 @@ class AttentionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Attention);
 
-/// exp(i * position * theta^(-2j / head_dim)): [seq_len, head_dim/2] complex64, on the CPU.
+/// exp(i * position * theta^(-2j / head_dim)) for j < head_dim / 2; position counts from 0.
+/// @param head_dim  the width of one head, even.
+/// @return          [seq_len, head_dim/2] complex64, on the CPU; computed in double.
 torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta);
 
 /// Which experts each token goes to, and with what weight.
@@ -231,7 +240,8 @@ TORCH_MODULE(Transformer);
 /// To be called after each optimizer step; builds no graph.
 void update_expert_bias(torch::nn::Module& model);
 
-/// Casts the parameters below `module` and leaves buffers alone. Parameters keep their identity.
+/// Casts the parameters below `module` and leaves buffers alone. Parameters keep their identity,
+/// so optimizers made before stay valid; their gradients are not cast.
 void cast_parameters_(torch::nn::Module& module, at::ScalarType dtype);
 
 }  // namespace moe8

@@ -30,7 +30,8 @@ struct MXTensor {
 
 /// Quantizes x to an MX format.
 ///
-///   s = scale byte of the block's amax under `mode`;  data = cast(x * 2^(127 - s)), saturating
+///   s    = scale byte of the block's amax under `mode`
+///   data = cast(x * 2^(127 - s))            to nearest, ties to even, saturating
 ///
 /// @param x     bf16 or float32, any rank >= 1, any strides.
 /// @param axis  the axis along which 32 consecutive elements share a scale; the last block may be
@@ -38,19 +39,26 @@ struct MXTensor {
 /// @param offs  [E] int32 end rows of groups along `axis` (then x is 2-D and axis 0): each group's
 ///              blocks start at its first row, group after group, in a scale tensor of
 ///              (M + 31 E) / 32 block rows; unused scales, and data at or past offs[E-1], are 0.
-/// @throws c10::Error on another dtype, axis out of range, or offs that do not fit.
+/// @return      contiguous data and scale; not differentiable.
+/// @throws c10::Error on another dtype or device, axis out of range, or offs that do not fit.
 /// A NaN or Inf makes its whole block NaN (scale 255). Exact: equal bit for bit on every device.
 /// Source: OCP MX v1.0; docs/numerics.md, section 3.
 MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem = ElemDtype::E4M3,
                      ScaleCalculationMode mode = ScaleCalculationMode::FLOOR, int64_t axis = -1,
                      const std::optional<at::Tensor>& offs = std::nullopt);
 
-/// The values of an MX tensor: decode(data) * 2^(scale - 127), rounded once to `dtype`
-/// (bf16 or float32; default the source's dtype).
+/// The values of an MX tensor:
+///
+///   value = decode(data) * 2^(scale - 127)      rounded once to `dtype`
+///
+/// @param dtype  bf16 or float32; default the source's.
+/// @return       contiguous, x.shape; elements in no group are 0.
+/// @throws c10::Error when the parts of x do not fit together or dtype is another. Exact.
 at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype = std::nullopt);
 
-/// quantize_mx followed by dequantize, in one pass and without the codes.
-/// @return  contiguous, shape of x, `dtype` (bf16 or float32; default x's dtype).
+/// quantize_mx followed by dequantize, bit for bit, in one pass and without the codes.
+/// @param dtype  bf16 or float32; default the dtype of x.
+/// @return       contiguous, the shape of x. Arguments and errors as quantize_mx.
 at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
                             int64_t axis = -1, const std::optional<at::Tensor>& offs = std::nullopt,
                             std::optional<at::ScalarType> dtype = std::nullopt);

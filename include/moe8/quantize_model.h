@@ -29,6 +29,7 @@ namespace moe8 {
 ///   5. _default: weights of Linear modules only
 using FqnToConfig = std::vector<std::pair<std::string, std::optional<Config>>>;
 
+/// Whether a module is to be converted; `fqn` is its name, "" for the root.
 using FilterFn = std::function<bool(const torch::nn::Module& module, const std::string& fqn)>;
 
 /// True for torch::nn::Linear: the default filter.
@@ -37,6 +38,7 @@ bool is_linear(const torch::nn::Module& module, const std::string& fqn);
 /// What to do when a key matched nothing: a typo must not silently train in high precision.
 enum class Unmatched { ERROR, WARN, IGNORE };
 
+/// How quantize_ goes about it.
 struct QuantizeOptions {
   Unmatched unmatched = Unmatched::ERROR;
   bool dry_run = false;  // only report
@@ -53,6 +55,7 @@ struct ConversionRow {
   std::string reason{};              // why it was left alone, or "converted" and what to know
 };
 
+/// What became of every parameter.
 struct ConversionReport {
   std::vector<ConversionRow> rows;  // every parameter of the model, in its order; tied ones once
   std::vector<std::string> unmatched_keys;
@@ -62,6 +65,7 @@ struct ConversionReport {
   std::string to_json() const;   // for programs
 };
 
+/// Writes report.to_table().
 std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 
 /// Converts the parameters that `config` names. They keep their identity: optimizers,

@@ -35,11 +35,14 @@ class SafetensorsReader {
   SafetensorsReader(SafetensorsReader&&) noexcept;
   SafetensorsReader& operator=(SafetensorsReader&&) noexcept;
 
-  const std::vector<SafetensorsEntry>& entries() const;  // in the order of their bytes
+  /// Every tensor, in the order of their bytes.
+  const std::vector<SafetensorsEntry>& entries() const;
+  /// The texts of "__metadata__"; empty when there are none.
   const std::map<std::string, std::string>& metadata() const;
   bool contains(std::string_view name) const;
-  /// A copy on the CPU. @throws c10::Error when there is no such tensor (the nearest names listed),
-  /// when LibTorch lacks its dtype (F6_E2M3, F6_E3M2) or a BOOL is neither 0 nor 1.
+  /// A contiguous copy on the CPU, bytes as in the file. @throws c10::Error when there is no such
+  /// tensor (the nearest names listed), when LibTorch lacks its dtype (F6_E2M3, F6_E3M2) or a BOOL
+  /// is neither 0 nor 1.
   at::Tensor tensor(std::string_view name) const;
 
  private:
@@ -47,7 +50,7 @@ class SafetensorsReader {
   std::unique_ptr<File> file_;
 };
 
-/// Reads every tensor of a file.
+/// Reads every tensor of a file into memory. @throws c10::Error as SafetensorsReader.
 std::map<std::string, at::Tensor> load_safetensors(const std::string& path);
 
 /// Writes dense tensors of any device and strides: bf16, f16, f32, f64, c64, bool, signed and

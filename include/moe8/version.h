@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+// The version of the headers, for the preprocessor, and of the library that is linked.
 #pragma once
 
 #define MOE8_VERSION_MAJOR 0
@@ -7,7 +8,7 @@
 
 namespace moe8 {
 
-/// "0.1.0"
+/// The version of the linked library, "0.1.0"; it may be newer than the macros above.
 const char* version();
 
 }  // namespace moe8
