@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How much memory a run would take, from its config alone. The formulas are docs/plan.md's;
+// How much memory a run would take on this machine's CPU, from its config alone, with the settings
+// of moe8/memory.h at their defaults. The formulas are docs/plan.md's;
 // tests/train/memory_plan_test.cpp compares each of them with a small model's real bytes.
 #pragma once
 
@@ -19,9 +20,10 @@ struct SavedTensor {
 };
 
 /// What one forward pass and its loss keep for each token, summed over the layers: the tensors that
-/// LibTorch 2.11 saves on a CPU. A few bytes that do not depend on the tokens are left out.
-/// @param itemsize  bytes of one activation: 2 for bf16, 4 for float32.
-std::vector<SavedTensor> saved_for_backward(const TransformerConfig& model, int64_t itemsize);
+/// LibTorch 2.11 and moe8 save on this CPU. A few bytes that do not depend on the tokens are left
+/// out.
+/// @throws c10::Error as quantize_.
+std::vector<SavedTensor> saved_for_backward(const RunConfig& config);
 
 /// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
 struct MemoryPlan {
@@ -29,12 +31,14 @@ struct MemoryPlan {
   double masters = 0;        // float32 copies that the optimizer steps
   double optimizer = 0;      // the two moments of AdamW
   double gradients = 0;      // at most, before the step
-  double codes = 0;          // of the converted weights, codes and scales of both orientations
+  double weight_forms = 0;   // the quantized weights that the CPU path keeps (moe8/memory.h)
+  double codes = 0;          // the same as codes and scales; not in total()
   double saved_a_token = 0;  // see saved_for_backward
   double tokens = 0;         // of one forward and backward
   double saved() const { return saved_a_token * tokens; }
-  /// Without `codes`: the CPU path keeps none.
-  double total() const { return weights + masters + optimizer + gradients + saved(); }
+  double total() const {
+    return weights + masters + optimizer + gradients + weight_forms + saved();
+  }
 };
 
 /// The memory of a run with config.conversion(), which must fit the model.

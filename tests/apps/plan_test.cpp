@@ -149,7 +149,7 @@ TEST(PlanConfig, JsonHoldsCountsConversionAndMemory) {
   EXPECT_EQ(plan["memory"][0]["recipe"], "mxfp8_rceil");
   EXPECT_EQ(plan["memory"][0]["weights"], 2 * (routed + attention + rest));
   EXPECT_EQ(plan["memory"][0]["tokens"], 64);
-  EXPECT_GT(plan["memory"][0]["weights_as_codes"], 2 * routed);
+  EXPECT_GT(plan["memory"][0]["quantized_weights_as_codes"], 2 * routed);
 }
 
 TEST(PlanConfig, TablesMergeLayersAndNameEveryPart) {

@@ -11,6 +11,7 @@
 
 #include "autograd/training_formats.h"
 #include "moe8/float8.h"
+#include "moe8/memory.h"
 #include "moe8/mx.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
@@ -121,19 +122,45 @@ int64_t left_out(const TransformerConfig& c) {
   return (c.n_layers - c.n_dense_layers) * c.n_experts * 4 + 8;
 }
 
+// Of a forward pass and its loss, which are alive.
+void expect_planned(const RunConfig& config, const Batch& batch) {
+  Transformer model(config.model, 1, dtype_of(config.training.weights));
+  const FqnToConfig keys = to_fqn_config(config.conversion());
+  if (!keys.empty()) quantize_(*model, keys);
+  clear_weight_cache();
+  const int64_t before = CountingAllocator::get().alive();
+  const at::Tensor loss = loss_of(model, batch);
+  const int64_t alive = CountingAllocator::get().alive() - before - left_out(config.model);
+  const MemoryPlan plan = plan_memory(config);
+  EXPECT_EQ(plan.weight_forms, double(weight_cache_use().bytes)) << to_toml(config);
+  EXPECT_EQ(plan.saved() + plan.weight_forms, double(alive)) << to_toml(config);
+}
+
 TEST_F(MemoryPlanTest, SavedActivationsAreWhatAForwardLeavesBehind) {
   const Batch batch;
-  for (const RunConfig& variant : variants()) {
+  for (RunConfig config : variants()) {
     for (const Weights weights : {Weights::MASTER, Weights::FLOAT32}) {
-      RunConfig config = variant;
-      config.training.weights = weights;
-      Transformer model(config.model, 1, dtype_of(weights));
-      const int64_t before = alive();
-      const at::Tensor loss = loss_of(model, batch);
-      const double saved = double(alive() - before - left_out(config.model));
-      EXPECT_EQ(plan_memory(config).saved(), saved) << to_toml(config);
+      for (const char* recipe : {"bf16", "mxfp8_rceil", "fp8_rowwise"}) {
+        config.training.weights = weights;
+        config.training.recipe = recipe;
+        expect_planned(config, batch);
+      }
     }
   }
+}
+
+TEST_F(MemoryPlanTest, QuantizedFormsOfEveryRecipeAreCounted) {
+  const Batch batch;
+  RunConfig config = small_config();
+  for (const std::string& name : training_recipes()) {
+    config.training.recipe = name;
+    expect_planned(config, batch);
+  }
+  config.training.recipe = "custom";  // half of a pair, and the output projection
+  config.convert = {{"re:.*w1(.weight)?", "none", {}, ""},
+                    {"re:.*experts.w3", "mxfp8_rceil", {}, ""},
+                    {"_default", "mxfp8_cublas", {}, ""}};
+  expect_planned(config, batch);
 }
 
 TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {

@@ -171,23 +171,22 @@ std::vector<RecipeMemory> memory_of(const ConfigPlan& plan) {
 
 std::string memory_table(const ConfigPlan& plan) {
   const TrainingConfig& t = plan.config.training;
-  Rows rows{{"recipe", "weights", "masters", "optimizer", "gradients", "saved for backward",
-             "total", "weights as codes"}};
+  Rows rows{{"recipe", "weights", "masters", "optimizer", "gradients", "quantized weights",
+             "saved for backward", "total", "(as codes)"}};
   for (const auto& [recipe, m] : memory_of(plan)) {
     rows.push_back({recipe, bytes_text(m.weights), bytes_text(m.masters), bytes_text(m.optimizer),
-                    bytes_text(m.gradients), bytes_text(m.saved()), bytes_text(m.total()),
-                    m.codes > 0 ? bytes_text(m.codes) : "-"});
+                    bytes_text(m.gradients), bytes_text(m.weight_forms), bytes_text(m.saved()),
+                    bytes_text(m.total()), bytes_text(m.codes)});
   }
-  return c10::str("memory of one process: weights = \"", to_string(t.weights), "\", ", t.batch_size,
-                  " x ", t.seq_len, " tokens a backward, accumulation ", t.accumulation, "\n",
-                  text_table(rows));
+  return c10::str("memory of one process on this CPU: weights = \"", to_string(t.weights), "\", ",
+                  t.batch_size, " x ", t.seq_len, " tokens a backward, accumulation ",
+                  t.accumulation, "\n", text_table(rows));
 }
 
 std::string saved_table(const RunConfig& config) {
-  const int64_t itemsize = config.training.weights == Weights::FLOAT32 ? 4 : 2;
   Rows rows{{"saved for backward", "a token"}};
   double total = 0;
-  for (const SavedTensor& saved : saved_for_backward(config.model, itemsize)) {
+  for (const SavedTensor& saved : saved_for_backward(config)) {
     rows.push_back({saved.what, bytes_text(saved.bytes)});
     total += saved.bytes;
   }
@@ -223,7 +222,8 @@ std::string to_json(const ConfigPlan& plan) {
                       {"saved_a_token", m.saved_a_token},
                       {"tokens", m.tokens},
                       {"total", m.total()},
-                      {"weights_as_codes", m.codes}});
+                      {"quantized_weights", m.weight_forms},
+                      {"quantized_weights_as_codes", m.codes}});
   }
   const nlohmann::json json = {
       {"parameters", parameters_json(plan.config.model)},
