@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What:  Float8 quantization, dequantization and both in one: a scale per row, column, group or
-// tensor. How:   a work item is a row, or kColumns columns of a set of rows; it is read twice in
-// pieces of float32
-//        lanes, once for amax and once (from cache) for the codes.
+//        tensor.
+// How:   a work item is a row, or kColumns columns of a set of rows; it is read twice, from memory
+//        for its amax and from cache for its codes or values.
 // Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
 #include "cpu/float8.h"
 
@@ -13,12 +13,6 @@ namespace moe8::cpu {
 namespace {
 
 constexpr int64_t kColumns = Float8QuantizeArgs::kColumns;
-constexpr int64_t kLanes = 2048;  // a piece: 8 KiB of lanes in the first cache
-
-struct Piece {
-  alignas(64) float lanes[kLanes];
-  alignas(64) uint8_t codes[kLanes];
-};
 
 /// One work item: `rows` runs of `width` elements, `stride` apart. Contiguous sets are one run.
 struct Item {
@@ -41,109 +35,118 @@ inline Item item_of(const Args& a, int64_t index) {
   return {first, a.inner, a.sets[set].size, left < kColumns ? left : kColumns, scale_at};
 }
 
-/// f(at, n) for each piece of a contiguous run.
+/// f(at) for each run of the item, `at` being its first element.
 template <typename F>
-inline void for_each_piece(int64_t at, int64_t size, F f) {
-  for (; size >= kLanes; at += kLanes, size -= kLanes) f(at, kLanes);
-  if (size > 0) f(at, size);
+inline void for_each_run(const Item& item, F f) {
+  for (int64_t k = 0; k < item.rows; ++k) f(item.first + k * item.stride);
 }
 
-inline uint32_t amax_of_run(const void* x, FloatType type, int64_t first, int64_t size,
-                            Piece& piece) {
-  uint32_t amax = 0;
-  for_each_piece(first, size, [&](int64_t at, int64_t n) {
-    load(x, type, at, piece.lanes, n);
-    const uint32_t bits = max_magnitude(piece.lanes, n);
-    amax = amax > bits ? amax : bits;
-  });
-  return amax;
+/// What codes are multiplied by. A scale of 0 has no inverse (its set holds an Inf): NaN, as 0
+/// times Inf would be.
+inline float inverse_of(float scale) {
+  return scale == 0.0f ? std::bit_cast<float>(0x7FC00000u) : 1.0f / scale;
 }
 
-/// amax[j] of each column of the item, or amax[0] of its single run.
-inline void find_amax(const Float8QuantizeArgs& a, const Item& item, Piece& piece, uint32_t* amax) {
+/// f(static_cast<Out*>(out)); the values of power-of-two scales are exact in bf16.
+template <typename F>
+inline void with_output(void* out, FloatType type, bool pow2, F f) {
+  if (type == FloatType::F32) return f(static_cast<float*>(out));
+  if (pow2) return f(static_cast<ExactBFloat16*>(out));
+  return f(static_cast<BFloat16*>(out));
+}
+
+/// Sets the scales of the item: one of a run, or one of each column.
+template <typename T>
+inline void find_scales(const Float8QuantizeArgs& a, const T* x, const Item& item, float* scale) {
   if (a.inner == 1) {
-    amax[0] = amax_of_run(a.x, a.x_type, item.first, item.width, piece);
+    *scale = float8_scale(float_bits(max_magnitude(x + item.first, item.width)), a.elem,
+                          a.round_scales_to_power_of_2);
     return;
   }
-  fill(amax, kColumns, 0u);
-  for (int64_t k = 0; k < item.rows; ++k) {
-    load(a.x, a.x_type, item.first + k * item.stride, piece.lanes, item.width);
-    update_amax(piece.lanes, amax, item.width);
+  alignas(64) Magnitude<T> amax[kColumns];
+  fill(amax, kColumns, Magnitude<T>{0});
+  for_each_run(item, [&](int64_t at) { update_amax(x + at, amax, item.width); });
+  for (int64_t j = 0; j < item.width; ++j) {
+    scale[j] = float8_scale(float_bits(amax[j]), a.elem, a.round_scales_to_power_of_2);
   }
 }
 
-/// Writes what is wanted of n lanes that hold x; multiply(lanes, factor) applies a scale or its
-/// inverse.
-template <typename Factor>
-inline void write_lanes(const Float8QuantizeArgs& a, Piece& piece, int64_t at, int64_t n,
-                        Factor scale, Factor inverse) {
-  multiply(piece.lanes, scale, n);
+/// Scale and inverse are those of the whole item, or arrays with one for each column.
+template <typename T, typename Factor>
+inline void write(const Float8QuantizeArgs& a, const T* x, const Item& item, Factor scale,
+                  Factor inverse) {
+  const ElemRounding rounding(a.elem);
   if (a.data) {
-    encode_lanes(a.elem, piece.lanes, piece.codes, n);
-    copy_bytes(piece.codes, a.data + at, n);
+    for_each_run(item,
+                 [&](int64_t at) { encode_run(rounding, x + at, scale, a.data + at, item.width); });
   }
   if (a.dequantized) {
-    round_lanes(a.elem, piece.lanes, n);
-    multiply(piece.lanes, inverse, n);
-    store(piece.lanes, a.dequantized, a.dequantized_type, at, n);
+    with_output(a.dequantized, a.dequantized_type, a.round_scales_to_power_of_2,
+                [&]<typename Out>(Out* out) {
+                  for_each_run(item, [&](int64_t at) {
+                    round_run(rounding, x + at, scale, inverse, out + at, item.width);
+                  });
+                });
+  }
+}
+
+template <typename T>
+inline void quantize(const Float8QuantizeArgs& a, const T* x, int64_t begin, int64_t end) {
+  alignas(64) float inverse[kColumns];
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item = item_of(a, index);
+    float* scale = a.scale + item.scale_at;
+    if (!a.scale_is_given) find_scales(a, x, item, scale);
+    if (a.inner == 1) {
+      write(a, x, item, *scale, inverse_of(*scale));
+    } else {
+      for (int64_t j = 0; j < item.width; ++j) inverse[j] = inverse_of(scale[j]);
+      write<T, const float*>(a, x, item, scale, inverse);
+    }
   }
 }
 
 inline void quantize_any(const Float8QuantizeArgs& a, int64_t begin, int64_t end) {
-  Piece piece;
-  uint32_t amax[kColumns];
-  float inverse[kColumns];
-  for (int64_t index = begin; index < end; ++index) {
-    const Item item = item_of(a, index);
-    const int64_t scales = a.inner == 1 ? 1 : item.width;
-    float* scale = a.scale + item.scale_at;
-    if (!a.scale_is_given) {
-      find_amax(a, item, piece, amax);
-      for (int64_t j = 0; j < scales; ++j) {
-        scale[j] = float8_scale(amax[j], a.elem, a.round_scales_to_power_of_2);
-      }
-    }
-    for (int64_t j = 0; j < scales; ++j) inverse[j] = 1.0f / scale[j];
-    if (a.inner == 1) {
-      for_each_piece(item.first, item.width, [&](int64_t at, int64_t n) {
-        load(a.x, a.x_type, at, piece.lanes, n);
-        write_lanes(a, piece, at, n, scale[0], inverse[0]);
-      });
-      continue;
-    }
-    for (int64_t k = 0; k < item.rows; ++k) {
-      const int64_t at = item.first + k * item.stride;
-      load(a.x, a.x_type, at, piece.lanes, item.width);
-      write_lanes(a, piece, at, item.width, static_cast<const float*>(scale),
-                  static_cast<const float*>(inverse));
-    }
+  with_type(a.x_type, [&]<typename T>(T*) { quantize(a, static_cast<const T*>(a.x), begin, end); });
+}
+
+/// f(at, n) for the pieces of a run.
+template <typename F>
+inline void for_each_piece(int64_t at, int64_t size, F f) {
+  for (int64_t left = size; left > 0; at += kColumns, left -= kColumns) {
+    f(at, left < kColumns ? left : kColumns);
   }
 }
 
 inline void dequantize_any(const Float8DequantizeArgs& a, int64_t begin, int64_t end) {
-  Piece piece;
-  float inverse[kColumns];
+  alignas(64) float inverses[kColumns];
+  alignas(64) float values[kColumns];
+  const float* inverse = inverses;
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_of(a, index);
     const int64_t scales = a.inner == 1 ? 1 : item.width;
-    for (int64_t j = 0; j < scales; ++j) inverse[j] = 1.0f / a.scale[item.scale_at + j];
-    for (int64_t k = 0; k < item.rows; ++k) {
-      for_each_piece(item.first + k * item.stride, item.width, [&](int64_t at, int64_t n) {
-        decode_lanes(a.elem, a.data + at, piece.lanes, n);
-        if (a.inner == 1) {
-          multiply(piece.lanes, inverse[0], n);
-        } else {
-          multiply(piece.lanes, static_cast<const float*>(inverse), n);
-        }
-        store(piece.lanes, a.out, a.out_type, at, n);
+    for (int64_t j = 0; j < scales; ++j) inverses[j] = inverse_of(a.scale[item.scale_at + j]);
+    with_output(a.out, a.out_type, false, [&]<typename Out>(Out* out) {
+      for_each_run(item, [&](int64_t first) {
+        for_each_piece(first, item.width, [&](int64_t at, int64_t n) {
+          decode_run(a.elem, a.data + at, values, n);
+          if (a.inner == 1) {
+            scale_run(values, inverse[0], out + at, n);
+          } else {
+            scale_run(values, inverse, out + at, n);
+          }
+        });
       });
-    }
+    });
   }
 }
 
 inline uint32_t amax_any(const void* x, FloatType type, int64_t at, int64_t n) {
-  Piece piece;
-  return amax_of_run(x, type, at, n, piece);
+  uint32_t amax = 0;
+  with_type(type, [&]<typename T>(T*) {
+    amax = float_bits(max_magnitude(static_cast<const T*>(x) + at, n));
+  });
+  return amax;
 }
 
 // ---- entry points, one per instruction set ----------------------------------

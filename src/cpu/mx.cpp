@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What:  MX quantization, dequantization and both in one, along any axis.
-// How:   tiles of float32 lanes in the first cache: load, amax of each strip (a strip is one
-// block),
-//        scale of each, multiply, encode or round, multiply back, store. Every stage is a flat loop
-//        of lanes.h, so a new format or type adds a loop, not a kernel.
-// Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
+// What:  MX quantization, dequantization and both in one, along any axis or along two at once.
+// How:   tiles of strips (a strip is one block): amax of each strip, scale of each, then codes or
+//        values. A tile is read from memory for its amax and again from the first or second cache.
+//        Along columns a tile is a slab of up to kWidth columns, read row by row: neighbouring rows
+//        often lie a power of two apart, and blocks of few columns would share a few lines of
+//        cache.
+// Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2,
+//        both directions 2 and 4.
 #include "cpu/mx.h"
 
 #include "cpu/lanes.h"
@@ -13,186 +15,307 @@
 namespace moe8::cpu {
 namespace {
 
-// ---- configuration ----------------------------------------------------------
-constexpr int64_t kBlock = 32;   // elements of a full strip
-constexpr int64_t kStrips = 64;  // strips a tile: 8 KiB of lanes
-constexpr int64_t kLanes = kBlock * kStrips;
-
-/// One tile. Along the last axis its lanes are [strip][kBlock], a short strip followed by zeros;
-/// along another axis [row of the block][kStrips], neighbouring columns being the strips.
-struct Tile {
-  alignas(64) float lanes[kLanes];
-  alignas(64) uint8_t codes[kLanes];
-  alignas(64) uint32_t amax[kStrips];
-  alignas(64) uint8_t scale[kStrips];
-  alignas(64) float factor[kStrips];
-};
+constexpr int64_t kBlock = 32;                   // elements of a full strip
+constexpr int64_t kRowStrips = 128;              // strips of a tile along rows: 8 KiB of bf16
+constexpr int64_t kWidth = kRowStrips * kBlock;  // strips of a tile along columns: 256 KiB of bf16
+constexpr int64_t kSmallExactScale = 16;  // from this byte on, bf16 holds the values of all codes
 
 // ---- scales -----------------------------------------------------------------
-template <ElemDtype elem, ScaleCalculationMode mode>
-inline void scale_strips(Tile& tile) {
-  for (int64_t j = 0; j < kStrips; ++j) tile.scale[j] = mx_scale(tile.amax[j], elem, mode);
+inline BFloat16 top_bits(float x) {
+  return {static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16)};
 }
 
-inline void scale_strips(Tile& tile, ElemDtype format, ScaleCalculationMode mode) {
-  using enum ScaleCalculationMode;
-  with_elem(format, [&]<ElemDtype elem>() {
+/// Scales of the strips of a tile. Factors are powers of two or NaN, so bf16 holds them.
+template <typename T, int64_t strips>
+struct Scales {
+  alignas(64) Magnitude<T> amax[strips];
+  alignas(64) uint8_t scale[strips];
+  alignas(64) BFloat16 inverse[strips];  // what x is multiplied by
+  alignas(64) BFloat16 value[strips];    // what codes are multiplied by
+
+  template <ScaleCalculationMode mode>
+  void set_from_amax(const ElemLayout& elem, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) scale[j] = mx_scale(float_bits(amax[j]), elem, mode);
+  }
+  void set_from_amax(ElemDtype format, ScaleCalculationMode mode, int64_t n) {
+    using enum ScaleCalculationMode;
+    const ElemLayout elem = layout_of(format);
     switch (mode) {
       case FLOOR:
-        return scale_strips<elem, FLOOR>(tile);
+        set_from_amax<FLOOR>(elem, n);
+        break;
       case RCEIL:
-        return scale_strips<elem, RCEIL>(tile);
+        set_from_amax<RCEIL>(elem, n);
+        break;
       case CEIL:
-        return scale_strips<elem, CEIL>(tile);
+        set_from_amax<CEIL>(elem, n);
+        break;
       case EVEN:
-        return scale_strips<elem, EVEN>(tile);
+        set_from_amax<EVEN>(elem, n);
+        break;
     }
-  });
+    for (int64_t j = 0; j < n; ++j) inverse[j] = top_bits(mx_scale_inverse(scale[j]));
+    set_values(n);
+  }
+  void set_values(int64_t n) {
+    for (int64_t j = 0; j < n; ++j) value[j] = top_bits(mx_scale_value(scale[j]));
+  }
+  bool values_fit_bf16(int64_t n) const {
+    uint8_t least = 255;
+    for (int64_t j = 0; j < n; ++j) least = least < scale[j] ? least : scale[j];
+    return least >= kSmallExactScale;
+  }
+};
+
+template <typename T>
+using RowScales = Scales<T, kRowStrips>;
+template <typename T>
+using ColumnScales = Scales<T, kWidth>;
+
+/// f(static_cast<Out*>(out)) with the type of an output, exact bf16 where that is the same.
+template <typename F>
+inline void with_output(void* out, FloatType type, bool fits_bf16, F f) {
+  if (type == FloatType::F32) return f(static_cast<float*>(out));
+  if (fits_bf16) return f(static_cast<ExactBFloat16*>(out));
+  return f(static_cast<BFloat16*>(out));
 }
 
-// ---- the two directions -----------------------------------------------------
-/// Where a tile lies: `strips` blocks of one row, or `strips` columns of one block.
-struct Place {
-  int64_t first;          // its first element in x
-  const MxBlock* blocks;  // the block of each strip (Rows), or the block of all (Columns)
-  int64_t strips;
-  int64_t scale_at;  // its first scale
-};
+// ---- along rows -------------------------------------------------------------
+/// from -> to over one strip; `loop` sees a full strip, its length being a constant, which makes it
+/// straight-line code.
+template <typename From, typename To, typename Loop>
+inline void on_full_strip(const From* from, To* to, int64_t n, Loop loop) {
+  From padded[kBlock] = {};
+  To result[kBlock];
+  if (n == kBlock) return loop(from, to);
+  for (int64_t i = 0; i < n; ++i) padded[i] = from[i];
+  loop(static_cast<const From*>(padded), static_cast<To*>(result));
+  for (int64_t i = 0; i < n; ++i) to[i] = result[i];
+}
 
-/// Strips are contiguous: neighbouring blocks of a row. `first` is the row's first element.
-struct Rows {
-  static int64_t lanes(const Place& p) { return p.strips * kBlock; }
+template <typename T>
+inline void scale_rows(const MxQuantizeArgs& a, const T* row, const MxBlock* blocks, int64_t strips,
+                       RowScales<T>& s) {
+  for (int64_t j = 0; j < strips; ++j) {
+    s.amax[j] = blocks[j].size == kBlock ? max_magnitude(row + blocks[j].begin, kBlock)
+                                         : max_magnitude(row + blocks[j].begin, blocks[j].size);
+  }
+  s.set_from_amax(a.elem, a.mode, strips);
+}
 
-  /// f(lane, at, n): n lanes from `lane` on are the elements from `at` on.
-  template <typename F>
-  static void for_each_run(const Place& p, int64_t, F f) {
-    for (int64_t j = 0; j < p.strips; ++j) {
-      const int64_t at = p.first + p.blocks[j].begin;
-      if (p.blocks[j].size == kBlock) {
-        f(j * kBlock, at, kBlock);
-      } else {
-        f(j * kBlock, at, p.blocks[j].size);
-      }
-    }
+/// Values of strips of one row; `out` points to the row too.
+template <typename T, typename Out>
+inline void round_rows(const ElemRounding& rounding, const T* row, const MxBlock* blocks,
+                       int64_t strips, const RowScales<T>& s, Out* out) {
+  for (int64_t j = 0; j < strips; ++j) {
+    on_full_strip(
+        row + blocks[j].begin, out + blocks[j].begin, blocks[j].size, [&](const T* x, Out* to) {
+          round_run(rounding, x, to_float(s.inverse[j]), to_float(s.value[j]), to, kBlock);
+        });
   }
-  static void find_amax(Tile& tile, const Place& p) {
-    for (int64_t j = 0; j < p.strips; ++j) {
-      tile.amax[j] = max_magnitude(tile.lanes + j * kBlock, kBlock);
-    }
-  }
-  static void multiply_by_factor(Tile& tile, const Place& p) {
-    for (int64_t j = 0; j < p.strips; ++j)
-      multiply(tile.lanes + j * kBlock, tile.factor[j], kBlock);
-  }
-};
+}
 
-/// Strips are columns, one block deep. `first` is the block's first element in the first column.
-struct Columns {
-  static int64_t lanes(const Place& p) { return p.blocks->size * kStrips; }
+template <typename T>
+inline void encode_rows(const ElemRounding& rounding, const T* row, const MxBlock* blocks,
+                        int64_t strips, const RowScales<T>& s, uint8_t* codes) {
+  alignas(64) uint16_t words[kRowStrips * kBlock];
+  const int64_t first = blocks[0].begin;
+  for (int64_t j = 0; j < strips; ++j) {
+    on_full_strip(row + blocks[j].begin, words + blocks[j].begin - first, blocks[j].size,
+                  [&](const T* x, uint16_t* to) {
+                    encode_run(rounding, x, to_float(s.inverse[j]), to, kBlock);
+                  });
+  }
+  narrow(words, codes + first, blocks[strips - 1].begin + blocks[strips - 1].size - first);
+}
 
-  template <typename F>
-  static void for_each_run(const Place& p, int64_t inner, F f) {
-    for (int64_t k = 0; k < p.blocks->size; ++k) {
-      if (p.strips == kStrips) {
-        f(k * kStrips, p.first + k * inner, kStrips);
-      } else {
-        f(k * kStrips, p.first + k * inner, p.strips);
-      }
-    }
-  }
-  static void find_amax(Tile& tile, const Place& p) {
-    fill(tile.amax, kStrips, 0u);
-    for (int64_t k = 0; k < p.blocks->size; ++k) {
-      update_amax(tile.lanes + k * kStrips, tile.amax, kStrips);
-    }
-  }
-  static void multiply_by_factor(Tile& tile, const Place& p) {
-    for (int64_t k = 0; k < p.blocks->size; ++k) {
-      multiply(tile.lanes + k * kStrips, tile.factor, kStrips);
-    }
-  }
-};
-
-/// Calls f(direction, place) for the tiles of the work items [begin, end).
+/// f(blocks, strips, first, scale_at) for neighbouring strips of the work items [begin, end),
+/// `first` being the first element of their row.
 template <typename Args, typename F>
-inline void for_each_tile(const Args& a, int64_t begin, int64_t end, F f) {
+inline void for_each_row_tile(const Args& a, int64_t begin, int64_t end, F f) {
   for (int64_t item = begin; item < end;) {
     const int64_t outer = item / a.block_count;
     const int64_t block = item % a.block_count;
-    const int64_t scale_at = (outer * a.scale_rows + block) * a.inner;
-    if (a.inner == 1) {
-      const int64_t in_row = a.block_count - block;
-      const int64_t left = in_row < end - item ? in_row : end - item;
-      const int64_t strips = left < kStrips ? left : kStrips;
-      f(Rows{}, Place{outer * a.length, a.blocks + block, strips, scale_at});
-      item += strips;
-      continue;
-    }
-    const int64_t first = (outer * a.length + a.blocks[block].begin) * a.inner;
-    for (int64_t column = 0; column < a.inner; column += kStrips) {
-      const int64_t left = a.inner - column;
-      const int64_t strips = left < kStrips ? left : kStrips;
-      f(Columns{}, Place{first + column, a.blocks + block, strips, scale_at + column});
-    }
-    ++item;
+    const int64_t in_row = a.block_count - block < end - item ? a.block_count - block : end - item;
+    const int64_t strips = in_row < kRowStrips ? in_row : kRowStrips;
+    f(a.blocks + block, strips, outer * a.length, outer * a.scale_rows + block);
+    item += strips;
   }
 }
 
-// ---- kernels ----------------------------------------------------------------
-/// Lanes that hold values of codes -> values of the source, in memory.
-template <typename Direction>
-inline void store_values(Tile& tile, const Place& p, int64_t inner, void* out, FloatType type) {
-  for (int64_t j = 0; j < kStrips; ++j) tile.factor[j] = mx_scale_value(tile.scale[j]);
-  Direction::multiply_by_factor(tile, p);
-  Direction::for_each_run(p, inner, [&](int64_t lane, int64_t at, int64_t n) {
-    store(tile.lanes + lane, out, type, at, n);
-  });
-}
-
-inline void quantize_any(const MxQuantizeArgs& a, int64_t begin, int64_t end) {
-  Tile tile;
-  fill(tile.lanes, kLanes, 0.0f);  // lanes past a short strip count as zeros
-  fill(tile.amax, kStrips, 0u);
-  for_each_tile(a, begin, end, [&]<typename Direction>(Direction, const Place& p) {
-    Direction::for_each_run(p, a.inner, [&](int64_t lane, int64_t at, int64_t n) {
-      load(a.x, a.x_type, at, tile.lanes + lane, n);
-      if (n < kBlock) fill(tile.lanes + lane + n, kBlock - n, 0.0f);
-    });
-    Direction::find_amax(tile, p);
-    scale_strips(tile, a.elem, a.mode);
-    if (a.scale) copy_bytes(tile.scale, a.scale + p.scale_at, p.strips);
-    for (int64_t j = 0; j < kStrips; ++j) tile.factor[j] = mx_scale_inverse(tile.scale[j]);
-    Direction::multiply_by_factor(tile, p);
-    if (a.data) {
-      encode_lanes(a.elem, tile.lanes, tile.codes, Direction::lanes(p));
-      Direction::for_each_run(p, a.inner, [&](int64_t lane, int64_t at, int64_t n) {
-        copy_bytes(tile.codes + lane, a.data + at, n);
+template <typename T>
+inline void quantize_rows(const MxQuantizeArgs& a, const T* x, int64_t begin, int64_t end) {
+  RowScales<T> s;
+  const ElemRounding rounding(a.elem);
+  for_each_row_tile(
+      a, begin, end, [&](const MxBlock* blocks, int64_t strips, int64_t first, int64_t scale_at) {
+        scale_rows(a, x + first, blocks, strips, s);
+        if (a.scale) copy_bytes(s.scale, a.scale + scale_at, strips);
+        if (a.data) encode_rows(rounding, x + first, blocks, strips, s, a.data + first);
+        if (a.dequantized) {
+          with_output(a.dequantized, a.dequantized_type, s.values_fit_bf16(strips),
+                      [&]<typename Out>(Out* out) {
+                        round_rows(rounding, x + first, blocks, strips, s, out + first);
+                      });
+        }
       });
+}
+
+// ---- along columns ----------------------------------------------------------
+/// A block of neighbouring columns: `rows` rows of `width` elements, `stride` apart.
+struct Slab {
+  int64_t first;
+  int64_t rows;
+  int64_t width;
+  int64_t stride;
+  int64_t scale_at;
+};
+
+/// f(slab) for the work items [begin, end).
+template <typename Args, typename F>
+inline void for_each_slab(const Args& a, int64_t begin, int64_t end, F f) {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t outer = item / a.block_count;
+    const int64_t block = item % a.block_count;
+    const int64_t first = (outer * a.length + a.blocks[block].begin) * a.inner;
+    const int64_t scale_at = (outer * a.scale_rows + block) * a.inner;
+    for (int64_t column = 0; column < a.inner; column += kWidth) {
+      const int64_t width = a.inner - column < kWidth ? a.inner - column : kWidth;
+      f(Slab{first + column, a.blocks[block].size, width, a.inner, scale_at + column});
     }
-    if (a.dequantized) {
-      round_lanes(a.elem, tile.lanes, Direction::lanes(p));
-      store_values<Direction>(tile, p, a.inner, a.dequantized, a.dequantized_type);
-    }
+  }
+}
+
+/// f(at) for each row of the slab, `at` being its first element.
+template <typename F>
+inline void for_each_row(const Slab& slab, F f) {
+  for (int64_t k = 0; k < slab.rows; ++k) f(slab.first + k * slab.stride);
+}
+
+template <typename T>
+inline void write_columns(const MxQuantizeArgs& a, const T* x, const Slab& slab,
+                          const ColumnScales<T>& s) {
+  const ElemRounding rounding(a.elem);
+  const BFloat16* inverse = s.inverse;
+  const BFloat16* value = s.value;
+  if (a.scale) copy_bytes(s.scale, a.scale + slab.scale_at, slab.width);
+  if (a.data) {
+    for_each_row(
+        slab, [&](int64_t at) { encode_run(rounding, x + at, inverse, a.data + at, slab.width); });
+  }
+  if (a.dequantized) {
+    with_output(a.dequantized, a.dequantized_type, s.values_fit_bf16(slab.width),
+                [&]<typename Out>(Out* out) {
+                  for_each_row(slab, [&](int64_t at) {
+                    round_run(rounding, x + at, inverse, value, out + at, slab.width);
+                  });
+                });
+  }
+}
+
+template <typename T>
+inline void quantize_columns(const MxQuantizeArgs& a, const T* x, int64_t begin, int64_t end) {
+  ColumnScales<T> s;
+  for_each_slab(a, begin, end, [&](const Slab& slab) {
+    fill(s.amax, slab.width, Magnitude<T>{0});
+    for_each_row(slab, [&](int64_t at) { update_amax(x + at, s.amax, slab.width); });
+    s.set_from_amax(a.elem, a.mode, slab.width);
+    write_columns(a, x, slab, s);
   });
 }
 
-inline void dequantize_any(const MxDequantizeArgs& a, int64_t begin, int64_t end) {
-  Tile tile;
-  fill(tile.codes, kLanes, uint8_t{0});
-  fill(tile.scale, kStrips, uint8_t{0});
-  for_each_tile(a, begin, end, [&]<typename Direction>(Direction, const Place& p) {
-    Direction::for_each_run(p, a.inner, [&](int64_t lane, int64_t at, int64_t n) {
-      copy_bytes(a.data + at, tile.codes + lane, n);
+// ---- both directions --------------------------------------------------------
+template <typename T>
+inline void quantize_both(const MxQuantizeBothArgs& both, const T* x, int64_t begin, int64_t end) {
+  const MxQuantizeArgs& a = both.columns;
+  const ElemRounding rounding(a.elem);
+  RowScales<T> rows;
+  ColumnScales<T> s;
+  MxBlock blocks[kRowStrips];
+  for_each_slab(a, begin, end, [&](const Slab& slab) {
+    fill(s.amax, slab.width, Magnitude<T>{0});
+    int64_t strips = 0;
+    for (int64_t at = 0; at < slab.width; at += kBlock) {
+      blocks[strips++] = {at, slab.width - at < kBlock ? slab.width - at : kBlock};
+    }
+    for_each_row(slab, [&](int64_t at) {
+      update_amax(x + at, s.amax, slab.width);
+      scale_rows(a, x + at, blocks, strips, rows);
+      with_output(both.row_values, a.dequantized_type, rows.values_fit_bf16(strips),
+                  [&]<typename Out>(Out* out) {
+                    round_rows(rounding, x + at, blocks, strips, rows, out + at);
+                  });
     });
-    copy_bytes(a.scale + p.scale_at, tile.scale, p.strips);
-    decode_lanes(a.elem, tile.codes, tile.lanes, Direction::lanes(p));
-    store_values<Direction>(tile, p, a.inner, a.out, a.out_type);
+    s.set_from_amax(a.elem, a.mode, slab.width);
+    write_columns(a, x, slab, s);
+  });
+}
+
+// ---- the way back -----------------------------------------------------------
+inline void dequantize_rows(const MxDequantizeArgs& a, int64_t begin, int64_t end) {
+  RowScales<float> s;
+  float values[kBlock];
+  for_each_row_tile(
+      a, begin, end, [&](const MxBlock* blocks, int64_t strips, int64_t first, int64_t scale_at) {
+        copy_bytes(a.scale + scale_at, s.scale, strips);
+        s.set_values(strips);
+        with_output(a.out, a.out_type, s.values_fit_bf16(strips), [&]<typename Out>(Out* out) {
+          for (int64_t j = 0; j < strips; ++j) {
+            const int64_t at = first + blocks[j].begin;
+            on_full_strip(a.data + at, out + at, blocks[j].size,
+                          [&](const uint8_t* codes, Out* to) {
+                            decode_run(a.elem, codes, values, kBlock);
+                            scale_run(values, to_float(s.value[j]), to, kBlock);
+                          });
+          }
+        });
+      });
+}
+
+inline void dequantize_columns(const MxDequantizeArgs& a, int64_t begin, int64_t end) {
+  ColumnScales<float> s;
+  alignas(64) float values[kWidth];
+  for_each_slab(a, begin, end, [&](const Slab& slab) {
+    copy_bytes(a.scale + slab.scale_at, s.scale, slab.width);
+    s.set_values(slab.width);
+    const BFloat16* value = s.value;
+    with_output(a.out, a.out_type, s.values_fit_bf16(slab.width), [&]<typename Out>(Out* out) {
+      for_each_row(slab, [&](int64_t at) {
+        decode_run(a.elem, a.data + at, values, slab.width);
+        scale_run(values, value, out + at, slab.width);
+      });
+    });
   });
 }
 
 // ---- entry points, one per instruction set ----------------------------------
-using QuantizeKernel = void (*)(const MxQuantizeArgs&, int64_t, int64_t);
-using DequantizeKernel = void (*)(const MxDequantizeArgs&, int64_t, int64_t);
+inline void quantize_any(const MxQuantizeArgs& a, int64_t begin, int64_t end) {
+  with_type(a.x_type, [&]<typename T>(T*) {
+    const T* x = static_cast<const T*>(a.x);
+    if (a.inner == 1) {
+      quantize_rows(a, x, begin, end);
+    } else {
+      quantize_columns(a, x, begin, end);
+    }
+  });
+}
+
+inline void quantize_both_any(const MxQuantizeBothArgs& a, int64_t begin, int64_t end) {
+  with_type(a.columns.x_type, [&]<typename T>(T*) {
+    quantize_both(a, static_cast<const T*>(a.columns.x), begin, end);
+  });
+}
+
+inline void dequantize_any(const MxDequantizeArgs& a, int64_t begin, int64_t end) {
+  if (a.inner == 1) {
+    dequantize_rows(a, begin, end);
+  } else {
+    dequantize_columns(a, begin, end);
+  }
+}
+
+template <typename Args>
+using Kernel = void (*)(const Args&, int64_t, int64_t);
 
 [[gnu::flatten]] void quantize_portable(const MxQuantizeArgs& a, int64_t b, int64_t e) {
   quantize_any(a, b, e);
@@ -202,6 +325,15 @@ MOE8_TARGET_AVX2 void quantize_avx2(const MxQuantizeArgs& a, int64_t b, int64_t 
 }
 MOE8_TARGET_AVX512 void quantize_avx512(const MxQuantizeArgs& a, int64_t b, int64_t e) {
   quantize_any(a, b, e);
+}
+[[gnu::flatten]] void both_portable(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
+  quantize_both_any(a, b, e);
+}
+MOE8_TARGET_AVX2 void both_avx2(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
+  quantize_both_any(a, b, e);
+}
+MOE8_TARGET_AVX512 void both_avx512(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
+  quantize_both_any(a, b, e);
 }
 [[gnu::flatten]] void dequantize_portable(const MxDequantizeArgs& a, int64_t b, int64_t e) {
   dequantize_any(a, b, e);
@@ -213,14 +345,19 @@ MOE8_TARGET_AVX512 void dequantize_avx512(const MxDequantizeArgs& a, int64_t b, 
   dequantize_any(a, b, e);
 }
 
-constexpr QuantizeKernel kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
-constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2,
-                                            dequantize_avx512};
+constexpr Kernel<MxQuantizeArgs> kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
+constexpr Kernel<MxQuantizeBothArgs> kQuantizeBoth[] = {both_portable, both_avx2, both_avx512};
+constexpr Kernel<MxDequantizeArgs> kDequantize[] = {dequantize_portable, dequantize_avx2,
+                                                    dequantize_avx512};
 
 }  // namespace
 
 void quantize_mx(const MxQuantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
   kQuantize[static_cast<int>(isa)](args, begin, end);
+}
+
+void quantize_mx_both(const MxQuantizeBothArgs& args, int64_t begin, int64_t end, Isa isa) {
+  kQuantizeBoth[static_cast<int>(isa)](args, begin, end);
 }
 
 void dequantize_mx(const MxDequantizeArgs& args, int64_t begin, int64_t end, Isa isa) {

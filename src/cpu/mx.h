@@ -10,6 +10,10 @@ namespace moe8::cpu {
 /// Quantizes work items [begin, end) of args.work_items().
 void quantize_mx(const MxQuantizeArgs& args, int64_t begin, int64_t end, Isa isa = best_isa());
 
+/// Quantizes work items [begin, end) along both axes.
+void quantize_mx_both(const MxQuantizeBothArgs& args, int64_t begin, int64_t end,
+                      Isa isa = best_isa());
+
 /// Dequantizes work items [begin, end).
 void dequantize_mx(const MxDequantizeArgs& args, int64_t begin, int64_t end, Isa isa = best_isa());
 

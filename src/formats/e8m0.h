@@ -12,8 +12,8 @@ inline constexpr uint8_t kE8m0NaN = 255;
 /// The scale byte of a block whose largest magnitude has these float32 bits (sign bit clear).
 /// Inf and NaN give kE8m0NaN in every mode, as does what EVEN rounds up to Inf; the exponent of
 /// zero and subnormals counts as -127.
-constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, ElemDtype elem, ScaleCalculationMode mode) {
-  const ElemLayout f = layout_of(elem);
+constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, const ElemLayout& f,
+                                   ScaleCalculationMode mode) {
   // EVEN rounds amax to the element's precision first.
   const uint32_t half_step = mode == ScaleCalculationMode::EVEN ? 1u << (22 - f.mantissa_bits) : 0u;
   const uint32_t bits = amax_bits + half_step;
@@ -31,6 +31,10 @@ constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, ElemDtype elem, ScaleCalc
     scale = scale < 0 ? 0 : scale;
   }
   return static_cast<uint8_t>(select(bits >= 0x7F800000u, kE8m0NaN, static_cast<uint32_t>(scale)));
+}
+
+constexpr MOE8_HD uint8_t mx_scale(uint32_t amax_bits, ElemDtype elem, ScaleCalculationMode mode) {
+  return mx_scale(amax_bits, layout_of(elem), mode);
 }
 
 /// 2^(s - 127), what a code is multiplied by; NaN for 255.

@@ -90,6 +90,58 @@ constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
   return select(is_nan, static_cast<uint32_t>(f.nan_cast), code);
 }
 
+/// Constants of a format for code that rounds many numbers: one loop then serves all formats.
+struct ElemRounding {
+  uint32_t max_bits;
+  uint32_t min_normal_bits;
+  uint32_t adder;  // in units of a float32's exponent field, see round_to_elem
+  uint32_t drop;   // mantissa bits that do not fit
+  uint32_t sign;   // position of a code's sign
+  uint32_t nan_cast;
+
+  constexpr MOE8_HD explicit ElemRounding(ElemDtype elem)
+      : max_bits(std::bit_cast<uint32_t>(layout_of(elem).max)),
+        min_normal_bits(std::bit_cast<uint32_t>(exp2_exact(layout_of(elem).min_exponent()))),
+        adder(static_cast<uint32_t>(23 - layout_of(elem).mantissa_bits) << 23),
+        drop(static_cast<uint32_t>(23 - layout_of(elem).mantissa_bits)),
+        sign(static_cast<uint32_t>(layout_of(elem).bits() - 1)),
+        nan_cast(static_cast<uint32_t>(layout_of(elem).nan_cast)) {}
+};
+
+/// A magnitude cut to the format's range, and the number whose sum with it has its last bit where
+/// the code has its own: 2^(e + 23 - mantissa_bits) for exponent e. The adder then rounds for us.
+struct RoundingSum {
+  float clamped;
+  float adder;
+};
+
+constexpr MOE8_HD RoundingSum rounding_sum(uint32_t magnitude, const ElemRounding& f) {
+  const uint32_t clamped = magnitude < f.max_bits ? magnitude : f.max_bits;
+  const uint32_t normal = clamped > f.min_normal_bits ? clamped : f.min_normal_bits;
+  return {std::bit_cast<float>(clamped), std::bit_cast<float>((normal & 0x7F800000u) + f.adder)};
+}
+
+/// decode(encode(x)) without the code on the way, for numbers and Inf. NaN gives +-max: callers
+/// multiply by a scale that is NaN then.
+constexpr MOE8_HD float round_to_elem(float x, const ElemRounding& f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const RoundingSum sum = rounding_sum(bits & 0x7FFFFFFFu, f);
+  const float rounded = (sum.clamped + sum.adder) - sum.adder;  // the difference is exact
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(rounded) | (bits & 0x80000000u));
+}
+
+/// encode(x, elem) for loops over many numbers.
+constexpr MOE8_HD uint32_t encode(float x, const ElemRounding& f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  const RoundingSum sum = rounding_sum(magnitude, f);
+  const uint32_t adder = std::bit_cast<uint32_t>(sum.adder);
+  const uint32_t steps = std::bit_cast<uint32_t>(sum.clamped + sum.adder) - adder;
+  const uint32_t code = steps + ((adder - f.adder - f.min_normal_bits) >> f.drop);
+  const bool is_nan = static_cast<int32_t>(magnitude) > 0x7F800000;  // AVX2 compares signed
+  return select(is_nan, f.nan_cast, code | (bits >> 31) << f.sign);
+}
+
 /// The value of a code, as encode() makes it.
 constexpr MOE8_HD float decode(uint32_t code, ElemDtype elem) {
   const ElemLayout f = layout_of(elem);

@@ -9,6 +9,7 @@
 #include "cpu/float8.h"
 #include "formats/float8_scale.h"
 #include "quantize/allocate.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/float8_args.h"
 #include "quantize/packing.h"
@@ -24,6 +25,10 @@ struct Reduction {
   AxisView view;
   std::vector<Float8Set> sets;
   std::vector<int64_t> scale_sizes;
+
+  int64_t count() const { return static_cast<int64_t>(sets.size()); }
+  /// Positions of the axis that belong to some set; those behind them belong to none.
+  int64_t end() const { return sets.empty() ? 0 : sets.back().begin + sets.back().size; }
 };
 
 Reduction reduce_tensor(const at::Tensor& x) {
@@ -83,7 +88,7 @@ Float8QuantizeArgs quantize_args(const at::Tensor& source, const Reduction& r, E
           .length = r.view.length,
           .inner = r.view.inner,
           .sets = r.sets.data(),
-          .set_count = static_cast<int64_t>(r.sets.size()),
+          .set_count = r.count(),
           .scale = scale.mutable_data_ptr<float>(),
           .scale_is_given = false,
           .data = nullptr,
@@ -130,12 +135,13 @@ Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
   check_quantize(kOp, x, elem);
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
-  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x, offs.has_value());
-  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x, false);
+  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x);
+  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x);
   Float8QuantizeArgs args =
       quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.data = codes.mutable_data_ptr<uint8_t>();
   launch(args, granularity);
+  if (offs) zero_rows_from(codes, reduction.end());
   return {.data = pack_codes(codes, elem),
           .scale = scale,
           .elem = elem,
@@ -154,15 +160,25 @@ at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granulari
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
-  const at::Tensor out =
-      allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x, offs.has_value());
-  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x, false);
+  const at::Tensor out = allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x);
+  const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x);
   Float8QuantizeArgs args =
       quantize_args(source, reduction, elem, round_scales_to_power_of_2, scale);
   args.dequantized = out.mutable_data_ptr();
   args.dequantized_type = float_type(out.scalar_type());
   launch(args, granularity);
+  if (offs) zero_rows_from(out, reduction.end());
   return out;
+}
+
+BothAxes fake_quantize_float8_both(const at::Tensor& x, ElemDtype elem,
+                                   bool round_scales_to_power_of_2,
+                                   const std::optional<at::Tensor>& offs, at::ScalarType dtype) {
+  const auto along = [&](int64_t axis, const std::optional<at::Tensor>& groups) {
+    return fake_quantize_float8(x, Float8Granularity::axiswise(axis), elem,
+                                round_scales_to_power_of_2, groups, dtype);
+  };
+  return {along(-1, std::nullopt), along(-2, offs)};
 }
 
 at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype) {
@@ -182,8 +198,7 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   const std::vector<float> repeated(
       x.granularity.kind == ScalingGranularity::TENSORWISE ? reduction.sets.size() : 0,
       x.granularity.kind == ScalingGranularity::TENSORWISE ? scale.item<float>() : 0.0f);
-  const at::Tensor out =
-      allocate_result(x.data.sizes(), dtype.value_or(x.orig_dtype), codes, x.offs.has_value());
+  const at::Tensor out = allocate_result(x.data.sizes(), dtype.value_or(x.orig_dtype), codes);
   const Float8DequantizeArgs args{
       .elem = x.elem,
       .data = codes.const_data_ptr<uint8_t>(),
@@ -192,11 +207,12 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
       .length = reduction.view.length,
       .inner = reduction.view.inner,
       .sets = reduction.sets.data(),
-      .set_count = static_cast<int64_t>(reduction.sets.size()),
+      .set_count = reduction.count(),
       .out = out.mutable_data_ptr(),
       .out_type = float_type(out.scalar_type())};
   parallel_items(args.work_items(), elements_per_item(reduction.view, args.set_count),
                  [&](int64_t begin, int64_t end) { cpu::dequantize_float8(args, begin, end); });
+  if (x.offs) zero_rows_from(out, reduction.end());
   return out;
 }
 

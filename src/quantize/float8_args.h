@@ -39,7 +39,7 @@ struct Float8QuantizeArgs {
   FloatType dequantized_type;
 
   /// Units that can run in any order and in parallel: one set of one outer index, kColumns columns.
-  static constexpr int64_t kColumns = 64;
+  static constexpr int64_t kColumns = 256;
   int64_t column_chunks() const { return (inner + kColumns - 1) / kColumns; }
   int64_t work_items() const { return outer * set_count * column_chunks(); }
 };

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "cpu/mx.h"
 #include "quantize/allocate.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/mx_args.h"
 #include "quantize/packing.h"
@@ -19,6 +20,10 @@ namespace {
 struct Blocking {
   std::vector<MxBlock> blocks;
   int64_t scale_rows;
+
+  int64_t count() const { return static_cast<int64_t>(blocks.size()); }
+  /// Positions of the axis that belong to some block; those behind them belong to none.
+  int64_t end() const { return blocks.empty() ? 0 : blocks.back().begin + blocks.back().size; }
 };
 
 Blocking block_axis(const char* op, const at::Tensor& x, int64_t axis,
@@ -47,7 +52,7 @@ MxQuantizeArgs quantize_args(const at::Tensor& source, int64_t axis, const Block
           .length = view.length,
           .inner = view.inner,
           .blocks = blocking.blocks.data(),
-          .block_count = static_cast<int64_t>(blocking.blocks.size()),
+          .block_count = blocking.count(),
           .scale_rows = blocking.scale_rows,
           .data = nullptr,
           .scale = nullptr,
@@ -77,13 +82,16 @@ MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode m
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
-  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x, offs.has_value());
-  const at::Tensor scale =
-      allocate_result(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x, offs.has_value());
+  const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x);
+  const at::Tensor scale = allocate_result(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x);
   MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
   args.data = codes.mutable_data_ptr<uint8_t>();
   args.scale = scale.mutable_data_ptr<uint8_t>();
   launch(args);
+  if (offs) {
+    zero_rows_from(codes, blocking.end());
+    zero_rows_from(scale, blocking.count());
+  }
 
   return {.data = pack_codes(codes, elem),
           .scale = scale.view(at::kFloat8_e8m0fnu),
@@ -105,12 +113,36 @@ at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculatio
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
-  const at::Tensor out =
-      allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x, offs.has_value());
+  const at::Tensor out = allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x);
   MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
   args.dequantized = out.mutable_data_ptr();
   args.dequantized_type = float_type(out.scalar_type());
   launch(args);
+  if (offs) zero_rows_from(out, blocking.end());
+  return out;
+}
+
+BothAxes fake_quantize_mx_both(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+                               const std::optional<at::Tensor>& offs, at::ScalarType dtype) {
+  constexpr const char* kOp = "fake_quantize_mx_both";
+  check_dtype(kOp, "x", x);
+  check_out_dtype(kOp, dtype);
+  check_device_supported(kOp, "x", x);
+  const int64_t axis = check_axis(kOp, x, -2);
+  const Blocking blocking = block_axis(kOp, x, axis, offs);
+  const at::Tensor source = x.detach().contiguous();
+  const BothAxes out{allocate_result(x.sizes(), dtype, x), allocate_result(x.sizes(), dtype, x)};
+  MxQuantizeBothArgs args{quantize_args(source, axis, blocking, elem, mode),
+                          out.last.mutable_data_ptr()};
+  args.columns.dequantized = out.before_last.mutable_data_ptr();
+  args.columns.dequantized_type = float_type(dtype);
+  parallel_items(args.work_items(), args.columns.inner * kMxBlock,
+                 [&](int64_t begin, int64_t end) { cpu::quantize_mx_both(args, begin, end); });
+  if (offs && blocking.end() < x.size(0)) {
+    const auto rest = [&](const at::Tensor& t) { return t.slice(0, blocking.end()); };
+    rest(out.last).copy_(fake_quantize_mx(rest(source), elem, mode, -1, std::nullopt, dtype));
+    rest(out.before_last).zero_();
+  }
   return out;
 }
 
@@ -122,8 +154,7 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
   const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);
   const at::Tensor scale = x.scale.contiguous().view(at::kByte);
-  const at::Tensor out =
-      allocate_result(x.shape, dtype.value_or(x.orig_dtype), codes, x.offs.has_value());
+  const at::Tensor out = allocate_result(x.shape, dtype.value_or(x.orig_dtype), codes);
   const AxisView view = view_around(x.shape, x.axis);
   const MxDequantizeArgs args{.elem = x.elem,
                               .data = codes.const_data_ptr<uint8_t>(),
@@ -132,12 +163,13 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
                               .length = view.length,
                               .inner = view.inner,
                               .blocks = blocking.blocks.data(),
-                              .block_count = static_cast<int64_t>(blocking.blocks.size()),
+                              .block_count = blocking.count(),
                               .scale_rows = blocking.scale_rows,
                               .out = out.mutable_data_ptr(),
                               .out_type = float_type(out.scalar_type())};
   parallel_items(args.work_items(), args.inner * kMxBlock,
                  [&](int64_t begin, int64_t end) { cpu::dequantize_mx(args, begin, end); });
+  if (x.offs) zero_rows_from(out, blocking.end());
   return out;
 }
 

@@ -45,6 +45,15 @@ struct MxQuantizeArgs {
   int64_t work_items() const { return outer * block_count; }
 };
 
+/// Values along both axes of a matrix from one pass over it: along the middle axis as `columns`
+/// says, and along `inner`, whose blocks start at 0 in each row. Writes only rows of some block.
+struct MxQuantizeBothArgs {
+  MxQuantizeArgs columns;  // writes `dequantized`; inner > 1
+  void* row_values;        // [outer, length, inner], of type columns.dequantized_type
+
+  int64_t work_items() const { return columns.work_items(); }
+};
+
 /// The way back: value = decode(data) * 2^(scale - 127), rounded once.
 struct MxDequantizeArgs {
   ElemDtype elem;

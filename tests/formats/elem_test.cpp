@@ -45,6 +45,12 @@ void expect_nearest(float x, ElemDtype elem) {
   const double clamped = std::min<double>(std::abs(x), f.max);
   ASSERT_EQ(encode(x, elem), sign | nearest_code(clamped, elem))
       << "x = " << x << ", format " << static_cast<int>(elem);
+  const ElemRounding rounding(elem);
+  ASSERT_EQ(encode(x, rounding), encode(x, elem))
+      << "x = " << x << ", format " << static_cast<int>(elem);
+  ASSERT_EQ(std::bit_cast<uint32_t>(round_to_elem(x, rounding)),
+            std::bit_cast<uint32_t>(decode(encode(x, elem), elem)))
+      << "x = " << x << ", format " << static_cast<int>(elem);
 }
 
 TEST(Elem, DecodesEveryCodeAsDefined) {
@@ -107,6 +113,7 @@ TEST(Elem, NaNStaysNaNWhereTheFormatHasOne) {
     EXPECT_EQ(encode(nan, ElemDtype::E2M1), 0x03u);
     EXPECT_EQ(encode(nan, ElemDtype::E2M3), 0x0Cu);
     EXPECT_EQ(encode(nan, ElemDtype::E3M2), 0x0Eu);
+    for (ElemDtype elem : kAll) EXPECT_EQ(encode(nan, ElemRounding(elem)), encode(nan, elem));
   }
 }
 

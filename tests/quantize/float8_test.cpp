@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include "cpu/float8.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "reference/float8.h"
 #include "testing/compare.h"
@@ -229,6 +230,26 @@ TEST(QuantizeFloat8, FakeQuantizeIsQuantizeThenDequantize) {
                     fake_quantize_float8(x, g, ElemDtype::E5M2, false, std::nullopt, dtype)));
     }
   }
+}
+
+TEST(QuantizeFloat8, BothAxesAtOnceAreTheTwoAlone) {
+  const auto expect_alone = [&](const at::Tensor& x, const std::optional<at::Tensor>& groups,
+                                bool pow2) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const auto alone = [&](int64_t axis, const std::optional<at::Tensor>& offs) {
+        return fake_quantize_float8(x, Float8Granularity::axiswise(axis), ElemDtype::E4M3, pow2,
+                                    offs, dtype);
+      };
+      const BothAxes got = fake_quantize_float8_both(x, ElemDtype::E4M3, pow2, groups, dtype);
+      EXPECT_TRUE(same_bits(alone(-1, std::nullopt), got.last));
+      EXPECT_TRUE(same_bits(alone(-2, groups), got.before_last));
+    }
+  };
+  expect_alone(hard_values({70, 600}, at::kBFloat16, 6), offs_of({33, 0, 30}), true);
+  expect_alone(hard_values({70, 40}, at::kFloat, 7), offs_of({0, 70}), false);
+  expect_alone(hard_values({3, 50, 96}, at::kBFloat16, 8), std::nullopt, true);
+  expect_alone(hard_values({40, 30}, at::kFloat, 9).t(), std::nullopt, false);
+  expect_alone(at::empty({0, 64}, at::kBFloat16), std::nullopt, true);
 }
 
 TEST(QuantizeFloat8, AcceptsAnyStridesAndEmptyTensors) {

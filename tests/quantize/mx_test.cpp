@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include "cpu/mx.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/mx_args.h"
 #include "reference/mx.h"
@@ -138,6 +139,56 @@ TEST(MxKernels, EqualTheReferenceBitForBit) {
   }
 }
 
+struct BothShape {
+  std::vector<int64_t> sizes;  // [outer, length, inner]
+  std::vector<int64_t> groups;
+};
+
+TEST(MxKernels, BothAxesAtOnceEqualTheReferenceBitForBit) {
+  // Narrower and wider than a slab; short last blocks along either axis; groups.
+  const std::vector<BothShape> both_shapes = {
+      {{1, 70, 65}, {}}, {{3, 40, 64}, {}}, {{1, 33, 4200}, {}},
+      {{2, 32, 1}, {}},  {{1, 2, 5}, {}},   {{1, 300, 96}, {0, 1, 31, 33, 128}}};
+  for (cpu::Isa isa : {cpu::Isa::PORTABLE, cpu::Isa::AVX2, cpu::Isa::AVX512}) {
+    if (!cpu::has_isa(isa)) continue;
+    uint64_t seed = 0;
+    for (const auto& [sizes, groups] : both_shapes) {
+      for (ElemDtype elem : kElems) {
+        const ScaleCalculationMode mode = kModes[seed % 4];
+        const at::ScalarType in = seed % 2 ? at::kFloat : at::kBFloat16;
+        const at::ScalarType out = seed % 3 ? at::kBFloat16 : at::kFloat;
+        const at::Tensor x = hard_values(sizes, in, seed, seed % 4 == 0);
+        ++seed;
+        const at::Tensor ends = groups.empty() ? at::Tensor() : offs_of(groups);
+        const std::vector<MxBlock> blocks =
+            mx_blocks(sizes[1], groups.empty() ? nullptr : ends.const_data_ptr<int32_t>(),
+                      static_cast<int64_t>(groups.size()));
+        const int64_t count = static_cast<int64_t>(blocks.size());
+        const at::Tensor columns = at::full(sizes, -7.0, out);
+        const at::Tensor rows = at::full(sizes, -7.0, out);
+        const MxQuantizeBothArgs args{{elem, mode, x.const_data_ptr(), float_type(in), sizes[0],
+                                       sizes[1], sizes[2], blocks.data(), count, count, nullptr,
+                                       nullptr, columns.mutable_data_ptr(), float_type(out)},
+                                      rows.mutable_data_ptr()};
+        const int64_t items = args.work_items();
+        cpu::quantize_mx_both(args, 0, items / 3, isa);
+        cpu::quantize_mx_both(args, items / 3, items, isa);
+        const auto expected = [&](int64_t axis, const std::vector<int64_t>& in_groups) {
+          return run_kernel(x, axis, elem, mode, in_groups, out, reference::quantize_mx,
+                            reference::dequantize_mx)
+              .dequantized;
+        };
+        const int64_t end = groups.empty() ? sizes[1] : blocks.back().begin + blocks.back().size;
+        const std::string where =
+            c10::str(cpu::to_string(isa), " ", to_string(elem), " ", x.sizes());
+        ASSERT_TRUE(same_values(expected(1, groups), columns)) << where;
+        ASSERT_TRUE(same_values(expected(2, {}).slice(1, 0, end), rows.slice(1, 0, end))) << where;
+        ASSERT_TRUE(rows.slice(1, end).eq(-7.0).all().item<bool>()) << where;
+      }
+    }
+  }
+}
+
 // Not a benchmark: loops that the compiler no longer turns into vector code are ten times slower.
 TEST(MxKernels, AreVectorCode) {
   if (cpu::best_isa() == cpu::Isa::PORTABLE)
@@ -213,6 +264,26 @@ TEST(QuantizeMx, FakeQuantizeIsQuantizeThenDequantize) {
                                                          std::nullopt, dtype)));
       }
     }
+  }
+}
+
+TEST(QuantizeMx, BothAxesAtOnceAreTheTwoAlone) {
+  const at::Tensor offs = offs_of({33, 0, 30});
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const auto expect_alone = [&](const at::Tensor& x, const std::optional<at::Tensor>& groups) {
+      const auto mode = ScaleCalculationMode::RCEIL;
+      const BothAxes got = fake_quantize_mx_both(x, ElemDtype::E4M3, mode, groups, dtype);
+      EXPECT_TRUE(
+          same_bits(fake_quantize_mx(x, ElemDtype::E4M3, mode, -1, std::nullopt, dtype), got.last));
+      EXPECT_TRUE(same_bits(fake_quantize_mx(x, ElemDtype::E4M3, mode, -2, groups, dtype),
+                            got.before_last));
+    };
+    expect_alone(hard_values({63, 70}, at::kBFloat16, 11), offs);
+    expect_alone(hard_values({70, 40}, at::kFloat, 12), offs);  // rows in no group
+    expect_alone(hard_values({70, 40}, at::kBFloat16, 13), offs_of({0, 0}));
+    expect_alone(hard_values({3, 50, 96}, at::kBFloat16, 14), std::nullopt);
+    expect_alone(hard_values({96, 50}, at::kFloat, 15).t(), std::nullopt);
+    expect_alone(at::empty({0, 64}, at::kBFloat16), std::nullopt);
   }
 }
 
