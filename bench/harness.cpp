@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -60,6 +61,12 @@ struct Options {
   std::string json;
 };
 
+std::string json_file(const std::string& wanted, const std::string& program) {
+  const std::filesystem::path path = wanted;
+  if (!std::filesystem::is_directory(path)) return wanted;
+  return path / (std::filesystem::path(program).filename().string() + ".json");
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -67,9 +74,9 @@ Options parse(int argc, char** argv) {
     if (i + 1 < argc && flag == "--rounds") {
       options.rounds = std::max(1, std::atoi(argv[++i]));
     } else if (i + 1 < argc && flag == "--json") {
-      options.json = argv[++i];
+      options.json = json_file(argv[++i], argv[0]);
     } else {
-      std::cerr << "usage: " << argv[0] << " [--rounds N] [--json FILE]\n";
+      std::cerr << "usage: " << argv[0] << " [--rounds N] [--json FILE or FOLDER]\n";
       std::exit(2);
     }
   }
@@ -84,7 +91,7 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
   for (int round = -1; round < options.rounds; ++round) {
     for (size_t i = 0; i < rows.size(); ++i) {
       const double s = seconds_of(rows[i].run);
-      if (round >= 0) seconds[i].push_back(s);
+      if (round >= 0) seconds[i].push_back(s / static_cast<double>(rows[i].calls));
     }
   }
 
@@ -99,6 +106,11 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
     const Row& row = rows[i];
     const double work = row.flops > 0 ? row.flops : row.bytes;
     const double rate = work / timings[i].median * 1e-9;
+    char rate_text[32] = "-";
+    if (work > 0) {
+      std::snprintf(rate_text, sizeof rate_text, "%.1f %s", rate,
+                    row.flops > 0 ? "GFLOP/s" : "GB/s");
+    }
     char of_ceiling[32] = "-";
     char against[32] = "-";
     nlohmann::json record = {{"op", row.op},
@@ -106,8 +118,8 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
                              {"recipe", row.recipe},
                              {"median_s", timings[i].median},
                              {"p10_s", timings[i].p10},
-                             {"p90_s", timings[i].p90},
-                             {row.flops > 0 ? "gflops" : "gbytes_per_s", rate}};
+                             {"p90_s", timings[i].p90}};
+    if (work > 0) record[row.flops > 0 ? "gflops" : "gbytes_per_s"] = rate;
     if (row.ceiling >= 0) {
       const Row& top = rows[row.ceiling];
       const double top_rate =
@@ -121,10 +133,9 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
       record["x_baseline"] = factor;
       record["baseline"] = rows[row.baseline].op;
     }
-    std::printf("| %s | %s | %s | %.3f (%.3f-%.3f) | %.1f %s | %s | %s |\n", row.op.c_str(),
+    std::printf("| %s | %s | %s | %.4g (%.4g-%.4g) | %s | %s | %s |\n", row.op.c_str(),
                 row.shape.c_str(), row.recipe.c_str(), timings[i].median * 1e3,
-                timings[i].p10 * 1e3, timings[i].p90 * 1e3, rate,
-                row.flops > 0 ? "GFLOP/s" : "GB/s", of_ceiling, against);
+                timings[i].p10 * 1e3, timings[i].p90 * 1e3, rate_text, of_ceiling, against);
     records.push_back(record);
   }
   if (!options.json.empty()) {

@@ -19,13 +19,15 @@ struct Row {
   double bytes = 0;    // read and written by an ideal implementation; 0: not a row of bandwidth
   double flops = 0;    // of the products; 0: not a row of compute
   std::function<void()> run;
+  int64_t calls = 1;  // of the operation that one run makes; times are of one call
   int baseline = -1;  // index of the row that this one is compared with
   int ceiling = -1;   // index of the row whose rate is the most that is possible
 };
 
 /// Runs every row alternately for `rounds` rounds after one to warm up and prints
 ///   op | shape | recipe | median (p10-p90) ms | GB/s or GFLOP/s | % of ceiling | x baseline
-/// Arguments: --rounds N, --json FILE (rows with commit, CPU, threads and LibTorch version).
+/// Arguments: --rounds N, --json FILE (rows with commit, CPU, threads and LibTorch version; in a
+/// folder, a file of the program's name).
 int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv);
 
 }  // namespace moe8::bench

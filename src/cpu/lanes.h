@@ -79,19 +79,18 @@ inline Out rounded(float x) {
   }
 }
 
-/// Codes as 16-bit words: compilers narrow lanes of 32 bits to 16 well, and those to 8.
+/// Codes as words. Written as bytes at once, g++ would narrow every part of them by itself.
 template <typename T, typename Factor>
 inline void encode_run(const ElemRounding& f, const T* __restrict x, Factor scale,
-                       uint16_t* __restrict codes, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint16_t>(encode(to_float(x[i]) * factor_at(scale, i), f));
-  }
+                       uint32_t* __restrict codes, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = encode(to_float(x[i]) * factor_at(scale, i), f);
 }
 
-inline void narrow(const uint16_t* __restrict from, uint8_t* __restrict to, int64_t n) {
+inline void narrow(const uint32_t* __restrict from, uint8_t* __restrict to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<uint8_t>(from[i]);
 }
 
+/// The factors of a run that starts at `at`.
 inline float factors_from(float factor, int64_t) {
   return factor;
 }
@@ -103,7 +102,7 @@ inline const F* factors_from(const F* factors, int64_t at) {
 template <typename T, typename Factor>
 inline void encode_run(const ElemRounding& f, const T* x, Factor scale, uint8_t* codes, int64_t n) {
   constexpr int64_t kPiece = 1024;
-  alignas(64) uint16_t words[kPiece];
+  alignas(64) uint32_t words[kPiece];
   for (int64_t at = 0; at < n; at += kPiece) {
     const int64_t size = n - at < kPiece ? n - at : kPiece;
     encode_run(f, x + at, factors_from(scale, at), words, size);

@@ -118,11 +118,11 @@ inline void round_rows(const ElemRounding& rounding, const T* row, const MxBlock
 template <typename T>
 inline void encode_rows(const ElemRounding& rounding, const T* row, const MxBlock* blocks,
                         int64_t strips, const RowScales<T>& s, uint8_t* codes) {
-  alignas(64) uint16_t words[kRowStrips * kBlock];
+  alignas(64) uint32_t words[kRowStrips * kBlock];
   const int64_t first = blocks[0].begin;
   for (int64_t j = 0; j < strips; ++j) {
     on_full_strip(row + blocks[j].begin, words + blocks[j].begin - first, blocks[j].size,
-                  [&](const T* x, uint16_t* to) {
+                  [&](const T* x, uint32_t* to) {
                     encode_run(rounding, x, to_float(s.inverse[j]), to, kBlock);
                   });
   }

@@ -94,9 +94,10 @@ constexpr MOE8_HD uint32_t encode(float x, ElemDtype elem) {
 struct ElemRounding {
   uint32_t max_bits;
   uint32_t min_normal_bits;
-  uint32_t adder;  // in units of a float32's exponent field, see round_to_elem
-  uint32_t drop;   // mantissa bits that do not fit
-  uint32_t sign;   // position of a code's sign
+  uint32_t adder;       // in units of a float32's exponent field, see round_to_elem
+  uint32_t drop;        // mantissa bits that do not fit
+  uint32_t sign;        // mask of a code's sign
+  uint32_t sign_shift;  // from a float32's sign to that
   uint32_t nan_cast;
 
   constexpr MOE8_HD explicit ElemRounding(ElemDtype elem)
@@ -104,7 +105,8 @@ struct ElemRounding {
         min_normal_bits(std::bit_cast<uint32_t>(exp2_exact(layout_of(elem).min_exponent()))),
         adder(static_cast<uint32_t>(23 - layout_of(elem).mantissa_bits) << 23),
         drop(static_cast<uint32_t>(23 - layout_of(elem).mantissa_bits)),
-        sign(static_cast<uint32_t>(layout_of(elem).bits() - 1)),
+        sign(1u << (layout_of(elem).bits() - 1)),
+        sign_shift(static_cast<uint32_t>(32 - layout_of(elem).bits())),
         nan_cast(static_cast<uint32_t>(layout_of(elem).nan_cast)) {}
 };
 
@@ -139,7 +141,7 @@ constexpr MOE8_HD uint32_t encode(float x, const ElemRounding& f) {
   const uint32_t steps = std::bit_cast<uint32_t>(sum.clamped + sum.adder) - adder;
   const uint32_t code = steps + ((adder - f.adder - f.min_normal_bits) >> f.drop);
   const bool is_nan = static_cast<int32_t>(magnitude) > 0x7F800000;  // AVX2 compares signed
-  return select(is_nan, f.nan_cast, code | (bits >> 31) << f.sign);
+  return select(is_nan, f.nan_cast, code | ((bits >> f.sign_shift) & f.sign));
 }
 
 /// The value of a code, as encode() makes it.

@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 
 #include <cstdlib>
 #include <string_view>
@@ -14,18 +13,15 @@
 namespace moe8 {
 namespace {
 
-// Calls f(group, begin, size) for each group that has rows.
+// Calls f(group, begin, size) for each group; size may be 0.
 template <typename F>
 void for_each_group(const std::optional<at::Tensor>& offs, int64_t rows, F f) {
-  if (!offs) {
-    if (rows > 0) f(0, 0, rows);
-    return;
-  }
+  if (!offs) return f(0, 0, rows);
   const at::Tensor ends = offs->contiguous();
   int64_t begin = 0;
   for (int64_t g = 0; g < ends.size(0); ++g) {
     const int64_t end = ends.const_data_ptr<int32_t>()[g];
-    if (end > begin) f(g, begin, end - begin);
+    f(g, begin, end - begin);
     begin = end;
   }
 }
@@ -42,6 +38,7 @@ at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Te
   at::Tensor out = at::empty({a.size(0), b.size(2)}, a.options());
   out.narrow(0, rows, a.size(0) - rows).zero_();
   for_each_group(p.groups.offs(), a.size(0), [&](int64_t g, int64_t begin, int64_t size) {
+    if (size == 0) return;
     at::Tensor rows_out = out.narrow(0, begin, size);
     at::mm_out(rows_out, a.narrow(0, begin, size), b.select(0, g));
   });
@@ -50,9 +47,13 @@ at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Te
 
 // left (M, N)^T times right (M, K) within each group: (E, N, K).
 at::Tensor multiply_groups(const GemmProblem& p, const at::Tensor& left, const at::Tensor& right) {
-  const at::Tensor out = at::zeros({p.groups.count(), left.size(1), right.size(1)}, left.options());
+  const at::Tensor out = at::empty({p.groups.count(), left.size(1), right.size(1)}, left.options());
   for_each_group(p.groups.offs(), left.size(0), [&](int64_t g, int64_t begin, int64_t size) {
     at::Tensor group_out = out.select(0, g);
+    if (size == 0) {
+      group_out.zero_();
+      return;
+    }
     at::mm_out(group_out, left.narrow(0, begin, size).t(), right.narrow(0, begin, size));
   });
   return out;
