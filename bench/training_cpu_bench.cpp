@@ -40,7 +40,7 @@ struct Training {
     layer->init_weights(generator, 0.02);
     moe8::cast_parameters_(*layer, at::kBFloat16);
     if (recipe != "bf16") {
-      moe8::quantize_(*layer, {{"re:experts\\..*", moe8::from_recipe(recipe)}});
+      moe8::quantize_(*layer, moe8::FqnToConfig{{"re:experts\\..*", moe8::recipe(recipe)}});
     }
     stepper =
         std::make_shared<moe8::Stepper>(*layer, moe8::OptimizerConfig{}, moe8::Weights::MASTER);
