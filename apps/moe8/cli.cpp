@@ -57,7 +57,7 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
 int run_command_line(CLI::App& app, int argc, char** argv) {
   app.set_version_flag("--version", std::string("moe8 ") + version());
   app.require_subcommand(1);
-  app.footer("Exit status: 0 ok, 1 failed, 2 wrong usage.\n" +
+  app.footer("Exit status: 0 ok, 1 failed, 2 wrong usage, 128 + n stopped by signal n.\n" +
              examples("moe8 recipes\nmoe8 COMMAND --help"));
   try {
     const int status = parse_and_run(app, argc, argv);

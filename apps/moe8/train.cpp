@@ -6,12 +6,14 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
 
 #include "cli.h"
 #include "train/demo.h"
+#include "train/interrupt.h"
 
 namespace moe8 {
 namespace {
@@ -24,6 +26,7 @@ struct TrainArguments {
   std::vector<std::string> data;
   std::string out;
   bool overwrite = false;
+  bool resume = false;
 };
 
 struct DemoArguments {
@@ -34,9 +37,8 @@ struct DemoArguments {
   std::string out = "runs/demo";
 };
 
-RunOptions options_of(bool overwrite) {
+RunOptions progress_options() {
   RunOptions options;
-  options.overwrite = overwrite ? Overwrite::YES : Overwrite::NO;
   options.progress = &std::cout;
   options.progress_kind = isatty(STDOUT_FILENO) ? Progress::Kind::TERMINAL : Progress::Kind::LINES;
   return options;
@@ -58,9 +60,11 @@ void restart_with_short_spins() {
   if (!words.empty()) execv("/proc/self/exe", arguments.data());
 }
 
-void run_train(const TrainArguments& arguments) {
-  restart_with_short_spins();
-  RunConfig config = load_run_config(arguments.config, arguments.overrides);
+// The config file, or the one that the run to be resumed left, changed by the other options.
+RunConfig config_of(const TrainArguments& arguments) {
+  const std::string file =
+      arguments.config.empty() ? RunFolder{arguments.out}.config() : arguments.config;
+  RunConfig config = load_run_config(file, arguments.overrides);
   if (!arguments.recipe.empty() || !arguments.convert.empty()) {
     config.convert.clear();  // the command line decides, not the file
     config.training.recipe = arguments.recipe.empty() ? "custom" : arguments.recipe;
@@ -68,13 +72,40 @@ void run_train(const TrainArguments& arguments) {
   if (!arguments.convert.empty()) config.convert = read_conversion_file(arguments.convert);
   if (!arguments.data.empty()) config.data.files = arguments.data;
   if (!arguments.out.empty()) config.output.folder = arguments.out;
-  const RunResult result = train(config, options_of(arguments.overwrite));
+  return config;
+}
+
+void print_end(const RunResult& result, int64_t steps) {
+  if (result.stopped_by != 0) {
+    std::printf(
+        "Stopped by SIG%s after step %lld of %lld. Go on with: moe8 train --resume --out %s\n",
+        sigabbrev_np(result.stopped_by), static_cast<long long>(result.steps),
+        static_cast<long long>(steps), result.folder.c_str());
+    return;
+  }
   std::printf(
       "Trained %lld steps with %s: train loss %.4f, validation loss %.4f, %.0f tokens/s, peak "
       "memory %.0f MB. Results in %s\n",
       static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
       result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
       result.folder.c_str());
+}
+
+void run_train(const TrainArguments& arguments) {
+  if (arguments.config.empty()) {
+    if (!arguments.resume) throw CLI::RequiredError("--config");
+    if (arguments.out.empty()) throw CLI::RequiredError("--config or --out");
+  }
+  restart_with_short_spins();
+  const RunConfig config = config_of(arguments);
+  const Interrupt interrupt;
+  RunOptions options = progress_options();
+  options.interrupted = &Interrupt::received;
+  if (arguments.overwrite) options.existing = ExistingRun::REPLACE;
+  if (arguments.resume) options.existing = ExistingRun::RESUME;
+  const RunResult result = train(config, options);
+  print_end(result, config.training.steps);
+  if (result.stopped_by != 0) throw CLI::RuntimeError(128 + result.stopped_by);
 }
 
 void run_demo_command(const DemoArguments& arguments) {
@@ -85,7 +116,7 @@ void run_demo_command(const DemoArguments& arguments) {
           : load_run_config(arguments.config, arguments.overrides);
   if (!arguments.data.empty()) config.data.files = arguments.data;
   config.output.folder = arguments.out;
-  const DemoResult result = run_demo(config, arguments.recipes, options_of(false));
+  const DemoResult result = run_demo(config, arguments.recipes, progress_options());
   const Verdict end = verdict(result);
   std::cout << '\n'
             << to_table(result) << "\nReport: " << result.report << '\n'
@@ -98,8 +129,8 @@ void run_demo_command(const DemoArguments& arguments) {
 void add_train_command(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model on text files");
-  command->add_option("--config", arguments->config, "TOML file of the run, see configs/")
-      ->required();
+  command->add_option("--config", arguments->config,
+                      "TOML file of the run, see configs/; --resume does without");
   CLI::Option* recipe = command->add_option("--recipe", arguments->recipe,
                                             "What computes in low precision; see moe8 recipes");
   command->add_option("--convert", arguments->convert, "The same, key by key, as a TOML file")
@@ -111,10 +142,21 @@ void add_train_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
       ->type_name("DIR");
-  command->add_flag("--overwrite", arguments->overwrite, "Replace the run that the folder holds");
-  command->footer(examples(
-      "moe8 train --config configs/demo.toml --data text.txt --recipe mxfp8_rceil --out runs/mx\n"
-      "moe8 train --config configs/demo.toml --data a.txt b.txt --set training.steps=1000"));
+  CLI::Option* overwrite = command->add_flag("--overwrite", arguments->overwrite,
+                                             "Replace the run that the folder holds");
+  command
+      ->add_flag("--resume", arguments->resume,
+                 "Go on after the newest checkpoint in the folder, or begin where there is none")
+      ->excludes(overwrite);
+  command->footer(
+      "SIGINT, SIGTERM and SIGHUP write a checkpoint and end with exit status 128 + signal; a "
+      "second "
+      "one ends at once. The losses of a resumed run are those of an unbroken one.\n\n" +
+      examples(
+          "moe8 train --config configs/demo.toml --data text.txt --recipe mxfp8_rceil --out "
+          "runs/mx\n"
+          "moe8 train --config configs/demo.toml --data a.txt b.txt --set training.steps=1000\n"
+          "moe8 train --resume --out runs/mx"));
   command->callback([arguments] { run_train(*arguments); });
 }
 

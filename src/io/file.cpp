@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -20,6 +21,10 @@ namespace moe8 {
 namespace {
 
 constexpr uint64_t kLargestCall = uint64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
+
+constexpr const char* kTemporaryStart = ".moe8-";  // and the end of files that are being written
+constexpr const char* kTemporaryEnd = ".tmp";
+constexpr const char* kPartial = ".partial";  // the end of folders that are being filled or removed
 
 std::string reason(int error) {
   return std::generic_category().message(error);
@@ -123,8 +128,8 @@ AtomicFile::AtomicFile(const char* op, const std::string& path) : op_(op), path_
 
   static std::atomic<uint64_t> counter{0};
   do {
-    temporary_ = folder_of(path) + "/.moe8-" + std::to_string(::getpid()) + "-" +
-                 std::to_string(counter++) + ".tmp";
+    temporary_ = folder_of(path) + "/" + kTemporaryStart + std::to_string(::getpid()) + "-" +
+                 std::to_string(counter++) + kTemporaryEnd;
     fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
   } while (fd_.get() < 0 && errno == EEXIST);
   if (fd_.get() < 0) {
@@ -150,9 +155,15 @@ void AtomicFile::commit() {
   sync_folder(folder_of(path_));
 }
 
+void write_file(const char* op, const std::string& path, std::string_view bytes) {
+  AtomicFile file(op, path);
+  file.write(bytes.data(), bytes.size());
+  file.commit();
+}
+
 // ---- AtomicFolder -----------------------------------------------------------
 AtomicFolder::AtomicFolder(const char* op, const std::string& path)
-    : op_(op), path_(path), partial_(path + ".partial") {
+    : op_(op), path_(path), partial_(path + kPartial) {
   std::error_code error;
   std::filesystem::remove_all(partial_, error);
   if (!error) std::filesystem::create_directory(partial_, error);
@@ -170,6 +181,32 @@ void AtomicFolder::commit() {
              "expected to rename the finished folder, got: ", reason(errno));
   committed_ = true;
   sync_folder(folder_of(path_));
+}
+
+// ---- removing ---------------------------------------------------------------
+std::error_code discard(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const std::string partial = path + kPartial;
+  fs::remove_all(partial, error);  // a folder cannot be renamed onto one that is not empty
+  if (!error && fs::exists(fs::symlink_status(path, error))) fs::rename(path, partial, error);
+  if (!error) fs::remove_all(partial, error);
+  return error;
+}
+
+void remove_leftovers(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  std::vector<fs::path> leftovers;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename();
+    const bool file = name.starts_with(kTemporaryStart) && name.ends_with(kTemporaryEnd);
+    if (file || name.ends_with(kPartial)) leftovers.push_back(it->path());
+  }
+  for (const fs::path& path : leftovers) {
+    fs::remove_all(path, error);
+    if (error) log_warning(path.string() + ": a leftover could not be removed: " + error.message());
+  }
 }
 
 }  // namespace moe8

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 namespace moe8 {
 
@@ -90,6 +92,9 @@ class AtomicFile {
   Descriptor fd_;
 };
 
+/// Writes a whole file at once, through AtomicFile.
+void write_file(const char* op, const std::string& path, std::string_view bytes);
+
 /// A folder that appears under its name only when it is complete: filled beside it under the name
 /// PATH.partial, then renamed. The destructor removes what was not committed.
 class AtomicFolder {
@@ -112,5 +117,13 @@ class AtomicFolder {
   std::string partial_;
   bool committed_ = false;
 };
+
+/// Removes a file or a whole folder such that no half of a folder is ever seen under its name.
+/// Nothing there is no error.
+std::error_code discard(const std::string& path);
+
+/// Removes from a folder what AtomicFile, AtomicFolder and discard() of a killed process left. Only
+/// for a folder that no other process uses. Failures are warnings.
+void remove_leftovers(const std::string& folder);
 
 }  // namespace moe8

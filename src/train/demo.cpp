@@ -49,10 +49,11 @@ DemoResult run_demo(const RunConfig& config, const std::vector<std::string>& rec
   result.config = config;
   result.bigram_loss = bigram_loss(config);
   RunOptions replacing = options;
-  replacing.overwrite = Overwrite::YES;
+  replacing.existing = ExistingRun::REPLACE;
   for (const std::string& name : recipes) {
     RunConfig one = config;
     one.training.recipe = name;
+    one.checkpoint.interval = 0;  // the demo always begins anew
     one.output.folder = config.output.folder + "/" + name;
     result.runs.push_back(train(one, replacing));
   }

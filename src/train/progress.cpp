@@ -29,12 +29,13 @@ std::string duration_text(double seconds) {
   return text;
 }
 
-Progress::Progress(std::ostream* out, Kind kind, std::string label, int64_t steps)
-    : out_(out), kind_(kind), label_(std::move(label)), steps_(steps) {}
+Progress::Progress(std::ostream* out, Kind kind, std::string label, int64_t steps, int64_t done)
+    : out_(out), kind_(kind), label_(std::move(label)), steps_(steps), done_(done) {}
 
 std::string Progress::line_of(const StepMetrics& m) const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
-  const double left = elapsed / static_cast<double>(m.step) * static_cast<double>(steps_ - m.step);
+  const double left =
+      elapsed / static_cast<double>(m.step - done_) * static_cast<double>(steps_ - m.step);
   char text[256];
   std::snprintf(text, sizeof text,
                 "%s  step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %.0f tokens/s  %s %s",
@@ -65,6 +66,11 @@ void Progress::show(const StepMetrics& metrics) {
   line.resize(std::max(width_, length), ' ');  // covers what stood there before
   width_ = length;
   *out_ << '\r' << line << std::flush;
+}
+
+void Progress::say(const std::string& line) {
+  finish();
+  if (out_) *out_ << line << std::endl;
 }
 
 void Progress::finish() {

@@ -20,9 +20,12 @@ class Progress {
 
   /// @param out  nothing is printed when null. Lines come at most every ten seconds, and at the
   /// end.
-  Progress(std::ostream* out, Kind kind, std::string label, int64_t steps);
+  /// @param done  steps of earlier processes, for the time that is left
+  Progress(std::ostream* out, Kind kind, std::string label, int64_t steps, int64_t done = 0);
 
   void show(const StepMetrics& metrics);
+  /// A line of its own.
+  void say(const std::string& line);
   /// Leaves the last line standing.
   void finish();
 
@@ -34,6 +37,7 @@ class Progress {
   Kind kind_;
   std::string label_;
   int64_t steps_;
+  int64_t done_;
   size_t width_ = 0;  // of the line that stands on the terminal
   Clock::time_point start_ = Clock::now();
   Clock::time_point shown_{};

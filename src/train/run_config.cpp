@@ -119,6 +119,17 @@ void check_range(const T& value, const Range& range, const std::string& name,
   }
 }
 
+// In one line, for a message.
+std::string rules_text(const std::vector<ConversionRule>& rules) {
+  std::vector<std::string> parts;
+  for (const ConversionRule& rule : rules) {
+    std::string part = c10::str("'", rule.match, "' ", rule.recipe);
+    for (const auto& [field, value] : rule.fields) part += c10::str(" ", field, "=", value);
+    parts.push_back(part);
+  }
+  return parts.empty() ? "no rules" : join(parts);
+}
+
 // ---- the table --------------------------------------------------------------
 constexpr Range kAny{-kMany, kMany};
 constexpr Range kCount{1, kMany};
@@ -171,6 +182,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "validation_interval", c.training.validation_interval, kCountOrZero);
   visit("training", "validation_batches", c.training.validation_batches, kCount);
   visit("training", "threads", c.training.threads, Range{0, 4096});
+  visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
+  visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("output", "folder", c.output.folder, kAny);
   visit("output", "checkpoint", c.output.checkpoint, kAny);
 }
@@ -319,6 +332,25 @@ std::string to_toml(const RunConfig& config) {
     out << '\n';
   });
   return out.str() + to_toml(config.convert);
+}
+
+std::vector<SettingDifference> differences(const RunConfig& first, const RunConfig& second) {
+  const auto texts = [](const RunConfig& config) {
+    std::vector<std::pair<std::string, std::string>> all;
+    for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
+      std::ostringstream text;
+      print(text, member);
+      all.emplace_back(c10::str(section, ".", key), text.str());
+    });
+    all.emplace_back("convert", rules_text(config.convert));
+    return all;
+  };
+  const auto a = texts(first), b = texts(second);
+  std::vector<SettingDifference> found;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].second != b[i].second) found.push_back({a[i].first, a[i].second, b[i].second});
+  }
+  return found;
 }
 
 }  // namespace moe8

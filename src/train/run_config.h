@@ -55,6 +55,16 @@ struct TrainingConfig {
   bool operator==(const TrainingConfig&) const = default;
 };
 
+/// Checkpoints, see docs/checkpoints.md. With an interval there is one after every so many steps,
+/// one at the end and one at every new lowest validation loss; with or without, one when a signal
+/// asks the run to stop.
+struct CheckpointConfig {
+  int64_t interval = 100;  // steps; 0: only when stopped
+  int64_t keep = 2;        // the newest that are kept, besides the best by validation loss
+
+  bool operator==(const CheckpointConfig&) const = default;
+};
+
 struct OutputConfig {
   std::string folder = "runs/train";
   bool checkpoint = true;  // model.safetensors at the end
@@ -67,6 +77,7 @@ struct RunConfig {
   DataConfig data;
   OptimizerConfig optimizer;
   TrainingConfig training;
+  CheckpointConfig checkpoint;
   OutputConfig output;
   std::vector<ConversionRule> convert;  // not empty: instead of training.recipe
 
@@ -88,5 +99,14 @@ RunConfig parse_run_config(const std::string& text, const std::string& source,
 
 /// The complete config as TOML; parse_run_config gives an equal one.
 std::string to_toml(const RunConfig& config);
+
+/// A setting that two configs do not share, with both values as TOML.
+struct SettingDifference {
+  std::string name;  // "training.steps", or "convert" for the rules of the conversion
+  std::string first;
+  std::string second;
+};
+
+std::vector<SettingDifference> differences(const RunConfig& first, const RunConfig& second);
 
 }  // namespace moe8

@@ -2,9 +2,11 @@
 // The output folder of a run.
 #include "train/run_folder.h"
 
+#include <array>
 #include <filesystem>
 
 #include "base/check.h"
+#include "io/file.h"
 
 namespace moe8 {
 namespace {
@@ -13,37 +15,43 @@ namespace fs = std::filesystem;
 
 constexpr const char* kOp = "train";
 
+// In the order in which they are removed: as long as the metrics are there, so is what says whose
+// they are.
+std::array<std::string, 5> parts_of(const RunFolder& folder) {
+  return {folder.checkpoints(), folder.result(), folder.model(), folder.metrics(), folder.config()};
+}
+
 }  // namespace
 
-RunFolder check_run_folder(const std::string& path, Overwrite overwrite) {
+RunFolder check_run_folder(const std::string& path, ExistingRun existing) {
   const RunFolder folder{path};
   std::error_code error;
   const bool exists = fs::exists(path, error);
   MOE8_CHECK(!exists || fs::is_directory(path, error), kOp, "output.folder",
              "expected a folder, got '", path, "', which is something else");
-  for (const std::string& file :
-       {folder.config(), folder.metrics(), folder.model(), folder.result()}) {
-    MOE8_CHECK(overwrite == Overwrite::YES || !fs::exists(file, error), kOp, "output.folder",
+  if (existing != ExistingRun::REFUSE) return folder;
+  for (const std::string& part : parts_of(folder)) {
+    MOE8_CHECK(!fs::exists(part, error), kOp, "output.folder",
                "expected a folder without a run, got '", path, "', which holds ",
-               fs::path(file).filename().string(),
-               ". Choose another with --out, or pass --overwrite.");
+               fs::path(part).filename().string(),
+               ". Choose another with --out, go on with --resume, or pass --overwrite.");
   }
   return folder;
 }
 
-RunFolder make_run_folder(const std::string& path, Overwrite overwrite) {
-  const RunFolder folder = check_run_folder(path, overwrite);
+void make_run_folder(const RunFolder& folder) {
   std::error_code error;
-  fs::create_directories(path, error);
-  MOE8_CHECK(!error, kOp, "output.folder", "expected to make the folder '", path,
+  fs::create_directories(folder.path, error);
+  MOE8_CHECK(!error, kOp, "output.folder", "expected to make the folder '", folder.path,
              "', got: ", error.message());
-  for (const std::string& file :
-       {folder.config(), folder.metrics(), folder.model(), folder.result()}) {
-    fs::remove(file, error);
-    MOE8_CHECK(!error, kOp, "output.folder", "expected to remove '", file,
+}
+
+void clear_run_folder(const RunFolder& folder) {
+  for (const std::string& part : parts_of(folder)) {
+    const std::error_code error = discard(part);
+    MOE8_CHECK(!error, kOp, "output.folder", "expected to remove '", part,
                "', got: ", error.message());
   }
-  return folder;
 }
 
 }  // namespace moe8

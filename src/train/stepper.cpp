@@ -32,11 +32,13 @@ std::vector<torch::optim::OptimizerParamGroup> groups_of(
 }  // namespace
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights)
-    : parameters_(model.parameters()),
-      max_grad_norm_(config.max_grad_norm > 0 ? config.max_grad_norm
+    : max_grad_norm_(config.max_grad_norm > 0 ? config.max_grad_norm
                                               : std::numeric_limits<double>::infinity()),
       masters_(weights == Weights::MASTER) {
-  for (const torch::Tensor& parameter : parameters_) {
+  for (const auto& named : model.named_parameters()) {
+    const torch::Tensor& parameter = named.value();
+    names_.push_back(named.key());
+    parameters_.push_back(parameter);
     stepped_.push_back(
         masters_ ? parameter.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true)
                  : parameter);
@@ -68,6 +70,40 @@ double Stepper::step(double learning_rate) {
   if (masters_) write_back();
   adamw_->zero_grad(/*set_to_none=*/true);
   return norm;
+}
+
+NamedTensors Stepper::state() const {
+  NamedTensors tensors;
+  const auto& states = adamw_->state();
+  for (size_t i = 0; i < names_.size(); ++i) {
+    if (masters_) tensors.emplace_back("master." + names_[i], stepped_[i]);
+    const auto found = states.find(stepped_[i].unsafeGetTensorImpl());
+    if (found == states.end()) continue;  // never had a gradient
+    const auto& moments = static_cast<const torch::optim::AdamWParamState&>(*found->second);
+    tensors.emplace_back("exp_avg." + names_[i], moments.exp_avg());
+    tensors.emplace_back("exp_avg_sq." + names_[i], moments.exp_avg_sq());
+    tensors.emplace_back("steps." + names_[i], at::scalar_tensor(moments.step(), at::kLong));
+  }
+  return tensors;
+}
+
+void Stepper::restore(const std::string& path) {
+  const torch::NoGradGuard no_grad;
+  const SafetensorsReader file(path);
+  const at::Tensor count = at::scalar_tensor(0, at::kLong);
+  for (size_t i = 0; i < names_.size(); ++i) {
+    const torch::Tensor& stepped = stepped_[i];
+    const auto read = [&](const char* what, const at::Tensor& like) {
+      return read_like(file, path, what + names_[i], like);
+    };
+    if (masters_) stepped.copy_(read("master.", stepped));
+    if (!file.contains("exp_avg." + names_[i])) continue;
+    auto moments = std::make_unique<torch::optim::AdamWParamState>();
+    moments->exp_avg(read("exp_avg.", stepped));
+    moments->exp_avg_sq(read("exp_avg_sq.", stepped));
+    moments->step(read("steps.", count).item<int64_t>());
+    adamw_->state()[stepped.unsafeGetTensorImpl()] = std::move(moments);
+  }
 }
 
 void Stepper::set_learning_rate(double learning_rate) {

@@ -5,8 +5,11 @@
 #include <torch/nn/module.h>
 #include <torch/optim/adamw.h>
 
+#include <memory>
+#include <string>
 #include <vector>
 
+#include "train/named_tensors.h"
 #include "train/run_config.h"
 
 namespace moe8 {
@@ -25,6 +28,13 @@ class Stepper {
   /// @return the norm of all gradients before clipping. When it is not finite nothing is changed.
   double step(double learning_rate);
 
+  /// All that later steps depend on besides the model: "master.NAME" (float32 masters, if any),
+  /// "exp_avg.NAME" and "exp_avg_sq.NAME" (AdamW's moments), "steps.NAME" (how often it stepped).
+  NamedTensors state() const;
+  /// Takes over such a state; tensors of other names are passed over.
+  /// @throws c10::Error when one is missing or has another shape or dtype.
+  void restore(const std::string& path);
+
   /// What AdamW steps, in the order of model.parameters().
   const std::vector<torch::Tensor>& stepped() const { return stepped_; }
 
@@ -32,6 +42,7 @@ class Stepper {
   void set_learning_rate(double learning_rate);
   void write_back();
 
+  std::vector<std::string> names_;
   std::vector<torch::Tensor> parameters_;  // of the model
   std::vector<torch::Tensor> stepped_;     // float32 masters, or the parameters themselves
   double max_grad_norm_;

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "train/checksum.h"
 
 namespace moe8 {
 namespace {
@@ -91,6 +92,12 @@ TextData::TextData(const std::vector<std::string>& paths, double validation_frac
     train_.push_back(bytes.first(bytes.size() - validation));
     validation_.push_back(bytes.last(validation));
   }
+}
+
+std::vector<std::string> TextData::fingerprints() const {
+  std::vector<std::string> all;
+  for (const MappedFile& file : files_) all.push_back(checksum(file.bytes()));
+  return all;
 }
 
 int64_t TextData::train_bytes() const {

@@ -33,6 +33,9 @@ class TextData {
   ///         is not between 0 and 1.
   explicit TextData(const std::vector<std::string>& paths, double validation_fraction = 0.05);
 
+  /// Of each file one text that changes when a byte does. Reads everything.
+  std::vector<std::string> fingerprints() const;
+
   int64_t train_bytes() const;
   int64_t validation_bytes() const;
 

@@ -10,13 +10,19 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "io/file.h"
 #include "moe8/safetensors.h"
+#include "train/checkpoint.h"
+#include "train/checkpoint_folder.h"
 #include "train/metrics.h"
+#include "train/named_tensors.h"
 #include "train/process_memory.h"
+#include "train/resume.h"
+#include "train/run_lock.h"
 #include "train/run_state.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
@@ -26,6 +32,7 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "train";
+constexpr const char* kGenerator = "generator.cpu";  // in a checkpoint
 
 using Clock = std::chrono::steady_clock;
 
@@ -59,12 +66,6 @@ RunConfig resolved(RunConfig config) {
   return config;
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  AtomicFile file(kOp, path);
-  file.write(text.data(), text.size());
-  file.commit();
-}
-
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Tensor logits = model.forward(batch.tokens).to(at::kFloat);
   return torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets.flatten());
@@ -88,24 +89,23 @@ Load expert_load(torch::nn::Module& model) {
   return load;
 }
 
-void save_model(const TransformerImpl& model, const RunConfig& config, const std::string& path) {
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
-  for (const auto& parameter : model.named_parameters()) {
-    tensors.emplace_back(parameter.key(), parameter.value().detach());
-  }
-  for (const auto& buffer : model.named_buffers()) {
-    // Counts are of one step only; the bias is part of what the model learned.
-    if (buffer.key().ends_with(".expert_bias")) tensors.emplace_back(buffer.key(), buffer.value());
-  }
-  save_safetensors(path, tensors, {{"format", "pt"}, {"recipe", config.training.recipe}});
-}
-
 int64_t convert(TransformerImpl& model, const RunConfig& config) {
   const FqnToConfig keys = to_fqn_config(config.conversion());
   if (keys.empty()) return 0;
   const ConversionReport report = quantize_(model, keys);
   log_info("conversion\n" + report.to_table());
   return static_cast<int64_t>(report.converted().size());
+}
+
+// LibTorch's own random numbers. Nothing in the trainer draws any so far, but a model's dropout
+// would.
+std::pair<std::string, at::Tensor> generator_state() {
+  return {kGenerator, at::detail::getDefaultCPUGenerator().get_state()};
+}
+
+void restore_generator(const std::string& path) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  generator.set_state(read_like(SafetensorsReader(path), path, kGenerator, generator.get_state()));
 }
 
 // One run: made ready completely by the constructor, then trained by go().
@@ -115,29 +115,49 @@ class Run {
   RunResult go();
 
  private:
+  void open_folder();
+  void resume();
+  void load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info);
+  void train_on(Progress& progress);
   StepMetrics step();
   double backward(int64_t number);
-  void validate(StepMetrics& metrics);
+  bool validate(StepMetrics& metrics);
+  bool checkpoint_due(bool new_best) const;
+  void save();
+  void keep_checkpoints();
   void check_finite(double value, const char* what, int64_t number) const;
-  RunResult finish(const RunFolder& folder) const;
-  RunResult result(const RunFolder& folder) const;
+  int stop_signal() const;
+  void count_seconds();
+  RunResult result() const;
+  void write_results(const RunResult& end) const;
 
   RunConfig config_;
   RunOptions options_;
   TextData data_;
+  std::vector<std::string> text_;  // fingerprints of the data
   Transformer model_{nullptr};
   int64_t converted_parameters_ = 0;
   std::unique_ptr<Stepper> stepper_;
   RunState state_;
+  bool warm_ = false;  // the first step of a process is not timed
+  int64_t saved_step_ = 0;
+  std::vector<std::string> notes_;  // what to say before training
   Clock::time_point start_ = Clock::now();
-  bool warm_ = false;  // the first step after a start is not timed
+
+  RunFolder folder_;
+  CheckpointFolder checkpoints_;
+  std::optional<RunLock> lock_;
+  std::optional<MetricsFile> metrics_;
 };
 
 Run::Run(const RunConfig& config, const RunOptions& options)
     : config_(config),
       options_(options),
-      data_(config.data.files, config.data.validation_fraction) {
+      data_(config.data.files, config.data.validation_fraction),
+      folder_{config.output.folder},
+      checkpoints_(folder_.checkpoints()) {
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
+  text_ = data_.fingerprints();
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
   converted_parameters_ = convert(*model_, config_);
@@ -195,39 +215,133 @@ StepMetrics Run::step() {
   return metrics;
 }
 
-// Where a validation is due after the step of `metrics`.
-void Run::validate(StepMetrics& metrics) {
+// Where one is due after the step of `metrics`. True when the loss is the lowest so far.
+bool Run::validate(StepMetrics& metrics) {
   const TrainingConfig& t = config_.training;
   const bool due = t.validation_interval > 0 && metrics.step % t.validation_interval == 0;
-  if (!due && metrics.step != t.steps) return;
+  if (!due && metrics.step != t.steps) return false;
   const double loss = validation_loss(*model_, data_, t);
+  check_finite(loss, "validation_loss", metrics.step);
   metrics.validation_loss = state_.validation_loss = loss;
-  if (!state_.best || loss < state_.best->loss) state_.best = {metrics.step, loss};
+  if (state_.best && loss >= state_.best->loss) return false;
+  state_.best = {metrics.step, loss};
+  return true;
+}
+
+// ---- the folder -------------------------------------------------------------
+// From here on the folder is this run's.
+void Run::open_folder() {
+  make_run_folder(folder_);
+  lock_.emplace(folder_.lock());
+  remove_leftovers(folder_.path);
+  check_run_folder(folder_.path,
+                   options_.existing);  // again: another process may have been quicker
+  if (options_.existing == ExistingRun::REPLACE) clear_run_folder(folder_);
+  at::manual_seed(static_cast<uint64_t>(config_.training.seed));
+  if (options_.existing == ExistingRun::RESUME) resume();
+  write_file(kOp, folder_.config(), to_toml(config_));
+  metrics_.emplace(folder_.metrics(), state_.step);
+  checkpoints_.prepare();
+  checkpoints_.set_aside_after(state_.step);
+  keep_checkpoints();
+}
+
+// Continues after the newest good checkpoint, or begins anew where there is none yet.
+void Run::resume() {
+  const auto entry = checkpoints_.newest_good();
+  if (entry) {
+    load(*entry, read_checkpoint_info(entry->path));
+  } else if (std::filesystem::exists(folder_.config())) {
+    notes_ = allowed_changes(load_run_config(folder_.config()), config_, folder_.config());
+  }
+  notes_.insert(notes_.begin(), entry ? "Going on after " + entry->path
+                                      : "There is no checkpoint yet: beginning with step 1");
+}
+
+void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info) {
+  notes_ = allowed_changes(info.config, config_, entry.path);
+  MOE8_CHECK(info.text == text_, "resume", "data.files", "expected the text that '", entry.path,
+             "' was trained on, got another: its checksums differ");
+  MOE8_CHECK(info.state.step <= config_.training.steps, "resume", "training.steps",
+             "expected at least the ", info.state.step, " steps of '", entry.path, "', got ",
+             config_.training.steps);
+  const std::string environment = changes(info.environment, this_environment());
+  if (!environment.empty()) {
+    log_warning("losses may differ from those of an unbroken run in their last digits: " +
+                environment);
+  }
+  const CheckpointFiles files{entry.path};
+  load_into(learned_tensors(*model_), files.model());
+  stepper_->restore(files.training());
+  restore_generator(files.training());
+  state_ = info.state;
+  saved_step_ = state_.step;
+}
+
+bool Run::checkpoint_due(bool new_best) const {
+  const int64_t interval = config_.checkpoint.interval;
+  if (interval == 0) return false;
+  return new_best || state_.step % interval == 0 || state_.step == config_.training.steps;
+}
+
+// The metrics first: a checkpoint promises the lines up to its step.
+void Run::save() {
+  count_seconds();
+  metrics_->sync();
+  CheckpointTensors tensors{learned_tensors(*model_), stepper_->state()};
+  tensors.training.push_back(generator_state());
+  write_checkpoint(checkpoints_.path_of(state_.step), {config_, state_, text_, this_environment()},
+                   tensors);
+  saved_step_ = state_.step;
+  keep_checkpoints();
+}
+
+void Run::keep_checkpoints() {
+  const auto best = state_.best ? std::optional(state_.best->step) : std::nullopt;
+  checkpoints_.keep(config_.checkpoint.keep, best);
+}
+
+// ---- from begin to end ------------------------------------------------------
+int Run::stop_signal() const {
+  return options_.interrupted ? options_.interrupted() : 0;
+}
+
+void Run::count_seconds() {
+  state_.seconds += seconds_since(start_);
+  start_ = Clock::now();
+}
+
+void Run::train_on(Progress& progress) {
+  while (state_.step < config_.training.steps && stop_signal() == 0) {
+    StepMetrics metrics = step();
+    const bool new_best = validate(metrics);
+    metrics_->write(metrics);
+    progress.show(metrics);
+    if (checkpoint_due(new_best)) save();
+  }
+  if (state_.step < config_.training.steps && state_.step > saved_step_) save();
 }
 
 RunResult Run::go() {
+  open_folder();
   const TrainingConfig& t = config_.training;
-  const RunFolder folder = make_run_folder(config_.output.folder, options_.overwrite);
-  write_text(folder.config(), to_toml(config_));
-  MetricsFile file(folder.metrics());
-  Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps);
-  while (state_.step < t.steps) {
-    StepMetrics metrics = step();
-    validate(metrics);
-    file.write(metrics);
-    progress.show(metrics);
-  }
+  Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps, state_.step);
+  for (const std::string& note : notes_) progress.say(note);
+  train_on(progress);
   progress.finish();
-  state_.seconds += seconds_since(start_);
-  return finish(folder);
+  count_seconds();
+  const RunResult end = result();
+  if (end.stopped_by == 0) write_results(end);
+  return end;
 }
 
-RunResult Run::result(const RunFolder& folder) const {
+RunResult Run::result() const {
   const ParameterCounts counts = count_parameters(config_.model);
   RunResult result;
   result.recipe = config_.training.recipe;
-  result.folder = folder.path;
+  result.folder = folder_.path;
   result.steps = state_.step;
+  if (state_.step < config_.training.steps) result.stopped_by = stop_signal();
   result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
                       static_cast<double>(state_.last_losses.size());
   result.validation_loss = state_.validation_loss.value_or(NAN);
@@ -244,9 +358,11 @@ RunResult Run::result(const RunFolder& folder) const {
   return result;
 }
 
-RunResult Run::finish(const RunFolder& folder) const {
-  const RunResult end = result(folder);
-  if (config_.output.checkpoint) save_model(*model_, config_, folder.model());
+void Run::write_results(const RunResult& end) const {
+  if (config_.output.checkpoint) {
+    save_safetensors(folder_.model(), learned_tensors(*model_),
+                     {{"format", "pt"}, {"recipe", config_.training.recipe}});
+  }
   const nlohmann::ordered_json json{{"recipe", end.recipe},
                                     {"steps", end.steps},
                                     {"train_loss", end.train_loss},
@@ -257,8 +373,7 @@ RunResult Run::finish(const RunFolder& folder) const {
                                     {"parameters", end.parameters},
                                     {"active_parameters", end.active_parameters},
                                     {"converted_parameters", end.converted_parameters}};
-  write_text(folder.result(), json.dump(2) + "\n");
-  return end;
+  write_file(kOp, folder_.result(), json.dump(2) + "\n");
 }
 
 }  // namespace
@@ -267,7 +382,7 @@ RunResult train(const RunConfig& config, const RunOptions& options) {
   config.validate();
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
-  check_run_folder(config.output.folder, options.overwrite);
+  check_run_folder(config.output.folder, options.existing);
   const Threads threads(config.training.threads);
   restart_peak_memory();
   return Run(resolved(config), options).go();

@@ -61,13 +61,13 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// While it lives, no file can grow past 1000 bytes: writing fails as on a full disk.
+/// While it lives, no file can grow past `largest` bytes: writing fails as on a full disk.
 class FullDisk {
  public:
-  FullDisk() : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+  explicit FullDisk(rlim_t largest = 1000) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
     ::getrlimit(RLIMIT_FSIZE, &old_);
     rlimit limit = old_;
-    limit.rlim_cur = 1000;
+    limit.rlim_cur = largest;
     ::setrlimit(RLIMIT_FSIZE, &limit);
   }
   ~FullDisk() {

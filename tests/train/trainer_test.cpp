@@ -13,6 +13,7 @@
 #include "train/metrics.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
+#include "train/tiny_run.h"
 
 namespace moe8 {
 namespace {
@@ -22,34 +23,7 @@ using ::testing::HasSubstr;
 using testing::same_bits;
 using testing::sqnr_db;
 using testing::TemporaryFolder;
-
-std::string some_text() {
-  std::string text;
-  for (int i = 0; i < 400; ++i) text += "the cat sat on the mat and the dog lay on the log. ";
-  return text;
-}
-
-RunConfig tiny_config(const TemporaryFolder& folder, const std::string& out = "run") {
-  RunConfig config;
-  config.model.dim = 32;
-  config.model.n_layers = 2;
-  config.model.n_heads = 2;
-  config.model.n_kv_heads = 1;
-  config.model.max_seq_len = 32;
-  config.model.dense_hidden_dim = 64;
-  config.model.hidden_dim = 32;
-  config.model.n_experts = 4;
-  config.data.files = {folder.write("text.txt", some_text())};
-  config.optimizer.learning_rate = 1e-2;
-  config.optimizer.warmup_steps = 4;
-  config.training.steps = 20;
-  config.training.batch_size = 4;
-  config.training.seq_len = 32;
-  config.training.validation_batches = 2;
-  config.training.threads = 1;
-  config.output.folder = folder / out;
-  return config;
-}
+using testing::tiny_config;
 
 std::vector<double> losses_of(const RunConfig& config) {
   train(config);
@@ -292,7 +266,7 @@ TEST(Train, AFolderWithARunIsRefusedUnlessTold) {
   EXPECT_EQ(folder.read("run/metrics.jsonl"), before);
   config.training.steps = 1;
   RunOptions options;
-  options.overwrite = Overwrite::YES;
+  options.existing = ExistingRun::REPLACE;
   train(config, options);
   EXPECT_EQ(read_metrics(folder / "run/metrics.jsonl").size(), 1u);
   EXPECT_EQ(folder.read("run/notes.txt"), "mine");
