@@ -234,8 +234,8 @@ void Run::open_folder() {
   make_run_folder(folder_);
   lock_.emplace(folder_.lock());
   remove_leftovers(folder_.path);
-  check_run_folder(folder_.path,
-                   options_.existing);  // again: another process may have been quicker
+  // Again, as another process may have been quicker.
+  check_run_folder(folder_.path, options_.existing);
   if (options_.existing == ExistingRun::REPLACE) clear_run_folder(folder_);
   at::manual_seed(static_cast<uint64_t>(config_.training.seed));
   if (options_.existing == ExistingRun::RESUME) resume();
