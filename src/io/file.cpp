@@ -189,7 +189,9 @@ std::error_code discard(const std::string& path) {
   std::error_code error;
   const std::string partial = path + kPartial;
   fs::remove_all(partial, error);  // a folder cannot be renamed onto one that is not empty
-  if (!error && fs::exists(fs::symlink_status(path, error))) fs::rename(path, partial, error);
+  if (error) return error;
+  fs::rename(path, partial, error);
+  if (error == std::errc::no_such_file_or_directory) return {};
   if (!error) fs::remove_all(partial, error);
   return error;
 }

@@ -114,5 +114,49 @@ TEST(AtomicFile, RefusesWhatItCannotReplace) {
   EXPECT_THAT(make("/proc/a"), HasSubstr("expected a folder that can be written to"));
 }
 
+TEST(AtomicFolder, AppearsWhenItIsComplete) {
+  const TemporaryFolder folder;
+  {
+    AtomicFolder a("op", folder / "a");
+    write_file("op", a.partial() + "/file", "x");
+    EXPECT_EQ(folder.names(), std::vector<std::string>{"a.partial"});
+    a.commit();
+  }
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"a"});
+  EXPECT_EQ(folder.read("a/file"), "x");
+  { AtomicFolder b("op", folder / "b"); }
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"a"});
+}
+
+TEST(AtomicFolder, RemovesWhatAnEarlierProcessLeft) {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "a.partial/old");
+  AtomicFolder("op", folder / "a").commit();
+  EXPECT_TRUE(fs::is_empty(folder / "a"));
+}
+
+TEST(Discard, RemovesFilesFoldersAndNothing) {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "a/deep");
+  fs::create_directories(folder / "a.partial/deep");  // of an earlier attempt
+  fs::create_symlink("nowhere", folder / "link");
+  folder.write("file", "x");
+  for (const char* name : {"a", "link", "file", "none"})
+    EXPECT_FALSE(discard(folder / name)) << name;
+  EXPECT_EQ(folder.names(), std::vector<std::string>{});
+  folder.write("file", "x");
+  EXPECT_TRUE(discard(folder / "file/a"));  // not a folder
+}
+
+TEST(RemoveLeftovers, RemovesOnlyWhatIsUnfinished) {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "a.partial/deep");
+  for (const char* name : {".moe8-1-2.tmp", "mine.tmp", ".moe8-notes", "b"})
+    folder.write(name, "x");
+  remove_leftovers(folder / "");
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{".moe8-notes", "b", "mine.tmp"}));
+  remove_leftovers(folder / "none");
+}
+
 }  // namespace
 }  // namespace moe8
