@@ -1,6 +1,7 @@
 #!/bin/sh
 # Every file that README.md, CONTRIBUTING.md and docs/ point to must exist: targets of relative
-# links, and `paths` in backticks that start with a folder of this repository.
+# links, and `paths` in backticks that start with a folder of this repository. Every environment
+# variable that the product reads must have a row in docs/env.md.
 #   paths_test.sh ROOT
 set -u
 cd "$1" || exit 1
@@ -20,5 +21,8 @@ for page in README.md CONTRIBUTING.md docs/*.md docs/decisions/*.md; do
                 "$page" | tr -d '`'); do
     [ -e "$path" ] || complain "$page" "$path"
   done
+done
+for name in $(grep -rhoE 'getenv\("MOE8_[A-Z0-9_]+"' src apps | grep -oE 'MOE8_[A-Z0-9_]+' | sort -u); do
+  grep -qF "| \`$name\` |" docs/env.md || { echo "docs/env.md: no row for $name" >&2; missing=1; }
 done
 exit $missing

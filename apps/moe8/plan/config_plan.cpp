@@ -184,7 +184,8 @@ std::string memory_table(const ConfigPlan& plan) {
 }
 
 std::string saved_table(const RunConfig& config) {
-  Rows rows{{"saved for backward", "a token"}};
+  const std::string recipe = config.convert.empty() ? config.training.recipe : "custom";
+  Rows rows{{"saved for backward with " + recipe, "a token"}};
   double total = 0;
   for (const SavedTensor& saved : saved_for_backward(config)) {
     rows.push_back({saved.what, bytes_text(saved.bytes)});

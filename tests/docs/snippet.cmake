@@ -1,5 +1,5 @@
-# The C++ block of README.md must be the marked part of an example that is built and run.
-#   cmake -DREADME=README.md -DEXAMPLE=examples/02_readme.cpp -P readme_snippet.cmake
+# The first C++ block of a page must be the marked part of an example that is built and run.
+#   cmake -DPAGE=README.md -DEXAMPLE=examples/02_readme.cpp -DMARK=readme -P snippet.cmake
 
 # The text of `file` between the lines `first` and `last`.
 function(text_between file first last result)
@@ -19,10 +19,10 @@ function(text_between file first last result)
   set(${result} "${text}" PARENT_SCOPE)
 endfunction()
 
-text_between("${README}" "```cpp" "```" shown)
-text_between("${EXAMPLE}" "// [readme]" "// [/readme]" built)
+text_between("${PAGE}" "```cpp" "```" shown)
+text_between("${EXAMPLE}" "// [${MARK}]" "// [/${MARK}]" built)
 if(NOT shown STREQUAL built)
-  message(FATAL_ERROR "The C++ block of ${README} differs from the part of ${EXAMPLE} between "
-                      "// [readme] and // [/readme]. Make them equal.\n"
-                      "README:\n${shown}\nexample:\n${built}")
+  message(FATAL_ERROR "The C++ block of ${PAGE} differs from the part of ${EXAMPLE} between "
+                      "// [${MARK}] and // [/${MARK}]. Make them equal.\n"
+                      "page:\n${shown}\nexample:\n${built}")
 endif()
