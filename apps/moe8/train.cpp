@@ -129,11 +129,16 @@ void run_demo_command(const DemoArguments& arguments) {
 void add_train_command(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model on text files");
-  command->add_option("--config", arguments->config,
-                      "TOML file of the run, see configs/; --resume does without");
-  CLI::Option* recipe = command->add_option("--recipe", arguments->recipe,
-                                            "What computes in low precision; see moe8 recipes");
+  command
+      ->add_option("--config", arguments->config,
+                   "TOML file of the run, see configs/; --resume does without")
+      ->type_name("FILE");
+  CLI::Option* recipe = command
+                            ->add_option("--recipe", arguments->recipe,
+                                         "What computes in low precision; see moe8 recipes")
+                            ->type_name("RECIPE");
   command->add_option("--convert", arguments->convert, "The same, key by key, as a TOML file")
+      ->type_name("FILE")
       ->excludes(recipe);
   command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
       ->type_name("SECTION.KEY=VALUE")
@@ -167,9 +172,12 @@ void add_demo_command(CLI::App& app) {
   command->add_option("--data", arguments->data, "Text files")->type_name("FILE");
   command->add_option("--recipes", arguments->recipes, "Recipes, the baseline first")
       ->capture_default_str()
+      ->type_name("RECIPE,...")
       ->delimiter(',');
-  command->add_option("--config", arguments->config,
-                      "Another config than the built-in configs/demo.toml");
+  command
+      ->add_option("--config", arguments->config,
+                   "Another config than the built-in configs/demo.toml")
+      ->type_name("FILE");
   command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
       ->type_name("SECTION.KEY=VALUE")
       ->allow_extra_args(false);

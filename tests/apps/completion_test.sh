@@ -47,6 +47,8 @@ expect "bash: options of plan" "$(in_bash plan --)" "${options[@]}"
 expect_only "bash: the start of a command" "$(in_bash comp)" completion
 expect_only "bash: the start of an option" "$(in_bash plan --rec)" --recipe
 expect_only "bash: a recipe" "$(in_bash plan --config x --recipe mxfp8_floor_)" mxfp8_floor_wgrad_with_hp
+expect_only "bash: a recipe to train with" "$(in_bash train --recipe fp8)" fp8_rowwise
+expect "bash: the config of a run" "$(in_bash train --config '')" 'a file.toml' other.toml
 expect_only "bash: a set of values" "$(in_bash conformance x --device cu)" cuda
 expect_only "bash: a positional value" "$(in_bash completion z)" zsh
 expect "bash: files, blanks in their names" "$(in_bash plan --config '')" 'a file.toml' other.toml
