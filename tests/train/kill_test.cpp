@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include <thread>
 
 #include "testing/folder.h"
+#include "train/checkpoint_folder.h"
 #include "train/interrupt.h"
 #include "train/tiny_run.h"
 #include "train/trainer.h"
@@ -118,6 +120,15 @@ void expect_same_run(const RunConfig& unbroken, const RunConfig& broken) {
   EXPECT_EQ(names_in(b.checkpoints()), names_in(a.checkpoints()));
 }
 
+// A step's line is written when the checkpoints of the steps before it are complete.
+void expect_the_last_checkpoint(const RunConfig& config) {
+  const RunFolder folder{config.output.folder};
+  const std::string metrics = bytes_of(folder.metrics());
+  const int64_t steps = std::ranges::count(metrics, '\n'), interval = config.checkpoint.interval;
+  const auto entries = CheckpointFolder(folder.checkpoints()).entries();
+  EXPECT_GE(entries.empty() ? 0 : entries.front().step, (steps - 1) / interval * interval);
+}
+
 // Waits for a time, or for the child's end: true when that came first.
 bool ends_within(pid_t child, Seconds time) {
   const auto end = Clock::now() + time;
@@ -160,6 +171,7 @@ TEST(Kill, AtRandomMomentsLosesNothing) {
       }
       ::kill(child, SIGKILL);
       ended(child, Wait::UNTIL_IT_ENDS);
+      expect_the_last_checkpoint(broken);
       ++kills;
       while_writing += has_unfinished_files(broken);
     }
@@ -238,6 +250,7 @@ TEST(Kill, BeforeEverySystemCallLosesNothing) {
              fs::copy_options::recursive | fs::copy_options::copy_symlinks);
     outcome = kill_before_call(start(broken, Traced::YES), moments + 1);
     if (outcome == Outcome::NOT_TRACEABLE) GTEST_SKIP() << "this system lets nobody trace a child";
+    expect_the_last_checkpoint(broken);
     if (outcome == Outcome::KILLED) finish(broken);
     expect_same_run(unbroken, broken);
     ++moments;

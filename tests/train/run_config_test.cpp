@@ -186,6 +186,20 @@ TEST(RunConfig, WrittenBackItIsTheSame) {
   EXPECT_EQ(parse_run_config(to_toml(RunConfig{}), "run.toml"), RunConfig{});
 }
 
+TEST(RunConfig, DifferencesComeWithBothValues) {
+  RunConfig first, second;
+  EXPECT_TRUE(differences(first, second).empty());
+  second.checkpoint.keep = 7;
+  second.data.files = {"a"};
+  second.convert = {{"a", "rowwise", {{"x", "1"}}, "file:1"}, {"b", "none", {}, ""}};
+  std::vector<std::string> texts;
+  for (const SettingDifference& one : differences(first, second)) {
+    texts.push_back(one.name + ": " + one.first + " -> " + one.second);
+  }
+  EXPECT_EQ(texts, (std::vector<std::string>{"data.files: [] -> [ 'a' ]", "checkpoint.keep: 2 -> 7",
+                                             "convert: no rules -> 'a' rowwise x=1, 'b' none"}));
+}
+
 TEST(RunConfig, ConvertTablesInPlaceOfARecipe) {
   const RunConfig config =
       parse_run_config("[[convert]]\nmatch = \"_default\"\nrecipe = \"rowwise\"\n", "a.toml");

@@ -181,5 +181,14 @@ TEST_F(TextDataTest, SaysHowManyBytesAreNeeded) {
               HasSubstr("expected at least 2 bytes in one file for sequence length 1, got 0"));
 }
 
+TEST(TextData, FingerprintsFollowTheBytesAndNotTheNames) {
+  const TemporaryFolder folder;
+  const std::string a = folder.write("a", "some text"), b = folder.write("b", "some text"),
+                    c = folder.write("c", "some texT");
+  EXPECT_EQ(TextData({a}, 0.5).fingerprints(), TextData({b}, 0.5).fingerprints());
+  EXPECT_NE(TextData({a}, 0.5).fingerprints(), TextData({c}, 0.5).fingerprints());
+  EXPECT_NE(TextData({a, c}, 0.5).fingerprints(), TextData({c, a}, 0.5).fingerprints());
+}
+
 }  // namespace
 }  // namespace moe8
