@@ -157,7 +157,7 @@ TEST(Kill, AtRandomMomentsLosesNothing) {
   ASSERT_EQ(repeatable(RunFolder{unbroken.output.folder}.metrics()).size(), 60u);
 
   std::mt19937 random(1);
-  std::uniform_real_distribution<double> moment(0, whole / 3), within_a_write(0, 3e-3);
+  std::uniform_real_distribution<double> moment(0, whole / 3), within_a_write(0, 1e-3);
   int runs = 0, kills = 0, while_writing = 0;
   const auto enough = [&] { return kills >= kKills && while_writing >= kKillsWhileWriting; };
   for (; !enough() && kills < 6 * kKills && !HasFailure(); ++runs) {
