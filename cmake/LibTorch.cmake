@@ -1,5 +1,6 @@
 # Finds the LibTorch of a torch wheel (or an unpacked LibTorch) and defines imported targets
-#   moe8::c10  moe8::torch_cpu  and, with MOE8_CUDA, moe8::c10_cuda  moe8::torch_cuda
+#   moe8::c10  moe8::torch_cpu  and, with MOE8_CUDA, moe8::c10_cuda
+# libtorch_cuda is loaded at run time, where there is a GPU (src/base/cuda_backend.h).
 # Why not the wheel's TorchConfig.cmake: it insists on nvcc even for CPU programs and rewrites flags.
 #
 # Looked for, in this order: -DLIBTORCH_PREFIX=, $LIBTORCH_PREFIX, the torch of the active Python.
@@ -51,3 +52,10 @@ endfunction()
 _moe8_import_torch(c10)
 _moe8_import_torch(torch_cpu)
 set_property(TARGET moe8::torch_cpu PROPERTY INTERFACE_LINK_LIBRARIES moe8::c10)
+
+if(MOE8_CUDA)
+  _moe8_import_torch(c10_cuda)
+  set_property(TARGET moe8::c10_cuda PROPERTY INTERFACE_LINK_LIBRARIES moe8::c10)
+  set_property(TARGET moe8::c10_cuda APPEND PROPERTY
+    INTERFACE_INCLUDE_DIRECTORIES ${CUDAToolkit_INCLUDE_DIRS})
+endif()

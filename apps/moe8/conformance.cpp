@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/cuda_backend.h"
 #include "cli.h"
 #include "commands.h"
 #include "conformance/kinds.h"
@@ -71,11 +72,11 @@ std::vector<fs::path> case_files(const std::string& folder) {
   return files;
 }
 
-void run_case(const fs::path& path, Score& score) {
+void run_case(const fs::path& path, const at::Device& device, Score& score) {
   std::string kind = "?";
   Outcome outcome;
   try {
-    const CaseFile file(path.string());
+    const CaseFile file(path.string(), device);
     kind = file.text("kind");
     outcome = check_case(file);
   } catch (const std::exception& error) {
@@ -97,14 +98,18 @@ void run_tables(const fs::path& path, Score& score) {
 }
 
 void run(const Options& options) {
-  MOE8_CHECK(options.device == "cpu", "conformance", "--device", "expected cpu, got ",
-             options.device, ". This build has no CUDA kernels.");
+  const at::Device device(options.device);
+  if (device.is_cuda()) {
+    const std::optional<std::string> failure = load_cuda_backend();
+    MOE8_CHECK(!failure, "conformance", "--device",
+               "expected a device that can be used, got cuda: ", *failure);
+  }
   Score score;
   for (const fs::path& path : case_files(options.folder)) {
     if (path.extension() == ".json") {
       run_tables(path, score);
     } else {
-      run_case(path, score);
+      run_case(path, device, score);
     }
   }
   score.print();

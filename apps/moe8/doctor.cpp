@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // moe8 doctor: what this machine and build have, and what moe8 would use and why.
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <torch/headeronly/version.h>
@@ -12,6 +13,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/cuda_backend.h"
+#include "base/cuda_device.h"
 #include "base/nearest.h"
 #include "cli.h"
 #include "commands.h"
@@ -63,6 +66,23 @@ std::string products_line() {
                      : ", because this CPU does not multiply bf16 (avx512_bf16)");
 }
 
+// What would run on each GPU, or why nothing would.
+std::string backends_line() {
+  if (const std::optional<std::string> failure = load_cuda_backend()) {
+    return "CPU only: " + *failure;
+  }
+  std::string line = "CPU and CUDA";
+  for (int i = 0; i < at::getNumGPUs(); ++i) {
+    const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
+    const std::optional<std::string> refusal = quantizer_refusal(device);
+    line += c10::str("; ", device, ": ",
+                     refusal                            ? *refusal
+                     : compute_capability(device) == 90 ? "every kernel (sm_90a)"
+                                                        : "quantizers only");
+  }
+  return line;
+}
+
 void print(const char* title, const Rows& rows) {
   std::cout << title << '\n' << text_table(rows, "  ") << '\n';
 }
@@ -98,12 +118,12 @@ void run() {
   print("versions", {{"moe8", version()},
                      {"LibTorch", c10::str(TORCH_VERSION)},
                      {"compiler", compiler()},
-                     {"backends", "CPU only: this build holds no CUDA kernels"}});
+                     {"backends", backends_line()}});
   const std::vector<std::string> features = cpu_features();
   print("machine", {{"CPU", cpu_model()},
                     {"features", features.empty() ? "none that moe8 knows" : join(features, " ")},
                     {"memory", memory_line()},
-                    {"GPU", gpu_line() + "; not used by this build"}});
+                    {"GPU", gpu_line()}});
   print("what moe8 uses", {{"quantizers", kernels_line()},
                            {"products", products_line()},
                            {"LibTorch kernels", at::get_cpu_capability()},

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/cuda_stream.h"
+#include "base/cuda_device.h"
 #include "convert/tags.h"
 #include "moe8/memory.h"
 

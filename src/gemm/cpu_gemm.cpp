@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "base/cuda_device.h"
 #include "cpu/isa.h"
 
 namespace moe8 {
@@ -17,7 +18,7 @@ namespace {
 template <typename F>
 void for_each_group(const std::optional<at::Tensor>& offs, int64_t rows, F f) {
   if (!offs) return f(0, 0, rows);
-  const at::Tensor ends = offs->contiguous();
+  const at::Tensor ends = offs->cpu().contiguous();
   int64_t begin = 0;
   for (int64_t g = 0; g < ends.size(0); ++g) {
     const int64_t end = ends.const_data_ptr<int32_t>()[g];
@@ -111,6 +112,14 @@ at::Tensor cpu_bf16_gemm(const GemmProblem& p) {
 
 std::optional<std::string> cpu_float32_refusal(const GemmProblem& p) {
   return not_on_cpu(p);
+}
+
+std::optional<std::string> torch_float32_refusal(const GemmProblem& p) {
+  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
+  if (p.groups.offs() && current_stream(p.left.device()).capture != 0) {
+    return "it reads offs on the host, which a CUDA graph cannot capture";
+  }
+  return std::nullopt;
 }
 
 at::Tensor cpu_float32_gemm(const GemmProblem& p) {

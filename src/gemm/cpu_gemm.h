@@ -24,4 +24,7 @@ at::Tensor cpu_bf16_gemm(const GemmProblem& problem);
 std::optional<std::string> cpu_float32_refusal(const GemmProblem& problem);
 at::Tensor cpu_float32_gemm(const GemmProblem& problem);
 
+/// The same on a GPU, by LibTorch's float32 products. With groups the host waits to read offs.
+std::optional<std::string> torch_float32_refusal(const GemmProblem& problem);
+
 }  // namespace moe8

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "quantize/check_input.h"
+#include "quantize/cuda_quantize.h"
 
 namespace moe8 {
 namespace {
@@ -61,8 +62,7 @@ struct Groups {
 
 Groups groups_of(const char* op, const at::Tensor& offs, int64_t length, int64_t multiple) {
   check_offs(op, offs, -1, length, offs.device());
-  check_device_supported(op, "offs", offs);
-  const at::Tensor ends = offs.contiguous();
+  const at::Tensor ends = offs.cpu().contiguous();  // of a GPU's: the host waits
   Groups groups{{0}, {0}};
   for (int64_t g = 0; g < ends.size(0); ++g) {
     const int64_t end = ends.const_data_ptr<int32_t>()[g];
@@ -76,6 +76,10 @@ at::Tensor as_tensor(const std::vector<int64_t>& values) {
   at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
   std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<int64_t>());
   return tensor;
+}
+
+BlockedGroups as_dtype(const BlockedGroups& bytes, at::ScalarType dtype) {
+  return {bytes.blocked.view(dtype), bytes.start};
 }
 
 void check_blocked(const char* op, const at::Tensor& blocked, at::IntArrayRef expected) {
@@ -106,8 +110,12 @@ at::Tensor from_blocked(const at::Tensor& blocked, int64_t rows, int64_t cols) {
 BlockedGroups to_blocked_m_groups(const at::Tensor& scale, const at::Tensor& offs) {
   constexpr const char* kOp = "to_blocked_m_groups";
   check_scale(kOp, "scale", scale, 2);
-  const Groups groups = groups_of(kOp, offs, scale.size(0), kTileRows);
   const at::Tensor bytes = bytes_of(scale);
+  if (scale.is_cuda()) {
+    check_offs(kOp, offs, -1, scale.size(0), scale.device());
+    return as_dtype(cuda_blocked_m_groups(bytes, offs), scale.scalar_type());
+  }
+  const Groups groups = groups_of(kOp, offs, scale.size(0), kTileRows);
   const int64_t cols = round_up(scale.size(1), kTileCols);
   const at::Tensor out =
       at::zeros({scale.size(0) + kTileRows * offs.size(0), cols}, bytes.options());
@@ -138,8 +146,12 @@ at::Tensor from_blocked_m_groups(const at::Tensor& blocked, const at::Tensor& of
 BlockedGroups to_blocked_k_groups(const at::Tensor& scale, const at::Tensor& offs) {
   constexpr const char* kOp = "to_blocked_k_groups";
   check_scale(kOp, "scale", scale, 2);
-  const Groups groups = groups_of(kOp, offs, scale.size(1), kTileCols);
   const at::Tensor bytes = bytes_of(scale);
+  if (scale.is_cuda()) {
+    check_offs(kOp, offs, -1, scale.size(1), scale.device());
+    return as_dtype(cuda_blocked_k_groups(bytes, offs), scale.scalar_type());
+  }
+  const Groups groups = groups_of(kOp, offs, scale.size(1), kTileCols);
   const int64_t rows = round_up(scale.size(0), kTileRows);
   const at::Tensor out =
       at::zeros({rows, scale.size(1) + kTileCols * offs.size(0)}, bytes.options());

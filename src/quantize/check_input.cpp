@@ -2,6 +2,7 @@
 #include "quantize/check_input.h"
 
 #include "base/check.h"
+#include "base/cuda_device.h"
 
 namespace moe8 {
 
@@ -74,8 +75,9 @@ void check_mx_tensor(const char* op, const char* argument, const MXTensor& x) {
 }
 
 void check_device_supported(const char* op, const char* argument, const at::Tensor& x) {
-  MOE8_CHECK(x.is_cpu(), op, argument, "expected a tensor on the CPU, got ", describe(x),
-             ". This build of moe8 has no kernels for that device.");
+  const std::optional<std::string> refusal = quantizer_refusal(x.device());
+  MOE8_CHECK(!refusal, op, argument, "expected a tensor on a device with kernels, got ",
+             describe(x), ": ", *refusal);
 }
 
 AxisView view_around(const at::IntArrayRef& sizes, int64_t axis) {

@@ -31,7 +31,7 @@ void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t 
 /// An MXTensor whose parts fit together: dtypes, shapes, axis. Its fields are open to the caller.
 void check_mx_tensor(const char* op, const char* argument, const MXTensor& x);
 
-/// Only CPU tensors so far, or an error that says so.
+/// On a device for which moe8 has kernels, or an error that says what it needs.
 void check_device_supported(const char* op, const char* argument, const at::Tensor& x);
 
 /// A tensor seen as [outer, length, inner] around an axis.

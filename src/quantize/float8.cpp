@@ -11,6 +11,8 @@
 #include "quantize/allocate.h"
 #include "quantize/both_axes.h"
 #include "quantize/check_input.h"
+#include "quantize/composite.h"
+#include "quantize/cuda_quantize.h"
 #include "quantize/float8_args.h"
 #include "quantize/packing.h"
 #include "quantize/parallel.h"
@@ -45,11 +47,15 @@ Reduction reduce_axis(const at::Tensor& x, int64_t axis) {
   return r;
 }
 
-Reduction reduce_groups(const char* op, const at::Tensor& x, int64_t axis, const at::Tensor& offs) {
+void check_groups(const char* op, const at::Tensor& x, int64_t axis, const at::Tensor& offs) {
   MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs",
              "expected groups along axis 0 of a 2-D tensor, axiswise(0), got ", describe(x),
              " along axis ", axis);
   check_offs(op, offs, -1, x.size(0), x.device());
+}
+
+Reduction reduce_groups(const char* op, const at::Tensor& x, int64_t axis, const at::Tensor& offs) {
+  check_groups(op, x, axis, offs);
   const at::Tensor ends = offs.contiguous();
   Reduction r{view_around(x.sizes(), axis), {}, {ends.size(0), x.size(1)}};
   int64_t begin = 0;
@@ -69,6 +75,17 @@ Reduction reduction_of(const char* op, const at::Tensor& x, const Float8Granular
   }
   const int64_t axis = check_axis(op, x, granularity.axis);
   return offs ? reduce_groups(op, x, axis, *offs) : reduce_axis(x, axis);
+}
+
+// The checks of reduction_of alone, for devices that cannot be asked for group sizes.
+void check_reduction(const char* op, const at::Tensor& x, const Float8Granularity& granularity,
+                     const std::optional<at::Tensor>& offs) {
+  if (granularity.kind == ScalingGranularity::TENSORWISE) {
+    MOE8_CHECK(!offs, op, "offs", "expected none with tensorwise scaling");
+    return;
+  }
+  const int64_t axis = check_axis(op, x, granularity.axis);
+  if (offs) check_groups(op, x, axis, *offs);
 }
 
 void check_quantize(const char* op, const at::Tensor& x, ElemDtype elem) {
@@ -133,6 +150,18 @@ Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
                              const std::optional<at::Tensor>& offs) {
   constexpr const char* kOp = "quantize_float8";
   check_quantize(kOp, x, elem);
+  if (x.is_cuda()) {
+    check_reduction(kOp, x, granularity, offs);
+    const Float8Codes made =
+        cuda_quantize_float8(x, granularity, elem, round_scales_to_power_of_2, offs);
+    return {.data = pack_codes(made.codes, elem),
+            .scale = made.scale,
+            .elem = elem,
+            .granularity = granularity,
+            .round_scales_to_power_of_2 = round_scales_to_power_of_2,
+            .orig_dtype = x.scalar_type(),
+            .offs = offs};
+  }
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
   const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x);
@@ -158,6 +187,10 @@ at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granulari
   constexpr const char* kOp = "fake_quantize_float8";
   check_quantize(kOp, x, elem);
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
+  if (x.is_cuda()) {
+    return dequantize(quantize_float8(x, granularity, elem, round_scales_to_power_of_2, offs),
+                      dtype);
+  }
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
   const at::Tensor out = allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x);
@@ -189,6 +222,11 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
              describe(x.data), " and ", describe(x.scale));
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
+  if (x.data.is_cuda()) {
+    check_reduction(kOp, x.data, x.granularity, x.offs);
+    return composite_dequantize_float8(x, unpack_codes(x.data, x.elem, x.data.sizes()),
+                                       dtype.value_or(x.orig_dtype));
+  }
   const Reduction reduction = reduction_of(kOp, x.data, x.granularity, x.offs);
   MOE8_CHECK(x.scale.sizes() == at::IntArrayRef(reduction.scale_sizes), kOp, "x", "expected scale ",
              at::IntArrayRef(reduction.scale_sizes), " for data ", x.data.sizes(), ", got ",

@@ -8,12 +8,23 @@
 #include "quantize/allocate.h"
 #include "quantize/both_axes.h"
 #include "quantize/check_input.h"
+#include "quantize/composite.h"
+#include "quantize/cuda_quantize.h"
 #include "quantize/mx_args.h"
 #include "quantize/packing.h"
 #include "quantize/parallel.h"
 
 namespace moe8 {
 namespace {
+
+void check_groups(const char* op, const at::Tensor& x, int64_t axis,
+                  const std::optional<at::Tensor>& offs) {
+  if (!offs) return;
+  MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs",
+             "expected groups along axis 0 of a 2-D tensor, got ", describe(x), " along axis ",
+             axis);
+  check_offs(op, *offs, -1, x.size(axis), x.device());
+}
 
 // The blocks of x along an axis and how many scale rows a tensor of them has. With offs that is an
 // upper bound that depends on shapes alone, so that no device has to be asked for group sizes.
@@ -30,10 +41,7 @@ Blocking block_axis(const char* op, const at::Tensor& x, int64_t axis,
                     const std::optional<at::Tensor>& offs) {
   const int64_t length = x.size(axis);
   if (!offs) return {mx_blocks(length, nullptr, 0), (length + kMxBlock - 1) / kMxBlock};
-  MOE8_CHECK(x.dim() == 2 && axis == 0, op, "offs",
-             "expected groups along axis 0 of a 2-D tensor, got ", describe(x), " along axis ",
-             axis);
-  check_offs(op, *offs, -1, length, x.device());
+  check_groups(op, x, axis, offs);
   const at::Tensor ends = offs->contiguous();
   const int64_t groups = ends.size(0);
   return {mx_blocks(length, ends.const_data_ptr<int32_t>(), groups),
@@ -71,6 +79,18 @@ std::vector<int64_t> scale_sizes(const at::Tensor& x, int64_t axis, int64_t scal
   return sizes;
 }
 
+// From codes one a byte and scale bytes.
+MXTensor mx_tensor(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scale,
+                   ElemDtype elem, int64_t axis, const std::optional<at::Tensor>& offs) {
+  return {.data = pack_codes(codes, elem),
+          .scale = scale.view(at::kFloat8_e8m0fnu),
+          .elem = elem,
+          .axis = axis,
+          .orig_dtype = x.scalar_type(),
+          .shape = x.sizes().vec(),
+          .offs = offs};
+}
+
 }  // namespace
 
 MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode, int64_t axis,
@@ -79,6 +99,11 @@ MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode m
   check_dtype(kOp, "x", x);
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
+  if (x.is_cuda()) {
+    check_groups(kOp, x, axis, offs);
+    const MxCodes made = cuda_quantize_mx(x, elem, mode, axis, offs);
+    return mx_tensor(x, made.codes, made.scale, elem, axis, offs);
+  }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
@@ -92,14 +117,7 @@ MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode m
     zero_rows_from(codes, blocking.end());
     zero_rows_from(scale, blocking.count());
   }
-
-  return {.data = pack_codes(codes, elem),
-          .scale = scale.view(at::kFloat8_e8m0fnu),
-          .elem = elem,
-          .axis = axis,
-          .orig_dtype = x.scalar_type(),
-          .shape = x.sizes().vec(),
-          .offs = offs};
+  return mx_tensor(x, codes, scale, elem, axis, offs);
 }
 
 at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
@@ -110,6 +128,10 @@ at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculatio
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
+  if (x.is_cuda()) {
+    check_groups(kOp, x, axis, offs);
+    return cuda_fake_quantize_mx(x, elem, mode, axis, offs, dtype.value_or(x.scalar_type()));
+  }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
 
@@ -152,6 +174,7 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
+  if (x.data.is_cuda()) return composite_dequantize_mx(x, codes, dtype.value_or(x.orig_dtype));
   const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);
   const at::Tensor scale = x.scale.contiguous().view(at::kByte);
   const at::Tensor out = allocate_result(x.shape, dtype.value_or(x.orig_dtype), codes);

@@ -2,8 +2,8 @@
 // The CUDA side of the quantizers in a build without CUDA. check_device_supported() has refused
 // every CUDA tensor before one of these could be called; if not, they say so.
 #include "base/check.h"
-#include "base/cuda_stream.h"
 #include "quantize/cuda_forms.h"
+#include "quantize/cuda_quantize.h"
 #include "quantize/token_groups.h"
 
 namespace moe8 {
@@ -17,10 +17,6 @@ namespace {
 
 struct DeviceGroups {};
 
-StreamId current_stream(const c10::Device&) {
-  return {};
-}
-
 std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>&, int64_t,
                                                        const at::Device&) {
   fail_without_cuda("make_device_groups");
@@ -29,6 +25,29 @@ std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::T
 std::vector<Form> make_cuda_forms(const at::Tensor&, const std::vector<FormKey>&,
                                   const TokenGroups&) {
   fail_without_cuda("make_cuda_forms");
+}
+
+MxCodes cuda_quantize_mx(const at::Tensor&, ElemDtype, ScaleCalculationMode, int64_t,
+                         const std::optional<at::Tensor>&) {
+  fail_without_cuda("quantize_mx");
+}
+
+at::Tensor cuda_fake_quantize_mx(const at::Tensor&, ElemDtype, ScaleCalculationMode, int64_t,
+                                 const std::optional<at::Tensor>&, at::ScalarType) {
+  fail_without_cuda("fake_quantize_mx");
+}
+
+Float8Codes cuda_quantize_float8(const at::Tensor&, const Float8Granularity&, ElemDtype, bool,
+                                 const std::optional<at::Tensor>&) {
+  fail_without_cuda("quantize_float8");
+}
+
+BlockedGroups cuda_blocked_m_groups(const at::Tensor&, const at::Tensor&) {
+  fail_without_cuda("to_blocked_m_groups");
+}
+
+BlockedGroups cuda_blocked_k_groups(const at::Tensor&, const at::Tensor&) {
+  fail_without_cuda("to_blocked_k_groups");
 }
 
 }  // namespace moe8

@@ -24,8 +24,8 @@ nlohmann::json parse_parameters(const SafetensorsReader& reader) {
 
 }  // namespace
 
-CaseFile::CaseFile(const std::string& path)
-    : reader_(path), parameters_(parse_parameters(reader_)) {}
+CaseFile::CaseFile(const std::string& path, const at::Device& device)
+    : reader_(path), parameters_(parse_parameters(reader_)), device_(device) {}
 
 const nlohmann::json& CaseFile::parameter(const std::string& key) const {
   const auto found = parameters_.find(key);
@@ -60,12 +60,12 @@ int64_t CaseFile::number(const std::string& key, int64_t fallback) const {
 }
 
 at::Tensor CaseFile::tensor(const std::string& name) const {
-  return reader_.tensor(name);
+  return reader_.tensor(name).to(device_);
 }
 
 std::optional<at::Tensor> CaseFile::tensor_if_present(const std::string& name) const {
   if (!reader_.contains(name)) return std::nullopt;
-  return reader_.tensor(name);
+  return tensor(name);
 }
 
 }  // namespace moe8

@@ -14,8 +14,9 @@ namespace moe8 {
 
 class CaseFile {
  public:
+  /// Tensors are given on `device`.
   /// @throws c10::Error when the file cannot be read or describes no case.
-  explicit CaseFile(const std::string& path);
+  explicit CaseFile(const std::string& path, const at::Device& device = at::kCPU);
 
   /// Parameters. Without a fallback a missing one is an error, as is one of another type.
   std::string text(const std::string& key) const;
@@ -34,6 +35,7 @@ class CaseFile {
 
   SafetensorsReader reader_;
   nlohmann::json parameters_;
+  at::Device device_;
 };
 
 }  // namespace moe8

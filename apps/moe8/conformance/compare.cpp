@@ -76,7 +76,8 @@ std::string decibels(double value) {
 }  // namespace
 
 void ExactCheck::add(const std::string& name, const at::Tensor& result, at::Tensor expected) {
-  const at::Tensor got = result.contiguous();
+  const at::Tensor got = result.cpu().contiguous();
+  expected = expected.cpu();
   if (expected.scalar_type() == at::kByte && got.element_size() == 1) {
     expected = expected.view(got.scalar_type());
   }
@@ -107,7 +108,7 @@ Outcome ExactCheck::outcome() const {
 void AccuracyCheck::add(const std::string& name, const at::Tensor& got,
                         const at::Tensor& expected) {
   check_shape(name, got, expected);
-  const double sqnr = sqnr_db(got, expected);
+  const double sqnr = sqnr_db(got.cpu(), expected.cpu());
   passed_ = passed_ && sqnr >= kSqnrBar;
   measured_ += c10::str(measured_.empty() ? "" : ", ", name, " ", decibels(sqnr));
 }

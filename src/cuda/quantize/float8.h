@@ -24,10 +24,11 @@ struct Float8RowsArgs {
   ElemDtype elem;
   bool round_scales_to_power_of_2;
 
-  uint8_t* codes;         // [rows, pitch]; columns past `columns` become 0
-  int64_t pitch;          // a multiple of 16, >= columns
-  float* inverse_scale;   // [rows], 1 / scale: what a GEMM multiplies by
-  uint32_t* column_amax;  // [groups, columns] float32 bits; null: not wanted
+  uint8_t* codes;          // [rows, pitch]; columns past `columns` become 0
+  int64_t pitch;           // a multiple of 16, >= columns
+  float* inverse_scale;    // [rows], 1 / scale: what a GEMM multiplies by
+  uint32_t* column_amax;   // [groups, columns] float32 bits; null: not wanted
+  float* scale = nullptr;  // [rows]; null: not wanted
 };
 cudaError_t launch_float8_rows(const Float8RowsArgs& args, cudaStream_t stream);
 
@@ -43,8 +44,9 @@ struct Float8TransposedArgs {
   const uint32_t* amax;  // [groups, columns], or [1] when `one_scale`
   bool one_scale;        // tensorwise: one scale for all
 
-  uint8_t* codes;        // jagged [columns, transposed_columns()], equal [groups, columns, same]
-  float* inverse_scale;  // [groups, columns]; null: not wanted
+  uint8_t* codes;          // jagged [columns, transposed_columns()], equal [groups, columns, same]
+  float* inverse_scale;    // [groups, columns]; null: not wanted
+  float* scale = nullptr;  // [groups, columns]; null: not wanted. Only with inverse_scale
 };
 cudaError_t launch_float8_transposed(const Float8TransposedArgs& args, cudaStream_t stream);
 

@@ -102,6 +102,11 @@ __device__ void flush_columns(const RowPart<T, kRowThreads, kPackets>& columns, 
   }
 }
 
+__device__ void write_scale(const Float8RowsArgs& a, int64_t row, float scale) {
+  a.inverse_scale[row] = inverse_of(scale);
+  if (a.scale != nullptr) a.scale[row] = scale;
+}
+
 // ---- kernel
 template <typename T, ElemDtype elem, int kRowThreads, int kPackets>
 __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_constant__ Rows p) {
@@ -126,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_consta
     const uint32_t amax = row_max<kRowThreads>(row.amax(), team, thread, exchange[turn][team]);
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
     const int64_t at = slab.row + r;
-    if (thread == 0) a.inverse_scale[at] = inverse_of(scale);
+    if (thread == 0) write_scale(a, at, scale);
     row.template store_codes<elem>(a, a.codes + at * a.pitch, thread, scale);
   }
   if (a.column_amax != nullptr && slab.group != kNoGroup) {
@@ -150,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_const
     amax = row_max<kThreads>(amax, 0, threadIdx.x, exchange[r % 2]);
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
     const int64_t at = slab.row + r;
-    if (threadIdx.x == 0) a.inverse_scale[at] = inverse_of(scale);
+    if (threadIdx.x == 0) write_scale(a, at, scale);
     for (int64_t c = threadIdx.x; c < a.pitch; c += kThreads) {
       const uint32_t code = c < a.columns ? encode_pair<elem>(to_float(x[c]) * scale, 0.0f) : 0u;
       a.codes[at * a.pitch + c] = static_cast<uint8_t>(code);

@@ -68,7 +68,9 @@ __device__ void write_scale(const Transposed& p) {
   const int64_t i = (blockIdx.x - first) * kThreads + threadIdx.x;
   if (i >= a.groups.groups * a.columns) return;
   const uint32_t amax = a.amax[a.one_scale ? 0 : i];
-  a.inverse_scale[i] = inverse_of(scale_of<elem>(amax, a.round_scales_to_power_of_2));
+  const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
+  a.inverse_scale[i] = inverse_of(scale);
+  if (a.scale != nullptr) a.scale[i] = scale;
 }
 
 // ---- kernel

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/cuda_device.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/StringUtil.h>
+
+#include <array>
+#include <atomic>
+
+namespace moe8 {
+namespace {
+
+constexpr int kHopper = 90;      // the kernels are built for sm_90a alone
+constexpr int kBlackwell = 100;  // the quantizers also for sm_100
+
+int ask_capability(int index) {
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+  return 10 * major + minor;
+}
+
+}  // namespace
+
+StreamId current_stream(const c10::Device& device) {
+  if (!device.is_cuda()) return {};
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long capture = 0;  // NOLINT(google-runtime-int): CUDA's type
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &capture));
+  return {stream, status == cudaStreamCaptureStatusActive ? capture : 0};
+}
+
+int compute_capability(const c10::Device& device) {
+  if (!device.is_cuda()) return 0;
+  static std::array<std::atomic<int>, 64> known{};  // 0: not asked yet
+  const int index = device.has_index() ? device.index() : c10::cuda::current_device();
+  if (index >= static_cast<int>(known.size())) return ask_capability(index);
+  int capability = known[index].load(std::memory_order_relaxed);
+  if (capability == 0) {
+    capability = ask_capability(index);
+    known[index].store(capability, std::memory_order_relaxed);
+  }
+  return capability;
+}
+
+std::optional<std::string> quantizer_refusal(const c10::Device& device) {
+  if (device.is_cpu()) return std::nullopt;
+  if (!device.is_cuda()) return c10::str("moe8 has no kernels for ", device);
+  const int capability = compute_capability(device);
+  if (capability == kHopper || capability == kBlackwell) return std::nullopt;
+  return c10::str(
+      "moe8's CUDA kernels are built for compute capability 9.0 (H100, H200) and its "
+      "quantizers for 10.0 too; ",
+      device, " has ", capability / 10, ".", capability % 10);
+}
+
+}  // namespace moe8

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "gemm/cuda_gemm.h"
+
+#include <ATen/ops/_scaled_mm.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+
+#include "base/cuda_device.h"
+#include "cuda/gemm/grouped_gemm.h"
+#include "quantize/cuda_groups.h"
+#include "quantize/cuda_launch.h"
+
+namespace moe8 {
+namespace {
+
+constexpr int kHopper = 90;
+constexpr int64_t kMaxSize = INT32_MAX;
+
+// M tokens, N out-features, K in-features, E groups, whichever product it is.
+struct Sizes {
+  int64_t M, N, K, E;
+};
+
+Sizes sizes_of(const GemmProblem& p) {
+  switch (p.gemm) {
+    case Gemm::OUT:
+      return {p.left.size(0), p.right.size(1), p.right.size(2), p.right.size(0)};
+    case Gemm::GRAD_INPUT:
+      return {p.left.size(0), p.right.size(1), p.right.size(2), p.right.size(0)};
+    case Gemm::GRAD_WEIGHT:
+      break;
+  }
+  return {p.left.size(0), p.left.size(1), p.right.size(1), p.groups.count()};
+}
+
+std::vector<int64_t> out_sizes(const GemmProblem& p, const Sizes& s) {
+  switch (p.gemm) {
+    case Gemm::OUT:
+      return {s.M, s.N};
+    case Gemm::GRAD_INPUT:
+      return {s.M, s.K};
+    case Gemm::GRAD_WEIGHT:
+      break;
+  }
+  return {s.E, s.N, s.K};
+}
+
+cuda::GroupedGemmKind kind_of(Gemm gemm) {
+  switch (gemm) {
+    case Gemm::OUT:
+      return cuda::GroupedGemmKind::kOut;
+    case Gemm::GRAD_INPUT:
+      return cuda::GroupedGemmKind::kGradInput;
+    case Gemm::GRAD_WEIGHT:
+      break;
+  }
+  return cuda::GroupedGemmKind::kGradWeight;
+}
+
+// What both families of kernels ask for.
+std::optional<std::string> hopper_refusal(const GemmProblem& p) {
+  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
+  const int capability = compute_capability(p.left.device());
+  if (capability != kHopper) {
+    return c10::str("it needs compute capability 9.0, ", p.left.device(), " has ", capability / 10,
+                    ".", capability % 10);
+  }
+  const Sizes s = sizes_of(p);
+  if (std::max({s.M, s.N, s.K}) > kMaxSize) return "a size does not fit 32 bits";
+  if (s.E > cuda::kMaxGroups) return c10::str("more than ", cuda::kMaxGroups, " groups");
+  return std::nullopt;
+}
+
+const Float8Format* float8(const OperandFormat& format) {
+  return std::get_if<Float8Format>(&format);
+}
+
+cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Tensor& out,
+                              const DeviceGroups& groups, cudaStream_t stream) {
+  cuda::GroupedGemmArgs args{};
+  args.kind = kind_of(p.gemm);
+  args.output =
+      p.out_dtype == at::kBFloat16 ? cuda::GemmOutput::kBFloat16 : cuda::GemmOutput::kFloat32;
+  args.M = s.M;
+  args.N = s.N;
+  args.K = s.K;
+  args.E = s.E;
+  args.offs = groups.offs.const_data_ptr<int32_t>();
+  args.out = out.mutable_data_ptr();
+  args.out_pitch = out.size(-1);
+  args.stream = stream;
+  return args;
+}
+
+void launch(const char* op, const cuda::GroupedGemmArgs& args) {
+  const cuda::LaunchStatus status = cuda::launch_grouped_gemm(args);
+  if (status.error == cudaSuccess) return;
+  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
+  fail(op, "",
+       c10::str("the grouped GEMM could not be launched (", status.failed,
+                "): ", cudaGetErrorString(status.error)));
+}
+
+at::Tensor empty_out(const GemmProblem& p, const Sizes& s) {
+  return at::empty(out_sizes(p, s), at::TensorOptions().device(p.left.device()).dtype(p.out_dtype));
+}
+
+// Rows of whole 16 bytes, as the kernels read them; the columns added are zeros.
+at::Tensor with_aligned_pitch(const at::Tensor& values) {
+  constexpr int64_t kElements = 16 / 2;
+  const int64_t rest = values.size(-1) % kElements;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(values.const_data_ptr()) % 16 == 0;
+  if (rest != 0) return at::constant_pad_nd(values, {0, kElements - rest});
+  return is_aligned ? values : values.clone();
+}
+
+}  // namespace
+
+// ---- FP8 codes, our kernels -------------------------------------------------
+std::optional<std::string> cuda_fp8_refusal(const GemmProblem& p) {
+  if (std::optional<std::string> refusal = hopper_refusal(p)) return refusal;
+  for (const OperandFormat& format : {p.formats.left, p.formats.right}) {
+    if (!float8(format)) return "an operand is not FP8 with float32 scales";
+    if (float8(format)->elem != ElemDtype::E4M3) return "an operand is not float8_e4m3fn";
+  }
+  if (!p.formats.use_fast_accum && p.gemm != Gemm::GRAD_WEIGHT) {
+    return "use_fast_accum=false was asked for, and it accumulates in the tensor cores throughout";
+  }
+  return std::nullopt;
+}
+
+at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
+  const Launch on(p.left.device());
+  const Sizes s = sizes_of(p);
+  const Form left = p.left.form(p.left_key(Encoding::FLOAT8), p.groups);
+  const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
+  const DeviceGroups& groups = p.groups.on_device(s.M, p.left.device());
+  const at::Tensor out = empty_out(p, s);
+  cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
+  args.element = cuda::GemmElement::kE4M3;
+  args.left = left.data.const_data_ptr();
+  args.left_pitch = left.data.size(-1);
+  args.right = right.data.const_data_ptr();
+  args.right_pitch = right.data.size(-1);
+  args.row_scale = left.scale.const_data_ptr<float>();
+  args.col_scale = right.scale.const_data_ptr<float>();
+  if (p.gemm == Gemm::GRAD_WEIGHT) {
+    args.padded_starts = groups.metadata.padded_starts;
+    args.padded_tokens = groups.metadata.padded_rows();
+  }
+  launch("cuda_fp8", args);
+  return out;
+}
+
+// ---- FP8 codes, LibTorch's --------------------------------------------------
+namespace {
+
+constexpr int64_t kScaledMmAlignment = 16;  // of every size that at::_scaled_mm takes
+
+bool is_tensorwise(const GemmProblem& p) {
+  return float8(p.formats.left)->granularity == ScalingGranularity::TENSORWISE &&
+         float8(p.formats.right)->granularity == ScalingGranularity::TENSORWISE;
+}
+
+at::Tensor as_float8(const at::Tensor& codes, const OperandFormat& format) {
+  return codes.view(float8(format)->elem == ElemDtype::E4M3 ? at::kFloat8_e4m3fn
+                                                            : at::kFloat8_e5m2);
+}
+
+// [rows, pitch] whether it is the only expert's weight or a matrix.
+at::Tensor as_matrix(const at::Tensor& x) {
+  return x.dim() == 3 ? x.squeeze(0) : x;
+}
+
+}  // namespace
+
+std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem& p) {
+  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
+  if (p.groups.offs()) return "at::_scaled_mm has no groups";
+  if (!float8(p.formats.left) || !float8(p.formats.right)) return "an operand is not FP8";
+  if (float8(p.formats.left)->elem == ElemDtype::E5M2 &&
+      float8(p.formats.right)->elem == ElemDtype::E5M2) {
+    return "at::_scaled_mm takes one float8_e5m2 operand, not two";
+  }
+  if (p.out_dtype != at::kBFloat16) return "at::_scaled_mm by rows gives bf16 only";
+  const Sizes s = sizes_of(p);
+  const int64_t columns = p.gemm == Gemm::OUT ? s.N : s.K;
+  if (columns % kScaledMmAlignment != 0) return "out has rows of a size not divisible by 16";
+  if (s.M == 0 || s.N == 0 || s.K == 0) return "an operand is empty";
+  return std::nullopt;
+}
+
+at::Tensor cuda_scaled_mm_gemm(const GemmProblem& p) {
+  const Launch on(p.left.device());
+  const Form left = p.left.form(p.left_key(Encoding::FLOAT8), p.groups);
+  const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
+  const at::Tensor a = as_float8(as_matrix(left.data), p.formats.left);
+  const at::Tensor b = as_float8(as_matrix(right.data), p.formats.right).t();
+  at::Tensor scale_a = left.scale.reshape({-1, 1});
+  at::Tensor scale_b = right.scale.reshape({1, -1});
+  if (is_tensorwise(p)) {
+    scale_a = scale_a.narrow(0, 0, 1).reshape({});
+    scale_b = scale_b.narrow(1, 0, 1).reshape({});
+  }
+  const at::Tensor out = at::_scaled_mm(a, b, scale_a, scale_b, std::nullopt, std::nullopt,
+                                        p.out_dtype, p.formats.use_fast_accum);
+  return p.gemm == Gemm::GRAD_WEIGHT ? out.unsqueeze(0) : out;
+}
+
+// ---- values in bf16 ---------------------------------------------------------
+std::optional<std::string> cuda_bf16_refusal(const GemmProblem& p) {
+  if (std::optional<std::string> refusal = hopper_refusal(p)) return refusal;
+  if (!values_fit_bf16(p.formats.left, p.left.scalar_type())) {
+    return "the left operand needs float32";
+  }
+  if (!values_fit_bf16(p.formats.right, p.right.scalar_type())) {
+    return "the right operand needs float32";
+  }
+  return std::nullopt;
+}
+
+at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
+  const Launch on(p.left.device());
+  const Sizes s = sizes_of(p);
+  const at::Tensor left =
+      with_aligned_pitch(p.left.form(p.left_key(Encoding::BF16), p.groups).data);
+  const at::Tensor right =
+      with_aligned_pitch(p.right.form(p.right_key(Encoding::BF16), p.groups).data);
+  const at::Tensor out = empty_out(p, s);
+  cuda::GroupedGemmArgs args =
+      args_of(p, s, out, p.groups.on_device(s.M, p.left.device()), on.stream);
+  args.element = cuda::GemmElement::kBFloat16;
+  args.left = left.const_data_ptr();
+  args.left_pitch = left.size(-1);
+  args.right = right.const_data_ptr();
+  args.right_pitch = right.size(-1);
+  launch("cuda_bf16", args);
+  return out;
+}
+
+}  // namespace moe8

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// GEMMs on a GPU: the kernels of src/cuda/gemm/, and LibTorch's scaled products where they serve.
+// In a build without CUDA there are none, and each refuses.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "gemm/low_precision_gemm.h"
+
+namespace moe8 {
+
+/// FP8 codes by src/cuda/gemm/: Hopper; any groups.
+std::optional<std::string> cuda_fp8_refusal(const GemmProblem& problem);
+at::Tensor cuda_fp8_gemm(const GemmProblem& problem);
+
+/// FP8 codes by at::_scaled_mm: one group; also formats and accumulation that the kernels of
+/// src/cuda/gemm/ lack.
+std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem& problem);
+at::Tensor cuda_scaled_mm_gemm(const GemmProblem& problem);
+
+/// Values in bf16 by src/cuda/gemm/, exact operands, accumulated in float32: Hopper; any groups.
+std::optional<std::string> cuda_bf16_refusal(const GemmProblem& problem);
+at::Tensor cuda_bf16_gemm(const GemmProblem& problem);
+
+}  // namespace moe8

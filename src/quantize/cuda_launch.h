@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// From tensors to CUDA kernels: device and stream of a launch, and its error. Only for files built
+// with CUDA.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "base/check.h"
+
+namespace moe8 {
+
+/// Makes a tensor's device the current one while it lives; `stream` is that device's current one.
+struct Launch {
+  explicit Launch(const at::Device& device)
+      : guard(device), stream(c10::cuda::getCurrentCUDAStream(device.index()).stream()) {}
+
+  c10::cuda::CUDAGuard guard;
+  cudaStream_t stream;
+};
+
+/// @throws c10::Error unless the launch succeeded.
+inline void check_launch(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
+  fail(op, "", c10::str("a CUDA kernel could not be launched: ", cudaGetErrorString(error)));
+}
+
+}  // namespace moe8

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The public quantizers on a GPU, arguments checked: each works on the current stream, never waits
+// for the device, and equals the CPU's bit for bit. In a build without CUDA they say so.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "moe8/blocked_scales.h"
+#include "moe8/float8.h"
+#include "moe8/mx.h"
+
+namespace moe8 {
+
+struct MxCodes {
+  at::Tensor codes;  // uint8, shape of x, one code a byte
+  at::Tensor scale;  // uint8, shape as MXTensor::scale
+};
+MxCodes cuda_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+                         int64_t axis, const std::optional<at::Tensor>& offs);
+
+at::Tensor cuda_fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+                                 int64_t axis, const std::optional<at::Tensor>& offs,
+                                 at::ScalarType dtype);
+
+struct Float8Codes {
+  at::Tensor codes;  // uint8, shape of x, contiguous
+  at::Tensor scale;  // float32, shape as Float8Tensor::scale
+};
+Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& granularity,
+                                 ElemDtype elem, bool round_scales_to_power_of_2,
+                                 const std::optional<at::Tensor>& offs);
+
+/// to_blocked_m_groups, to_blocked_k_groups: bytes in, bytes out.
+BlockedGroups cuda_blocked_m_groups(const at::Tensor& bytes, const at::Tensor& offs);
+BlockedGroups cuda_blocked_k_groups(const at::Tensor& bytes, const at::Tensor& offs);
+
+}  // namespace moe8
