@@ -19,6 +19,24 @@ inline constexpr std::array<GroupedShape, 2> kCpuGroupedShapes = {{
     {"C2", 4096, 256, 512, 64},
 }};
 
+/// Expert layers of published models, for one GPU.
+inline constexpr std::array<GroupedShape, 4> kGpuGroupedShapes = {{
+    {"S1", 131072, 8192, 5120, 8},
+    {"S2", 131072, 2048, 7168, 8},
+    {"S3", 65536, 768, 2048, 128},
+    {"S4", 32768, 2880, 2880, 32},
+}};
+
+/// A dense layer: M tokens, N out-features, K in-features.
+struct LinearShape {
+  int64_t M, N, K;
+};
+inline constexpr std::array<LinearShape, 3> kGpuLinearShapes = {{
+    {16384, 8192, 8192},
+    {16384, 14336, 4096},
+    {8192, 2048, 2048},
+}};
+
 /// A matrix to quantize, larger than the last-level cache of a server core.
 struct MatrixShape {
   const char* name;

@@ -72,7 +72,7 @@ std::string backends_line() {
     return "CPU only: " + *failure;
   }
   std::string line = "CPU and CUDA";
-  for (int i = 0; i < at::getNumGPUs(); ++i) {
+  for (size_t i = 0; i < at::getNumGPUs(); ++i) {
     const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
     const std::optional<std::string> refusal = quantizer_refusal(device);
     line += c10::str("; ", device, ": ",

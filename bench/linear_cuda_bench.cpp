@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Dense linears on one GPU, forward and backward, against LibTorch's in bf16 in the same run.
+//
+//   linear_cuda_bench [--rounds N] [--json FILE]
+#include <c10/cuda/CUDAFunctions.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <iostream>
+#include <memory>
+
+#include "base/cuda_backend.h"
+#include "harness.h"
+#include "moe8/moe8.h"
+#include "shapes.h"
+
+namespace moe8::bench {
+namespace {
+
+struct Layer {
+  at::Tensor x, weight, grad_out;
+
+  explicit Layer(const LinearShape& s) {
+    const auto bf16 = at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA);
+    x = at::randn({s.M, s.K}, bf16).requires_grad_();
+    weight = (at::randn({s.N, s.K}, bf16) / std::sqrt(static_cast<double>(s.K))).requires_grad_();
+    grad_out = at::randn({s.M, s.N}, bf16);
+  }
+  void backward(const at::Tensor& out) const {
+    torch::autograd::grad({out}, {x, weight}, {grad_out});
+    c10::cuda::device_synchronize();
+  }
+};
+
+void add_rows(std::vector<Row>& rows, const LinearShape& s) {
+  const auto layer = std::make_shared<Layer>(s);
+  const std::string shape = c10::str("M ", s.M, " N ", s.N, " K ", s.K);
+  const double flops = 6.0 * s.M * s.N * s.K;
+  const int baseline = static_cast<int>(rows.size());
+  rows.push_back({.op = "at::linear, forward + backward",
+                  .shape = shape,
+                  .recipe = "bf16",
+                  .flops = flops,
+                  .run = [layer] { layer->backward(at::linear(layer->x, layer->weight)); }});
+  for (const char* name : {"tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8_emulated"}) {
+    const Config config =
+        std::string(name) == "mxfp8_emulated" ? Config(MXLinearConfig{}) : recipe(name);
+    rows.push_back({.op = "forward + backward",
+                    .shape = shape,
+                    .recipe = name,
+                    .flops = flops,
+                    .run =
+                        [layer, config] {
+                          layer->backward(
+                              quantize_then_linear(layer->x, layer->weight, std::nullopt, config));
+                        },
+                    .baseline = baseline});
+  }
+}
+
+}  // namespace
+}  // namespace moe8::bench
+
+int main(int argc, char** argv) {
+  using namespace moe8::bench;
+  if (const auto failure = moe8::load_cuda_backend()) {
+    std::cerr << "linear_cuda_bench: " << *failure << "\n";
+    return 77;
+  }
+  moe8::set_weight_cache(moe8::WeightCache::OFF);
+  std::vector<Row> rows;
+  for (const LinearShape& shape : kGpuLinearShapes) add_rows(rows, shape);
+  return run_table("linears on a GPU", rows, argc, argv);
+}
