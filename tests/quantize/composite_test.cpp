@@ -63,7 +63,8 @@ TEST(Composite, DequantizesEveryMxScale) {
                       .elem = elem,
                       .axis = 1,
                       .orig_dtype = at::kFloat,
-                      .shape = {256, 256}};
+                      .shape = {256, 256},
+                      .offs = std::nullopt};
     for (at::ScalarType out : kDtypes) {
       EXPECT_TRUE(same_values(dequantize(mx, out), composite_dequantize_mx(mx, codes, out)))
           << to_string(elem);
