@@ -44,7 +44,7 @@ in_bash() {
 }
 expect "bash: commands" "$(in_bash '')" "${commands[@]}" --help --version
 expect "bash: options of plan" "$(in_bash plan --)" "${options[@]}"
-expect_only "bash: the start of a command" "$(in_bash comp)" completion
+expect_only "bash: the start of a command" "$(in_bash comple)" completion
 expect_only "bash: the start of an option" "$(in_bash plan --rec)" --recipe
 expect_only "bash: a recipe" "$(in_bash plan --config x --recipe mxfp8_floor_)" mxfp8_floor_wgrad_with_hp
 expect_only "bash: a recipe to train with" "$(in_bash train --recipe fp8)" fp8_rowwise
