@@ -7,6 +7,7 @@
 
 namespace moe8 {
 
+void add_compare_command(CLI::App& app);
 void add_completion_command(CLI::App& app);
 void add_conformance_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);

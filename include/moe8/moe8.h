@@ -9,6 +9,7 @@
 #include "moe8/linear.h"
 #include "moe8/memory.h"
 #include "moe8/mx.h"
+#include "moe8/numerics.h"
 #include "moe8/quantize_model.h"
 #include "moe8/safetensors.h"
 #include "moe8/version.h"

@@ -29,6 +29,20 @@ std::string row(const char* format, auto... values) {
   return text;
 }
 
+Report report_of(const DemoResult& result) {
+  const RunResult& first = result.runs.front();
+  std::vector<std::string> folders;
+  for (const RunResult& run : result.runs) folders.push_back(run.folder);
+  return {.title = "moe8 demo: one model, one seed, several recipes",
+          .introduction = row("%.2f million parameters, %.2f million of them active for a token; "
+                              "%lld steps.",
+                              static_cast<double>(first.parameters) / 1e6,
+                              static_cast<double>(first.active_parameters) / 1e6,
+                              static_cast<long long>(first.steps)),
+          .runs = read_runs(folders),
+          .bigram_loss = result.bigram_loss};
+}
+
 }  // namespace
 
 const std::string& demo_config_text() {
@@ -58,7 +72,7 @@ DemoResult run_demo(const RunConfig& config, const std::vector<std::string>& rec
     result.runs.push_back(train(one, replacing));
   }
   result.report = config.output.folder + "/report.html";
-  write_report(result, result.report);
+  write_report(report_of(result), result.report);
   return result;
 }
 

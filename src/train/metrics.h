@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "io/file.h"
+#include "moe8/numerics.h"
 
 namespace moe8 {
 
@@ -22,9 +23,25 @@ struct StepMetrics {
   // when perfectly balanced.
   double expert_load_min = 0;
   double expert_load_max = 0;
-  std::optional<double> validation_loss;  // after the step's update, where one was measured
+  std::optional<double> validation_loss{};  // after the step's update, where one was measured
 
   bool operator==(const StepMetrics&) const = default;
+};
+
+/// What the numerics line of a step says, as far as a report shows it.
+struct NumericsLine {
+  struct Product {
+    std::string weight{};   // "layers.1.moe.experts.w1"
+    std::string product{};  // "out", "grad_input" or "grad_weight"
+    double sqnr_db = 0;     // infinite when nothing was lost
+    double underflow = 0;   // of the worse operand, here and below
+    double saturated = 0;
+    double amax = 0;  // the larger; NaN when not finite
+  };
+  int64_t step = 0;
+  std::vector<Product> products;  // those of a weight together, sorted by name
+  std::vector<ExpertTokens> experts;
+  std::vector<std::string> warnings;
 };
 
 class MetricsFile {
@@ -36,16 +53,24 @@ class MetricsFile {
   explicit MetricsFile(const std::string& path, int64_t last_step = 0);
   /// Appends one line, which other programs see at once. @throws c10::Error on a failure to write.
   void write(const StepMetrics& metrics);
+  /// The same for {"kind": "numerics", "step": step, ...}, the rest as NumericsReport::to_json().
+  /// To be called before the step's own line is written.
+  void write(int64_t step, const NumericsReport& report);
   /// Waits until the disk has all lines.
   void sync();
 
  private:
+  void write(const std::string& line);
+
   std::string path_;
   Descriptor fd_;
 };
 
-/// The steps; lines of another kind are passed over.
+/// The steps; lines of another kind are passed over, and a last line that is not ended yet.
 /// @throws c10::Error naming file and line of what is not a step.
 std::vector<StepMetrics> read_metrics(const std::string& path);
+
+/// The lines of kind "numerics"; others are passed over. @throws c10::Error likewise.
+std::vector<NumericsLine> read_numerics(const std::string& path);
 
 }  // namespace moe8

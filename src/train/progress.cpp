@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <ostream>
 
+#include "base/log.h"
+
 namespace moe8 {
 namespace {
 
@@ -71,6 +73,12 @@ void Progress::show(const StepMetrics& metrics) {
 void Progress::say(const std::string& line) {
   finish();
   if (out_) *out_ << line << std::endl;
+}
+
+void Progress::warn(const std::vector<std::string>& warnings) {
+  if (warnings.empty()) return;
+  finish();
+  for (const std::string& warning : warnings) log_warning(warning);
 }
 
 void Progress::finish() {

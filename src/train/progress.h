@@ -6,6 +6,7 @@
 #include <chrono>
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "train/metrics.h"
 
@@ -26,6 +27,8 @@ class Progress {
   void show(const StepMetrics& metrics);
   /// A line of its own.
   void say(const std::string& line);
+  /// Prints warnings of the library below the line.
+  void warn(const std::vector<std::string>& warnings);
   /// Leaves the last line standing.
   void finish();
 

@@ -1,18 +1,30 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// report.html of the demo: one self-contained page.
+// report.html: one self-contained page about one or several runs. `moe8 compare` and the demo
+// write it from the files of the runs; nothing on it is known to them alone.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
-#include "train/demo.h"
+#include "train/run_record.h"
 
 namespace moe8 {
 
-/// Reads metrics.jsonl of every run and writes the page: a table, loss curves of all recipes on one
-/// chart, the resolved config. No scripts, no network; light and dark by the reader's setting.
-void write_report(const DemoResult& result, const std::string& path);
+struct Report {
+  std::string title{};
+  std::string introduction{};  // plain text, a sentence or two
+  std::vector<RunRecord> runs{};
+  std::optional<double> bigram_loss{};  // of a byte-bigram table on the same validation text
+};
 
-/// Each value replaced by the mean of it and what lies at most `radius` before or after.
-std::vector<double> smoothed(const std::vector<double>& values, size_t radius);
+/// Table; curves of losses, of their differences to the first run, of tokens/s; maps of SQNR by
+/// weight and step, and of tokens by expert; warnings; the configs side by side. No scripts, no
+/// network; light and dark by the reader's setting; readable on a phone. Replaces an older page as
+/// a whole. @throws c10::Error without runs or on a failure to write.
+void write_report(const Report& report, const std::string& path);
+
+/// What write_report writes.
+std::string report_html(const Report& report);
 
 }  // namespace moe8

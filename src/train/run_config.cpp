@@ -184,6 +184,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "threads", c.training.threads, Range{0, 4096});
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
+  visit("numerics", "interval", c.numerics.interval, kCountOrZero);
   visit("output", "folder", c.output.folder, kAny);
   visit("output", "checkpoint", c.output.checkpoint, kAny);
 }
@@ -334,18 +335,19 @@ std::string to_toml(const RunConfig& config) {
   return out.str() + to_toml(config.convert);
 }
 
+std::vector<std::pair<std::string, std::string>> settings_text(const RunConfig& config) {
+  std::vector<std::pair<std::string, std::string>> all;
+  for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
+    std::ostringstream value;
+    print(value, member);
+    all.emplace_back(c10::str(section, ".", key), value.str());
+  });
+  all.emplace_back("convert", rules_text(config.convert));
+  return all;
+}
+
 std::vector<SettingDifference> differences(const RunConfig& first, const RunConfig& second) {
-  const auto texts = [](const RunConfig& config) {
-    std::vector<std::pair<std::string, std::string>> all;
-    for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
-      std::ostringstream text;
-      print(text, member);
-      all.emplace_back(c10::str(section, ".", key), text.str());
-    });
-    all.emplace_back("convert", rules_text(config.convert));
-    return all;
-  };
-  const auto a = texts(first), b = texts(second);
+  const auto a = settings_text(first), b = settings_text(second);
   std::vector<SettingDifference> found;
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].second != b[i].second) found.push_back({a[i].first, a[i].second, b[i].second});

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "moe8/moe.h"
@@ -65,6 +66,13 @@ struct CheckpointConfig {
   bool operator==(const CheckpointConfig&) const = default;
 };
 
+/// How often to look whether low precision is healthy (moe8/numerics.h).
+struct NumericsConfig {
+  int64_t interval = 50;  // steps from look to look, the first at step 1; 0: never
+
+  bool operator==(const NumericsConfig&) const = default;
+};
+
 struct OutputConfig {
   std::string folder = "runs/train";
   bool checkpoint = true;  // model.safetensors at the end
@@ -78,6 +86,7 @@ struct RunConfig {
   OptimizerConfig optimizer;
   TrainingConfig training;
   CheckpointConfig checkpoint;
+  NumericsConfig numerics;
   OutputConfig output;
   std::vector<ConversionRule> convert;  // not empty: instead of training.recipe
 
@@ -96,6 +105,10 @@ struct RunConfig {
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides = {});
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {});
+
+/// Every setting as ("section.key", value in TOML), then ("convert", its tables): for tables.
+/// Always the same keys in the same order.
+std::vector<std::pair<std::string, std::string>> settings_text(const RunConfig& config);
 
 /// The complete config as TOML; parse_run_config gives an equal one.
 std::string to_toml(const RunConfig& config);

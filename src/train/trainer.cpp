@@ -18,6 +18,7 @@
 #include "moe8/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
+#include "train/health.h"
 #include "train/metrics.h"
 #include "train/named_tensors.h"
 #include "train/process_memory.h"
@@ -138,6 +139,7 @@ class Run {
   Transformer model_{nullptr};
   int64_t converted_parameters_ = 0;
   std::unique_ptr<Stepper> stepper_;
+  std::unique_ptr<Health> health_;
   RunState state_;
   bool warm_ = false;  // the first step of a process is not timed
   int64_t saved_step_ = 0;
@@ -162,6 +164,7 @@ Run::Run(const RunConfig& config, const RunOptions& options)
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
   converted_parameters_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
+  health_ = std::make_unique<Health>(*model_, config_.numerics);
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
@@ -175,6 +178,7 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
 double Run::backward(int64_t number) {
   const TrainingConfig& t = config_.training;
   double sum = 0;
+  health_->start(number);
   for (int64_t i = 0; i < t.accumulation; ++i) {
     const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
                                           t.batch_size, t.seq_len);
@@ -182,6 +186,7 @@ double Run::backward(int64_t number) {
     sum += loss.item<double>();
     check_finite(sum, "loss", number);
     loss.backward();
+    health_->stop();  // one batch stands for the step
     stepper_->accumulate();
   }
   return sum;
@@ -199,6 +204,7 @@ StepMetrics Run::step() {
   const Load load = expert_load(*model_);
   metrics.expert_load_min = load.least;
   metrics.expert_load_max = load.most;
+  health_->finish();
   update_expert_bias(*model_);
   const double seconds = seconds_since(start);
   metrics.tokens_per_s = tokens_of_a_step(t) / seconds;
@@ -315,6 +321,10 @@ void Run::train_on(Progress& progress) {
   while (state_.step < config_.training.steps && stop_signal() == 0) {
     StepMetrics metrics = step();
     const bool new_best = validate(metrics);
+    if (const auto report = health_->take()) {
+      metrics_->write(metrics.step, *report);
+      progress.warn(health_->fresh_warnings(*report));
+    }
     metrics_->write(metrics);
     progress.show(metrics);
     if (checkpoint_due(new_best)) save();

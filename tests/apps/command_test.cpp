@@ -31,14 +31,14 @@ TEST(Command, HelpListsTheCommands) {
   EXPECT_EQ(ran.status, 0);
   EXPECT_EQ(ran.err, "");
   for (const char* name :
-       {"demo", "train", "recipes", "plan", "conformance", "doctor", "completion"}) {
+       {"demo", "train", "compare", "recipes", "plan", "conformance", "doctor", "completion"}) {
     EXPECT_THAT(ran.out, HasSubstr(name));
   }
 }
 
 TEST(Command, EveryCommandHasHelpWithAnExample) {
   for (const std::string name :
-       {"completion", "conformance", "demo", "doctor", "plan", "recipes", "train"}) {
+       {"compare", "completion", "conformance", "demo", "doctor", "plan", "recipes", "train"}) {
     const Ran ran = run_moe8({name, "--help"});
     EXPECT_EQ(ran.status, 0) << name;
     EXPECT_THAT(ran.out, HasSubstr("Example:")) << name;

@@ -6,7 +6,6 @@
 
 #include "testing/compare.h"
 #include "testing/folder.h"
-#include "train/report.h"
 
 namespace moe8 {
 namespace {
@@ -60,12 +59,6 @@ TEST(Demo, TheBuiltInConfigIsValid) {
   EXPECT_GT(config.model.n_experts, 1);
 }
 
-TEST(Demo, SmoothingIsAMovingMean) {
-  EXPECT_EQ(smoothed({1, 2, 6, 3}, 1), (std::vector<double>{1.5, 3, 11.0 / 3, 4.5}));
-  EXPECT_EQ(smoothed({1, 2}, 0), (std::vector<double>{1, 2}));
-  EXPECT_EQ(smoothed({}, 3), std::vector<double>{});
-}
-
 TEST(Demo, TrainsEveryRecipeAndWritesThePage) {
   const testing::TemporaryFolder folder;
   std::string text;
@@ -96,9 +89,8 @@ TEST(Demo, TrainsEveryRecipeAndWritesThePage) {
   EXPECT_THAT(page, HasSubstr("byte-bigram table"));
   EXPECT_THAT(page, HasSubstr("a&lt;b&gt;.txt"));
   EXPECT_EQ(page.find("a<b>"), std::string::npos);
-  size_t curves = 0;
-  for (size_t at = 0; (at = page.find("class=\"curve\"", at)) != std::string::npos; ++at) ++curves;
-  EXPECT_EQ(curves, 2u);
+  EXPECT_THAT(page, HasSubstr("fp8_rowwise"));
+  EXPECT_THAT(page, HasSubstr("Error of the products"));  // numerics are looked at in a demo, too
   for (const char* outside : {"<script", "href=", "src=", "nan", "inf,"}) {
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
   }

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Reports of a NumericsMonitor: made from sums, as a table, as JSON and back.
+#include "numerics/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+
+namespace moe8 {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// ---- from sums --------------------------------------------------------------
+double share(int64_t part, int64_t whole) {
+  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+std::optional<ElemDtype> elem_of(const OperandFormat& format) {
+  if (const auto* mx = std::get_if<MxFormat>(&format)) return mx->elem;
+  if (const auto* f8 = std::get_if<Float8Format>(&format)) return f8->elem;
+  return std::nullopt;
+}
+
+OperandNumerics operand_numerics(const char* name, const OperandFormat& format,
+                                 const OperandSums& sums) {
+  return {.name = name,
+          .format = to_string(format),
+          .elem = elem_of(format),
+          .sampled = sums.error.values,
+          .amax = sums.amax,
+          .underflow = share(sums.underflow, sums.nonzero),
+          .saturated = share(sums.saturated, sums.error.values),
+          .nonfinite = share(sums.error.nonfinite, sums.error.values),
+          .sqnr_db = sums.error.sqnr_db()};
+}
+
+// ---- the table --------------------------------------------------------------
+using Line = std::vector<std::string>;
+
+std::string text(const char* format, double value) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, format, value);
+  return buffer;
+}
+
+Line line_of(const std::string& product, std::optional<double> sqnr_db, const OperandNumerics& o) {
+  return {product,
+          sqnr_db ? text("%.1f", *sqnr_db) : "",
+          o.name,
+          o.format,
+          text("%.3g", o.amax),
+          text("%.2f%%", 100 * o.underflow),
+          text("%.2f%%", 100 * o.saturated),
+          text("%.1f", o.sqnr_db)};
+}
+
+std::string aligned(const std::vector<Line>& lines) {
+  std::vector<size_t> widths(lines.front().size());
+  for (const Line& line : lines) {
+    if (line.size() == 1) continue;  // a remark, as long as it likes
+    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
+  }
+  std::string out;
+  for (const Line& line : lines) {
+    for (size_t i = 0; i < line.size(); ++i) {
+      out += line[i];
+      if (i + 1 < line.size()) out.append(widths[i] - line[i].size() + 2, ' ');
+    }
+    out += '\n';
+  }
+  return out;
+}
+
+// ---- JSON -------------------------------------------------------------------
+// Four digits say all that a sample can. JSON has no infinity and no NaN: nlohmann writes null.
+double rounded(double value) {
+  return std::isfinite(value) ? std::strtod(text("%.4g", value).c_str(), nullptr) : value;
+}
+
+Json json_of(const OperandNumerics& o) {
+  return {{"format", o.format},
+          {"amax", rounded(o.amax)},
+          {"underflow", rounded(o.underflow)},
+          {"saturated", rounded(o.saturated)},
+          {"nonfinite", rounded(o.nonfinite)},
+          {"sqnr_db", rounded(o.sqnr_db)}};
+}
+
+Json json_of(const ProductNumerics& p) {
+  Json json{{"sqnr_db", rounded(p.sqnr_db)}};
+  json[p.left.name] = json_of(p.left);
+  json[p.right.name] = json_of(p.right);
+  return json;
+}
+
+Json json_of(const WeightNumerics& weight) {
+  Json json{{"fqn", weight.fqn}, {"products", Json::object()}};
+  for (const ProductNumerics& p : weight.products) json["products"][p.name] = json_of(p);
+  return json;
+}
+
+Json json_of(const ExpertTokens& experts) {
+  return {{"fqn", experts.fqn},
+          {"tokens", experts.tokens},
+          {"max_over_mean", rounded(experts.max_over_mean())},
+          {"min_over_mean", rounded(experts.min_over_mean())},
+          {"idle", rounded(experts.idle_share())},
+          {"balance", rounded(experts.balance())}};
+}
+
+Json json_of(const NumericsWarning& w) {
+  return {{"place", w.place},
+          {"quantity", to_string(w.quantity)},
+          {"value", rounded(w.value)},
+          {"text", w.text()}};
+}
+
+template <typename T>
+Json list_of(const std::vector<T>& items) {
+  Json list = Json::array();
+  for (const T& item : items) list.push_back(json_of(item));
+  return list;
+}
+
+}  // namespace
+
+ProductNumerics product_numerics(Gemm gemm, const GemmFormats& formats, const GemmSums& sums) {
+  const char* left = gemm == Gemm::OUT ? "input" : "grad_output";
+  const char* right = gemm == Gemm::GRAD_WEIGHT ? "input" : "weight";
+  return {.name = to_string(gemm),
+          .calls = sums.calls,
+          .left = operand_numerics(left, formats.left, sums.left),
+          .right = operand_numerics(right, formats.right, sums.right),
+          .sampled = sums.result.values,
+          .sqnr_db = sums.result.sqnr_db()};
+}
+
+// ---- experts ----------------------------------------------------------------
+double ExpertTokens::mean() const {
+  const double total =
+      static_cast<double>(std::accumulate(tokens.begin(), tokens.end(), int64_t{}));
+  return tokens.empty() ? 0 : total / static_cast<double>(tokens.size());
+}
+
+double ExpertTokens::max_over_mean() const {
+  const double average = mean();
+  return average > 0 ? static_cast<double>(*std::ranges::max_element(tokens)) / average : 0;
+}
+
+double ExpertTokens::min_over_mean() const {
+  const double average = mean();
+  return average > 0 ? static_cast<double>(*std::ranges::min_element(tokens)) / average : 0;
+}
+
+double ExpertTokens::idle_share() const {
+  return share(std::ranges::count(tokens, 0), static_cast<int64_t>(tokens.size()));
+}
+
+double ExpertTokens::balance() const {
+  if (tokens.size() < 2 || mean() == 0) return tokens.size() == 1 ? 1 : 0;
+  double entropy = 0;
+  for (const int64_t count : tokens) {
+    const double part = static_cast<double>(count) / (mean() * static_cast<double>(tokens.size()));
+    if (part > 0) entropy -= part * std::log(part);
+  }
+  return entropy / std::log(static_cast<double>(tokens.size()));
+}
+
+// ---- the report -------------------------------------------------------------
+std::string NumericsReport::to_table() const {
+  if (weights.empty()) return "No converted weight, and no low-precision product was seen.\n";
+  std::vector<Line> lines{
+      {"product", "SQNR dB", "operand", "format", "amax", "underflow", "saturated", "SQNR dB"}};
+  for (const WeightNumerics& weight : weights) {
+    if (weight.products.empty()) lines.push_back({weight.fqn + ": no product seen"});
+    for (const ProductNumerics& product : weight.products) {
+      lines.push_back(line_of(weight.fqn + " " + product.name, product.sqnr_db, product.left));
+      lines.push_back(line_of("", {}, product.right));
+    }
+  }
+  std::string out = aligned(lines);
+  for (const ExpertTokens& e : experts) {
+    out += e.fqn + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
+           text("%.2f", e.min_over_mean()) + " of the mean of " + text("%.0f", e.mean()) +
+           " rows; balance " + text("%.3f", e.balance()) + "\n";
+  }
+  for (const NumericsWarning& warning : warnings) out += "WARNING " + warning.text() + "\n";
+  if (warnings.empty()) out += "All values are within their bounds.\n";
+  return out;
+}
+
+std::string NumericsReport::to_json() const {
+  return Json{
+      {"weights", list_of(weights)}, {"experts", list_of(experts)}, {"warnings", list_of(warnings)}}
+      .dump();
+}
+
+}  // namespace moe8
