@@ -8,6 +8,8 @@
 #include <memory>
 #include <string_view>
 
+#include "base/printable.h"
+
 namespace moe8 {
 namespace {
 
@@ -42,19 +44,19 @@ Logger& logger() {
 }  // namespace
 
 void log_error(const std::string& message) {
-  logger().out->error("{}", message);
+  logger().out->error("{}", printable(message));
 }
 void log_warning(const std::string& message) {
-  logger().out->warn("{}", message);
+  logger().out->warn("{}", printable(message));
 }
 void log_info(const std::string& message) {
-  logger().out->info("{}", message);
+  logger().out->info("{}", printable(message));
 }
 bool logs_dispatch() {
   return logger().dispatch;
 }
 void log_dispatch(const std::string& message) {
-  logger().out->debug("{}", message);
+  logger().out->debug("{}", printable(message));
 }
 
 }  // namespace moe8

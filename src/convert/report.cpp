@@ -8,6 +8,7 @@
 #include <ostream>
 
 #include "base/nearest.h"
+#include "base/printable.h"
 #include "moe8/quantize_model.h"
 
 namespace moe8 {
@@ -34,7 +35,8 @@ Line line_of(const ConversionRow& row) {
   const bool plain = row.config && row.reason == "converted";
   std::string why = row.key ? "'" + *row.key + "'" : "";
   if (!plain) why += (why.empty() ? "" : ": ") + row.reason;
-  return {row.fqn, shape_text(row.shape), row.dtype, row.config ? name_of(*row.config) : "-", why};
+  return {printable(row.fqn), shape_text(row.shape), row.dtype,
+          row.config ? name_of(*row.config) : "-", printable(why)};
 }
 
 // Characters, not bytes: continuation bytes of UTF-8 take no column.
@@ -79,7 +81,7 @@ std::string ConversionReport::to_table() const {
   text += std::to_string(converted().size()) + " of " + std::to_string(rows.size()) +
           " parameters converted.\n";
   if (!unmatched_keys.empty()) {
-    text += "Keys that decided nothing: '" + join(unmatched_keys, "', '") + "'.\n";
+    text += "Keys that decided nothing: '" + printable(join(unmatched_keys, "', '")) + "'.\n";
   }
   return text;
 }
