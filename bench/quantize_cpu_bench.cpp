@@ -3,7 +3,6 @@
 // operations that computes the same (the baseline).
 #include <torch/torch.h>
 
-#include <cstring>
 #include <iostream>
 
 #include "harness.h"

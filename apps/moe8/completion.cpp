@@ -3,7 +3,6 @@
 // every command and option that this program has. What an option's value may be follows from its
 // type name in the help: FILE, DIR, RECIPE..., or a set {a,b}.
 #include <iostream>
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>

@@ -2,8 +2,6 @@
 // Everything a config is apart from its arithmetic: names, fields, recipes, checks. One table each.
 #include "moe8/config.h"
 
-#include <array>
-#include <sstream>
 #include <tuple>
 #include <type_traits>
 #include <utility>

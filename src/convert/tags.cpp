@@ -10,7 +10,6 @@
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
 namespace moe8 {
 namespace {

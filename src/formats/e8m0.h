@@ -3,6 +3,8 @@
 // here and nowhere else (docs/numerics.md, section 3). Header-only; no Torch, no CUDA runtime.
 #pragma once
 
+#include <bit>
+
 #include "formats/elem.h"
 
 namespace moe8 {

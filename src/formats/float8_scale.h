@@ -3,6 +3,8 @@
 // MULTIPLIES the source. Header-only; no Torch, no CUDA runtime.
 #pragma once
 
+#include <bit>
+
 #include "formats/elem.h"
 
 namespace moe8 {

@@ -2,6 +2,9 @@
 // [[convert]] tables inside any TOML document. Internal: sees toml++; see conversion_file.h.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "train/conversion_file.h"
 #include "train/toml_input.h"
 

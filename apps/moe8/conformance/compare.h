@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
-#include <vector>
 
 namespace moe8 {
 
@@ -21,7 +20,7 @@ class ExactCheck {
  public:
   /// `expected` may be the bytes (uint8) of a one-byte dtype.
   /// @throws c10::Error when shapes or dtypes differ.
-  void add(const std::string& name, const at::Tensor& got, at::Tensor expected);
+  void add(const std::string& name, const at::Tensor& result, at::Tensor expected);
   Outcome outcome() const;
 
  private:

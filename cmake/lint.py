@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs the checks of .clang-tidy over every source and header, each on its own.
+
+clangd does the work, not clang-tidy: it looks at one file's own declarations, clang-tidy 14 at all of
+LibTorch's too, which takes eight times as long. A header is parsed by itself, so one that does not
+compile alone is found here. What passed is remembered by the content of the file and of the headers of
+ours that it includes, and is not looked at again until one of them changes.
+
+  lint.py BUILD_FOLDER [FILE...]    without files: all that git knows
+"""
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+INCLUDE = re.compile(r'^\s*#include [<"]((?!torch/|ATen/|c10/)[\w./-]+\.h)[>"]', re.MULTILINE)
+FOLDERS = ("include", "src", "apps/moe8", "tests", "bench")
+DIAGNOSTIC = re.compile(r"^[EW]\[[\d:.]+\] (\[[^\]]+\] Line \d+: .*)$", re.MULTILINE)
+
+
+def sources():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.cpp", "*.h"], cwd=ROOT,
+                            check=True, capture_output=True, text=True).stdout.split()
+    return [name for name in listed if not name.startswith("tests/apps/consumer/")]
+
+
+def content_with_headers(name):
+    """The file, and the headers of this repository that it includes at any depth."""
+    seen, todo, parts = set(), [ROOT / name], []
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text = path.read_text(encoding="utf-8")
+        parts.append(text)
+        for include in INCLUDE.findall(text):
+            places = [path.parent / include] + [ROOT / folder / include for folder in FOLDERS]
+            todo.extend(place for place in places if place.is_file())
+    return "\0".join(sorted(parts))
+
+
+def check(build, name):
+    """What clangd says about a file, one line each."""
+    command = ["clangd", f"--check={ROOT / name}", f"--compile-commands-dir={build}", "--clang-tidy",
+               "--check-lines=1", "--enable-config=0", "--log=error", "--pch-storage=memory"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [f"{name}: {line}" for line in DIAGNOSTIC.findall(done.stderr)]
+    if done.returncode != 0 and not found:
+        found = [f"{name}: clangd failed: {done.stderr[-2000:]}"]
+    return found
+
+
+def main():
+    build = pathlib.Path(sys.argv[1]).resolve()
+    passed = build / "lint"
+    passed.mkdir(exist_ok=True)
+    rules = (ROOT / ".clang-tidy").read_text(encoding="utf-8")
+
+    def stamp(name):
+        text = f"{name}\0{rules}\0{content_with_headers(name)}"
+        return passed / hashlib.sha256(text.encode()).hexdigest()
+
+    todo = [name for name in sys.argv[2:] or sources() if not stamp(name).exists()]
+    print(f"lint: {len(todo)} files to look at", flush=True)
+    failed = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, found in zip(todo, pool.map(lambda one: check(build, one), todo)):
+            for line in found:
+                print(line, flush=True)
+            failed += bool(found)
+            if not found:
+                stamp(name).touch()
+    print(f"lint: {failed} of {len(todo)} files have findings")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
