@@ -12,6 +12,9 @@ endif()
 # full debug information of LibTorch's headers would fill a disk.
 set(MOE8_SANITIZE_FLAGS -fsanitize=${MOE8_SANITIZE} -fno-sanitize=vptr)
 add_compile_options(${MOE8_SANITIZE_FLAGS} -fno-omit-frame-pointer -O1 -g1)
+if(MOE8_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
 add_compile_definitions(_GLIBCXX_ASSERTIONS)
 add_link_options(${MOE8_SANITIZE_FLAGS})
 
