@@ -8,8 +8,11 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/moe8" DESTINATION "${CMAKE_INST
         FILES_MATCHING PATTERN "*.h")
 
 # LibTorch stays where it is: the installed files remember that place. Said outright, because
-# INSTALL_RPATH_USE_LINK_PATH leaves out folders inside the source tree, where .venv is.
-set(_torch_lib "${LIBTORCH_PREFIX}/lib")
+# INSTALL_RPATH_USE_LINK_PATH leaves out folders inside the source tree, where .venv is. Packages for
+# other machines say a place that these agree on.
+set(MOE8_LIBTORCH_RUNPATH "${LIBTORCH_PREFIX}/lib" CACHE STRING
+    "Where installed files look for LibTorch, folders separated by semicolons")
+set(_torch_lib "${MOE8_LIBTORCH_RUNPATH}")
 set_target_properties(moe8 PROPERTIES INSTALL_RPATH "$ORIGIN;${_torch_lib}")
 install(TARGETS moe8 EXPORT moe8Targets
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")

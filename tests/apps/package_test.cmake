@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Packs moe8, unpacks the package into an empty folder, and builds the consumer against that alone.
+# cmake -DKIND=TGZ|DEB -DBUILD=... and what consumer_test.cmake takes, -P package_test.cmake
+include("${CMAKE_CURRENT_LIST_DIR}/run.cmake")
+
+file(REMOVE_RECURSE "${WORK}")
+file(MAKE_DIRECTORY "${WORK}/unpacked")
+run("${CPACK}" --config "${BUILD}/CPackConfig.cmake" -G "${KIND}" -B "${WORK}/packages")
+if(KIND STREQUAL "DEB")
+  file(GLOB package "${WORK}/packages/*.deb")
+  run(dpkg-deb --info "${package}")
+  foreach(dependency libc6 libstdc++6 libpcre2-8-0 libtomlplusplus3)
+    string(FIND "${run_output}" "${dependency}" found)
+    if(found EQUAL -1)
+      message(FATAL_ERROR "${package} does not depend on ${dependency}")
+    endif()
+  endforeach()
+  run(dpkg-deb -x "${package}" "${WORK}/unpacked")
+  set(PREFIX "${WORK}/unpacked/usr")
+else()
+  file(GLOB package "${WORK}/packages/*.tar.gz")
+  file(ARCHIVE_EXTRACT INPUT "${package}" DESTINATION "${WORK}/unpacked")
+  file(GLOB PREFIX "${WORK}/unpacked/moe8-*")
+endif()
+include("${CMAKE_CURRENT_LIST_DIR}/use_prefix.cmake")
