@@ -5,6 +5,7 @@
 // ElemLayout did, tenfold): the tests named AreVectorCode tell.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 

@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "quantize/result_memory.h"
 
