@@ -44,6 +44,7 @@ Blocking block_axis(const char* op, const at::Tensor& x, int64_t axis,
   check_groups(op, x, axis, offs);
   const at::Tensor ends = offs->contiguous();
   const int64_t groups = ends.size(0);
+  if (groups == 0) return {{}, length / kMxBlock};  // offs has no data: mx_blocks would see no offs
   return {mx_blocks(length, ends.const_data_ptr<int32_t>(), groups),
           (length + (kMxBlock - 1) * groups) / kMxBlock};
 }

@@ -237,6 +237,16 @@ TEST(QuantizeMx, ANaNOrInfStaysInItsBlock) {
   }
 }
 
+TEST(QuantizeMx, NoGroupsMeansNoBlocks) {
+  const at::Tensor x = at::ones({33, 8});
+  const at::Tensor offs = at::empty({0}, at::kInt);
+  const MXTensor q = quantize_mx(x, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, 0, offs);
+  EXPECT_EQ(q.scale.sizes(), at::IntArrayRef({1, 8}));
+  EXPECT_TRUE(q.data.view(at::kByte).eq(0).all().item<bool>());
+  EXPECT_TRUE(q.scale.view(at::kByte).eq(0).all().item<bool>());
+  EXPECT_TRUE(dequantize(q).eq(0).all().item<bool>());
+}
+
 TEST(QuantizeMx, BlocksStartAfreshInEachGroup) {
   const at::Tensor x = hard_values({70, 24}, at::kBFloat16, 7);
   const at::Tensor offs = offs_of({33, 0, 30});
