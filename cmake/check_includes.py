@@ -34,7 +34,7 @@ NAMES = {
     "cstring": r"(memcpy|memcmp|memset|strlen|strcmp|strerror|memmove)\b",
     "deque": r"deque\b",
     "exception": r"(exception_ptr|current_exception|rethrow_exception|terminate|set_terminate)\b",
-    "filesystem": r"filesystem::",
+    "filesystem": r"filesystem\b",
     "fstream": r"(ifstream|ofstream|fstream)\b",
     "functional": r"(function|hash|greater|less)\b(?!::)",
     "iostream": r"(cout|cerr|cin|clog)\b",

@@ -2,6 +2,7 @@
 // moe8 conformance DIR: this build's arithmetic against recorded cases. What a kind of case
 // computes and how it is compared is in conformance/.
 #include <algorithm>
+#include <filesystem>
 #include <iomanip>
 #include <iostream>
 #include <memory>

@@ -5,7 +5,6 @@
 #include <torch/torch.h>
 
 #include <array>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 

@@ -104,8 +104,11 @@ void check_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode, in
               const std::optional<at::Tensor>& offs, at::ScalarType out_dtype) {
   const at::Tensor source = x.contiguous();
   const AxisView view = view_around(source.sizes(), axis);
-  const std::vector<MxBlock> blocks = mx_blocks(
-      view.length, offs ? offs->const_data_ptr<int32_t>() : nullptr, offs ? offs->numel() : 0);
+  std::vector<MxBlock> blocks;
+  if (!offs) blocks = mx_blocks(view.length, nullptr, 0);
+  if (offs && offs->numel() > 0) {
+    blocks = mx_blocks(view.length, offs->const_data_ptr<int32_t>(), offs->numel());
+  }
   const MXTensor got = quantize_mx(x, elem, mode, axis, offs);
   const at::Tensor codes = zeros_like_sizes(source, at::kByte);
   const at::Tensor scale = at::zeros(got.scale.sizes(), at::kByte);

@@ -2,7 +2,6 @@
 // A run that trains within a second, and what of its metrics must repeat.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
