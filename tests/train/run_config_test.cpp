@@ -165,9 +165,10 @@ TEST(RunConfig, OverridesThatAreWrong) {
   EXPECT_EQ(message("", {"training.steps=many"}),
             "[config] training.steps: expected an integer, got 'many' (a string) at --set "
             "training.steps=many");
-  EXPECT_EQ(message("", {"training.steps=5\nseed = 3"}),
-            "[config] training.steps: expected an integer, got '5\nseed = 3' (a string) at --set "
-            "training.steps=5\nseed = 3");
+  EXPECT_EQ(
+      message("", {"training.steps=5\nseed = 3"}),
+      "[config] training.steps: expected an integer, got '5\\x0aseed = 3' (a string) at --set "
+      "training.steps=5\\x0aseed = 3");
 }
 
 TEST(RunConfig, WrittenBackItIsTheSame) {
