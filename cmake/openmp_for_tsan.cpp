@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Tells ThreadSanitizer what it cannot see in GNU OpenMP's uninstrumented runtime: threads of a parallel
-// region begin after its caller reached it, and end before its caller goes on. Without this, every
-// result of a parallel region is reported as a race. Part of libmoe8.so in the preset tsan only.
+// Tells ThreadSanitizer what it cannot see in GNU OpenMP's uninstrumented runtime: threads of a
+// parallel region begin after its caller reached it, and end before its caller goes on. Without
+// this, every result of a parallel region is reported as a race. Part of libmoe8.so in the preset
+// tsan only.
 #include <dlfcn.h>
 
 extern "C" void __tsan_acquire(void* address);
