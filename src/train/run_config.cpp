@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 
@@ -104,6 +105,15 @@ void print(std::ostream& out, const T& value) {
   }
 }
 
+// The config is written as TOML, which holds nothing else.
+void check_utf8(const std::string& text, const std::string& name, const std::string& position) {
+  try {
+    static_cast<void>(nlohmann::json(text).dump());
+  } catch (const nlohmann::json::exception&) {
+    wrong(name, "UTF-8", "'" + text + "'", position);
+  }
+}
+
 template <typename T>
 void check_range(const T& value, const Range& range, const std::string& name,
                  const std::string& position) {
@@ -115,6 +125,10 @@ void check_range(const T& value, const Range& range, const std::string& name,
           c10::str(range.lowest_allowed ? "" : "more than ", static_cast<T>(range.lowest), " to ",
                    static_cast<T>(range.highest)),
           c10::str(value), position);
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    check_utf8(value, name, position);
+  } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+    for (const std::string& item : value) check_utf8(item, name, position);
   }
 }
 

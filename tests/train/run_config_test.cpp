@@ -171,6 +171,12 @@ TEST(RunConfig, OverridesThatAreWrong) {
       "training.steps=5\\x0aseed = 3");
 }
 
+TEST(RunConfig, TextThatTomlCannotHold) {
+  EXPECT_EQ(message("", {"output.folder=a\xff"}),
+            "[config] output.folder: expected UTF-8, got 'a\xff' at --set output.folder=a\xff");
+  EXPECT_THAT(message("", {"data.files=[\"a\xff\"]"}), HasSubstr("data.files: expected UTF-8"));
+}
+
 TEST(RunConfig, WrittenBackItIsTheSame) {
   RunConfig config;
   config.model.n_experts = 12;
