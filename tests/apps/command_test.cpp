@@ -53,7 +53,7 @@ TEST(Command, Version) {
 }
 
 TEST(Command, WrongUsageIsOneLineAndTwo) {
-  expect_usage_error({}, "expected a command (demo, train, recipes, ");
+  expect_usage_error({}, "expected a command (demo, train, compare, recipes, ");
   expect_usage_error({"conformence"}, "got 'conformence'");
   expect_usage_error({"recipes", "--jsn"}, "--jsn");
   expect_usage_error({"conformance"}, "DIR is required");

@@ -43,7 +43,7 @@ class TrainCommand : public ::testing::Test {
   }
 
   size_t lines(const std::string& out) const {
-    return std::ranges::count(folder_.read(out + "/metrics.jsonl"), '\n');
+    return static_cast<size_t>(step_lines(folder_.read(out + "/metrics.jsonl")));
   }
 
   bool reaches(Moe8Process& process, const std::string& out, size_t count) const {

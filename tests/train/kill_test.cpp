@@ -124,7 +124,7 @@ void expect_same_run(const RunConfig& unbroken, const RunConfig& broken) {
 void expect_the_last_checkpoint(const RunConfig& config) {
   const RunFolder folder{config.output.folder};
   const std::string metrics = bytes_of(folder.metrics());
-  const int64_t steps = std::ranges::count(metrics, '\n'), interval = config.checkpoint.interval;
+  const int64_t steps = testing::step_lines(metrics), interval = config.checkpoint.interval;
   const auto entries = CheckpointFolder(folder.checkpoints()).entries();
   EXPECT_GE(entries.empty() ? 0 : entries.front().step, (steps - 1) / interval * interval);
 }

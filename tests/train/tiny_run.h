@@ -2,6 +2,7 @@
 // A run that trains within a second, and what of its metrics must repeat.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,15 @@ inline RunConfig tiny_config(const TemporaryFolder& folder, const std::string& o
   config.checkpoint.interval = 0;
   config.output.folder = folder / out;
   return config;
+}
+
+/// How many lines of metrics.jsonl are steps; other kinds do not begin so.
+inline int64_t step_lines(const std::string& metrics) {
+  int64_t count = 0;
+  for (size_t at = 0, end = 0; (end = metrics.find('\n', at)) != std::string::npos; at = end + 1) {
+    count += metrics.compare(at, 7, "{\"step\"") == 0;
+  }
+  return count;
 }
 
 /// Every number of a run that must not depend on how often it was killed: all but the speed.
