@@ -44,6 +44,11 @@ int main() {
     if (step % 20 == 0) std::cout << "step " << step << ", loss " << loss.item<float>() << '\n';
   }
 
+  // One more step, watched: how well do the operands fit their formats, how exact are the products?
+  const moe8::NumericsMonitor monitor(net);
+  torch::mse_loss(net.forward(tokens), target).backward();
+  std::cout << monitor.report().to_table();
+
   // The weights are what they were before conversion: ordinary bf16 tensors.
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   for (const auto& parameter : net.named_parameters()) {
