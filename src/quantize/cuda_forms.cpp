@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "quantize/cuda_forms.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 
 #include "base/cuda_device.h"
@@ -16,11 +14,6 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "make_cuda_forms";
-constexpr int64_t kPitch = 16;  // bytes that rows of codes are multiples of
-
-at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
-  return at::empty(sizes, x.options().dtype(dtype).requires_grad(false));
-}
 
 // A matrix, or the experts' weights as one matrix of E * N rows.
 struct Source {
@@ -67,7 +60,6 @@ class Float8Forms {
     return reinterpret_cast<uint32_t*>(amax_.mutable_data_ptr<int32_t>());
   }
   FloatType x_type() const { return float_type(s_.x.scalar_type()); }
-  int64_t pitch() const { return (s_.columns + kPitch - 1) / kPitch * kPitch; }
   std::vector<int64_t> row_sizes() const {
     if (s_.is_matrix) return {s_.groups.rows};
     return {s_.groups.groups, s_.groups.group_rows};
@@ -76,7 +68,7 @@ class Float8Forms {
   void allocate_rows(Form& form) const {
     std::vector<int64_t> sizes = row_sizes();
     form.scale = empty_on(s_.x, sizes, at::kFloat);
-    sizes.push_back(pitch());
+    sizes.push_back(code_pitch(s_.columns));
     form.data = empty_on(s_.x, sizes, at::kByte);
   }
 
@@ -98,7 +90,7 @@ class Float8Forms {
     args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
     args.amax = amax_bits();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
-    args.pitch = pitch();
+    args.pitch = code_pitch(s_.columns);
     args.inverse_scale = inverse.mutable_data_ptr<float>();
     check_launch(kOp, cuda::launch_float8_tensor(args, stream_));
     form.scale.copy_(inverse.expand(form.scale.numel()).view(form.scale.sizes()));
@@ -114,7 +106,7 @@ class Float8Forms {
     args.elem = f_.elem;
     args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
     args.codes = form.data.mutable_data_ptr<uint8_t>();
-    args.pitch = pitch();
+    args.pitch = code_pitch(s_.columns);
     args.inverse_scale = form.scale.mutable_data_ptr<float>();
     if (wants_columns) {
       amax_ = empty_on(s_.x, s_.by_group(), at::kInt);

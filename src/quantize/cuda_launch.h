@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From tensors to CUDA kernels: device and stream of a launch, and its error. Only for files built
-// with CUDA.
+// From tensors to CUDA kernels: device, stream and memory of a launch, and its error. Only for
+// files built with CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -25,6 +26,16 @@ inline void check_launch(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
   fail(op, "", c10::str("a CUDA kernel could not be launched: ", cudaGetErrorString(error)));
+}
+
+/// Memory for a result beside x.
+inline at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+  return at::empty(sizes, x.options().dtype(dtype).requires_grad(false));
+}
+
+/// Bytes from one row of FP8 codes to the next: whole 16-byte accesses.
+inline int64_t code_pitch(int64_t columns) {
+  return (columns + 15) / 16 * 16;
 }
 
 }  // namespace moe8

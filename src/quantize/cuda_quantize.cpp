@@ -7,7 +7,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/empty.h>
 
 #include "cuda/quantize/blocked_scales.h"
 #include "cuda/quantize/float8.h"
@@ -21,14 +20,8 @@
 namespace moe8 {
 namespace {
 
-constexpr int64_t kPitch = 16;  // bytes that rows of codes are multiples of
-
 int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
-}
-
-at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
-  return at::empty(sizes, x.options().dtype(dtype).requires_grad(false));
 }
 
 // The rows of x around an axis, and which of them belong together.
@@ -36,6 +29,9 @@ struct Rows {
   AxisView view;
   std::shared_ptr<const DeviceGroups> jagged;  // null: one group for each outer slice
   cuda::RowGroups groups;
+
+  // True when the axis is the columns of each row, so that neighbours of a row belong together.
+  bool along_columns() const { return view.inner == 1 && !jagged; }
 };
 
 Rows rows_around(const at::Tensor& x, int64_t axis, const std::optional<at::Tensor>& offs) {
@@ -43,7 +39,7 @@ Rows rows_around(const at::Tensor& x, int64_t axis, const std::optional<at::Tens
   if (offs) {
     rows.jagged = make_device_groups(offs, x.size(0), x.device());
     rows.groups = cuda::RowGroups::of(rows.jagged->metadata);
-  } else if (rows.view.inner == 1) {
+  } else if (rows.along_columns()) {
     rows.groups = cuda::RowGroups::equal(1, rows.view.outer);
   } else {
     rows.groups = cuda::RowGroups::equal(rows.view.outer, rows.view.length);
@@ -51,13 +47,13 @@ Rows rows_around(const at::Tensor& x, int64_t axis, const std::optional<at::Tens
   return rows;
 }
 
-// Everything but the outputs. True for `along_rows`: neighbours of a row share a scale.
+// Everything but the outputs.
 cuda::MxArgs mx_args(const at::Tensor& source, const Rows& rows, ElemDtype elem,
                      ScaleCalculationMode mode) {
   cuda::MxArgs args{};
   args.x = source.const_data_ptr();
   args.x_type = float_type(source.scalar_type());
-  args.columns = rows.view.inner == 1 && !rows.jagged ? rows.view.length : rows.view.inner;
+  args.columns = rows.along_columns() ? rows.view.length : rows.view.inner;
   args.groups = rows.groups;
   args.elem = elem;
   args.mode = mode;
@@ -67,7 +63,7 @@ cuda::MxArgs mx_args(const at::Tensor& source, const Rows& rows, ElemDtype elem,
 void launch_mx(const char* op, cuda::MxArgs& args, const Rows& rows, const cuda::MxOutputs& outputs,
                int64_t scale_rows) {
   if (args.columns == 0 || args.groups.rows == 0) return;
-  if (rows.view.inner == 1 && !rows.jagged) {
+  if (rows.along_columns()) {
     args.row_blocks = outputs;
   } else {
     args.column_blocks = outputs;
@@ -80,7 +76,7 @@ Float8Codes quantize_tensor(const at::Tensor& x, ElemDtype elem, bool pow2) {
   const Launch launch(x.device());
   const int64_t count = x.numel();
   const at::Tensor amax = empty_on(x, {1}, at::kInt);
-  const at::Tensor padded = empty_on(x, {round_up(count, kPitch)}, at::kByte);
+  const at::Tensor padded = empty_on(x, {code_pitch(count)}, at::kByte);
   const at::Tensor scale = empty_on(x, {}, at::kFloat);
   const at::Tensor inverse = empty_on(x, {}, at::kFloat);
   auto* const bits = reinterpret_cast<uint32_t*>(amax.mutable_data_ptr<int32_t>());
@@ -110,7 +106,7 @@ struct RowCodes {
 
 RowCodes quantize_rows(const at::Tensor& x, const Rows& rows, int64_t columns, ElemDtype elem,
                        bool pow2, bool wants_columns) {
-  const int64_t pitch = round_up(columns, kPitch);
+  const int64_t pitch = code_pitch(columns);
   RowCodes out{empty_on(x, {rows.groups.rows, pitch}, at::kByte),
                empty_on(x, {rows.groups.rows}, at::kFloat),
                empty_on(x, {wants_columns ? rows.groups.groups * columns : 0}, at::kInt)};
@@ -243,7 +239,7 @@ Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& g
   }
   const int64_t axis = check_axis("quantize_float8", x, granularity.axis);
   const Rows rows = rows_around(source, axis, offs);
-  if (rows.view.inner == 1 && !offs) {
+  if (rows.along_columns()) {
     const int64_t columns = rows.view.length;
     const RowCodes found = quantize_rows(source, rows, columns, elem, pow2, false);
     std::vector<int64_t> scale_sizes = x.sizes().vec();
