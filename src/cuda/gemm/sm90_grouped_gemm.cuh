@@ -459,8 +459,14 @@ inline const char* refuses_any(const GroupedGemmArgs& a) {
     return "an operand is not 16-byte aligned";
   }
   if (a.element == GemmElement::kE4M3) {
-    if (a.row_scale == nullptr || a.col_scale == nullptr) return "codes without scales";
-    if (a.kind == GroupedGemmKind::kGradWeight && a.padded_starts == nullptr) {
+    // Without tokens or without groups there is no scale to point to.
+    const bool by_depth = a.kind == GroupedGemmKind::kGradWeight;
+    const int64_t row_scales = by_depth ? a.E * a.N : a.M;
+    const int64_t col_scales = a.E * (a.kind == GroupedGemmKind::kOut ? a.N : a.K);
+    if ((row_scales > 0 && a.row_scale == nullptr) || (col_scales > 0 && a.col_scale == nullptr)) {
+      return "codes without scales";
+    }
+    if (by_depth && a.E > 0 && a.padded_starts == nullptr) {
       return "transposed copies without the groups' starts";
     }
   }
