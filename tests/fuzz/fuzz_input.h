@@ -34,7 +34,7 @@ class FuzzInput {
   T value() {
     T value{};
     const size_t count = std::min(sizeof value, rest_.size());
-    std::memcpy(&value, rest_.data(), count);
+    if (count > 0) std::memcpy(&value, rest_.data(), count);  // an empty span points to nothing
     rest_ = rest_.subspan(count);
     return value;
   }
