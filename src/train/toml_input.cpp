@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "train/toml_text.h"
 
 namespace moe8 {
 namespace {
@@ -50,7 +51,7 @@ std::string read_text_file(const char* op, const std::string& path) {
 
 toml::table parse_toml(const char* op, const std::string& text, const std::string& source) {
   try {
-    return toml::parse(text, source);
+    return toml::parse(toml_text(op, text, source), source);
   } catch (const toml::parse_error& error) {
     const auto at = error.source().begin;
     fail(op, c10::str(source, ":", at.line, ":", at.column),
