@@ -109,21 +109,30 @@ void add_layer_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
                     wait();
                   }});
   for (const char* name : {"fp8_rowwise", "mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp"}) {
-    for (WeightCache mode : {WeightCache::OFF, WeightCache::ON}) {
-      const Config config = recipe(name);
-      rows.push_back({.op = mode == WeightCache::ON ? "forward + backward, cached weights"
-                                                    : "forward + backward",
+    const auto step = [layer, config = recipe(name)] {
+      layer->backward(layer->forward(config));
+      wait();
+    };
+    const auto add = [&](const char* op, const std::function<void()>& prepare) {
+      rows.push_back({.op = op,
                       .shape = shape,
                       .recipe = name,
                       .flops = flops,
-                      .run =
-                          [layer, config, mode] {
-                            if (weight_cache() != mode) set_weight_cache(mode);
-                            layer->backward(layer->forward(config));
-                            wait();
-                          },
+                      .run = step,
+                      .prepare = prepare,
                       .baseline = baseline});
-    }
+    };
+    // A step after an optimizer's: the weights are quantized once, for forward and backward.
+    add("forward + backward", [] {
+      set_weight_cache(WeightCache::ON);
+      clear_weight_cache();
+    });
+    // A further microbatch: the weights are as the step before left them.
+    add("forward + backward, cached weights", [step] {
+      set_weight_cache(WeightCache::ON);
+      step();
+    });
+    add("forward + backward, weight cache off", [] { set_weight_cache(WeightCache::OFF); });
   }
 }
 

@@ -90,6 +90,7 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
   std::vector<std::vector<double>> seconds(rows.size());
   for (int round = -1; round < options.rounds; ++round) {
     for (size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].prepare) rows[i].prepare();
       const double s = seconds_of(rows[i].run);
       if (round >= 0) seconds[i].push_back(s / static_cast<double>(rows[i].calls));
     }

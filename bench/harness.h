@@ -19,7 +19,8 @@ struct Row {
   double bytes = 0;    // read and written by an ideal implementation; 0: not a row of bandwidth
   double flops = 0;    // of the products; 0: not a row of compute
   std::function<void()> run;
-  int baseline = -1;  // index of the row that this one is compared with
+  std::function<void()> prepare = nullptr;  // before each run, not timed
+  int baseline = -1;                        // index of the row that this one is compared with
   int ceiling = -1;   // index of the row whose rate is the most that is possible
   int64_t calls = 1;  // of the operation that one run makes; times are of one call
 };

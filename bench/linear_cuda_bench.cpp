@@ -54,6 +54,8 @@ void add_rows(std::vector<Row>& rows, const LinearShape& s) {
                           layer->backward(
                               quantize_then_linear(layer->x, layer->weight, std::nullopt, config));
                         },
+                    // As after an optimizer's step: quantized once, for forward and backward.
+                    .prepare = [] { clear_weight_cache(); },
                     .baseline = baseline});
   }
 }
@@ -67,7 +69,7 @@ int main(int argc, char** argv) {
     std::cerr << "linear_cuda_bench: " << *failure << "\n";
     return 77;
   }
-  moe8::set_weight_cache(moe8::WeightCache::OFF);
+  moe8::set_weight_cache(moe8::WeightCache::ON);
   std::vector<Row> rows;
   for (const LinearShape& shape : kGpuLinearShapes) add_rows(rows, shape);
   return run_table("linears on a GPU", rows, argc, argv);
