@@ -12,6 +12,8 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
 #include <string_view>
 
 #include "moe8/version.h"
@@ -88,8 +90,13 @@ Options parse(int argc, char** argv) {
 int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv) {
   const Options options = parse(argc, argv);
   std::vector<std::vector<double>> seconds(rows.size());
+  std::vector<size_t> order(rows.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::mt19937 random(1);
   for (int round = -1; round < options.rounds; ++round) {
-    for (size_t i = 0; i < rows.size(); ++i) {
+    // A chip is slower after a row that heated it: no row shall always follow the same one.
+    std::shuffle(order.begin(), order.end(), random);
+    for (size_t i : order) {
       if (rows[i].prepare) rows[i].prepare();
       const double s = seconds_of(rows[i].run);
       if (round >= 0) seconds[i].push_back(s / static_cast<double>(rows[i].calls));
