@@ -20,7 +20,10 @@ add_link_options(${MOE8_SANITIZE_FLAGS})
 
 set(MOE8_TEST_TIMEOUT 1800)
 set(_suppressions "${PROJECT_SOURCE_DIR}/cmake/suppressions")
+# What these tests bound is the speed of optimized code; sanitizers build without it (-O1).
+set(_speed_tests "*.AreVectorCode:*.CostOfAnUnconvertedCall")
 list(APPEND MOE8_TEST_ENVIRONMENT
+  "GTEST_FILTER=-${_speed_tests}"
   "ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1"
   "LSAN_OPTIONS=suppressions=${_suppressions}/lsan.txt:print_suppressions=0"
   "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:suppressions=${_suppressions}/ubsan.txt"
