@@ -8,5 +8,7 @@ template <typename... F>
 struct Overloaded : F... {
   using F::operator()...;
 };
+template <typename... F>
+Overloaded(F...) -> Overloaded<F...>;  // clang 14 does not make its own for aggregates
 
 }  // namespace moe8
