@@ -5,7 +5,6 @@
 #include <torch/torch.h>
 
 #include <cmath>
-#include <limits>
 
 #include "autograd/training_formats.h"
 #include "testing/compare.h"
