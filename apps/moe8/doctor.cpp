@@ -75,7 +75,7 @@ std::string backends_line() {
   for (size_t i = 0; i < at::getNumGPUs(); ++i) {
     const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
     const std::optional<std::string> refusal = quantizer_refusal(device);
-    line += c10::str("; ", device, ": ",
+    line += c10::str("; ", device, " ", device_name(device), ": ",
                      refusal                            ? *refusal
                      : compute_capability(device) == 90 ? "every kernel (sm_90a)"
                                                         : "quantizers only");

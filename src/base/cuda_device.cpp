@@ -32,6 +32,14 @@ StreamId current_stream(const c10::Device& device) {
   return {stream, status == cudaStreamCaptureStatusActive ? capture : 0};
 }
 
+std::string device_name(const c10::Device& device) {
+  if (!device.is_cuda()) return "";
+  cudaDeviceProp properties{};
+  const int index = device.has_index() ? device.index() : c10::cuda::current_device();
+  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  return properties.name;
+}
+
 int compute_capability(const c10::Device& device) {
   if (!device.is_cuda()) return 0;
   static std::array<std::atomic<int>, 64> known{};  // 0: not asked yet

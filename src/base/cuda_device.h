@@ -23,6 +23,9 @@ StreamId current_stream(const c10::Device& device);
 /// Nothing when moe8's quantizers run on this device, else why not and what would help.
 std::optional<std::string> quantizer_refusal(const c10::Device& device);
 
+/// "NVIDIA H200"; empty in a build without CUDA and for other devices.
+std::string device_name(const c10::Device& device);
+
 /// Compute capability times ten, 90 for Hopper; 0 in a build without CUDA and for other devices.
 int compute_capability(const c10::Device& device);
 

@@ -11,6 +11,10 @@ StreamId current_stream(const c10::Device&) {
   return {};
 }
 
+std::string device_name(const c10::Device&) {
+  return "";
+}
+
 int compute_capability(const c10::Device&) {
   return 0;
 }

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "base/check.h"
+#include "base/cuda_device.h"
 #include "gemm/cpu_gemm.h"
 #include "io/file.h"
 #include "moe8/version.h"
@@ -70,12 +71,14 @@ std::string checksums_of(const std::string& folder) {
 
 }  // namespace
 
-Environment this_environment() {
-  return {{"moe8", version()},
-          {"LibTorch", TORCH_VERSION},
-          {"CPU", at::get_cpu_capability()},
-          {"products", cpu_prefers_bf16() ? "bf16" : "float32"},
-          {"threads", std::to_string(at::get_num_threads())}};
+Environment this_environment(const c10::Device& device) {
+  Environment environment{{"moe8", version()},
+                          {"LibTorch", TORCH_VERSION},
+                          {"CPU", at::get_cpu_capability()},
+                          {"products", cpu_prefers_bf16() ? "bf16" : "float32"},
+                          {"threads", std::to_string(at::get_num_threads())}};
+  if (device.is_cuda()) environment["GPU"] = device_name(device);
+  return environment;
 }
 
 void write_checkpoint(const std::string& path, const CheckpointInfo& info,

@@ -20,7 +20,7 @@ namespace moe8 {
 
 /// What the last bits of a loss may depend on besides the config: "threads" -> "2".
 using Environment = std::map<std::string, std::string>;
-Environment this_environment();
+Environment this_environment(const c10::Device& device = c10::kCPU);
 
 /// What a checkpoint says about itself.
 struct CheckpointInfo {

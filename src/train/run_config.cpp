@@ -19,6 +19,7 @@ namespace {
 
 constexpr const char* kOp = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
+constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
 constexpr double kMany = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -83,13 +84,23 @@ void assign(const toml::node& node, ScoreFunction& value, const std::string& nam
     wrong(name, "softmax or sigmoid", describe(node), at);
   }
 }
+
+// Which of three words.
+size_t index_in(const std::array<std::string_view, 3>& words, const char* expected,
+                const toml::node& node, const std::string& name, const std::string& at) {
+  std::string text;
+  read(node, text, expected, name, at);
+  const auto found = std::find(words.begin(), words.end(), text);
+  if (found == words.end()) wrong(name, expected, describe(node), at);
+  return static_cast<size_t>(found - words.begin());
+}
 void assign(const toml::node& node, Weights& value, const std::string& name,
             const std::string& at) {
-  std::string text;
-  read(node, text, "master, bf16 or float32", name, at);
-  const auto found = std::find(kWeights.begin(), kWeights.end(), text);
-  if (found == kWeights.end()) wrong(name, "master, bf16 or float32", describe(node), at);
-  value = static_cast<Weights>(found - kWeights.begin());
+  value = static_cast<Weights>(index_in(kWeights, "master, bf16 or float32", node, name, at));
+}
+void assign(const toml::node& node, TrainingDevice& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<TrainingDevice>(index_in(kDevices, "auto, cpu or cuda", node, name, at));
 }
 
 template <typename T>
@@ -195,6 +206,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "validation_interval", c.training.validation_interval, kCountOrZero);
   visit("training", "validation_batches", c.training.validation_batches, kCount);
   visit("training", "threads", c.training.threads, Range{0, 4096});
+  visit("training", "device", c.training.device, kAny);
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);
@@ -263,9 +275,9 @@ void apply_document(RunConfig& config, const toml::table& document, const std::s
 // The value of an override: TOML, or a string as it stands (weights=bf16 needs no quotes).
 toml::table value_of(const std::string& text) {
   try {
-    toml::table table = toml::parse("value = " + text);
+    toml::table table = parse_toml(kOp, "value = " + text, "--set");
     if (table.size() == 1) return table;
-  } catch (const toml::parse_error&) {
+  } catch (const c10::Error&) {
   }
   return toml::table{{"value", text}};
 }
@@ -288,6 +300,10 @@ void apply_override(RunConfig& config, const std::string& text) {
 
 std::string_view to_string(Weights value) {
   return kWeights.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(TrainingDevice value) {
+  return kDevices.at(static_cast<size_t>(value));
 }
 
 std::vector<ConversionRule> RunConfig::conversion() const {

@@ -19,6 +19,11 @@ enum class Weights { MASTER, BF16, FLOAT32 };
 
 std::string_view to_string(Weights value);  // "master", "bf16", "float32"
 
+/// AUTO: the first GPU if moe8 has kernels for it, else the CPU. A run keeps what AUTO chose.
+enum class TrainingDevice { AUTO, CPU, CUDA };
+
+std::string_view to_string(TrainingDevice value);  // "auto", "cpu", "cuda"
+
 struct DataConfig {
   std::vector<std::string> files;
   double validation_fraction = 0.05;
@@ -52,6 +57,7 @@ struct TrainingConfig {
   int64_t validation_interval = 0;  // steps between validations; 0: at the end only
   int64_t validation_batches = 8;
   int64_t threads = 0;  // 0: LibTorch's choice
+  TrainingDevice device = TrainingDevice::AUTO;
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -94,7 +94,7 @@ void Stepper::restore(const std::string& path) {
   for (size_t i = 0; i < names_.size(); ++i) {
     const torch::Tensor& stepped = stepped_[i];
     const auto read = [&](const char* what, const at::Tensor& like) {
-      return read_like(file, path, what + names_[i], like);
+      return read_like(file, path, what + names_[i], like).to(like.device());
     };
     if (masters_) stepped.copy_(read("master.", stepped));
     if (!file.contains("exp_avg." + names_[i])) continue;

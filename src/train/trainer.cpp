@@ -21,19 +21,18 @@
 #include "train/health.h"
 #include "train/metrics.h"
 #include "train/named_tensors.h"
-#include "train/process_memory.h"
 #include "train/resume.h"
 #include "train/run_lock.h"
 #include "train/run_state.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/text_data.h"
+#include "train/training_device.h"
 
 namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "train";
-constexpr const char* kGenerator = "generator.cpu";  // in a checkpoint
 
 using Clock = std::chrono::steady_clock;
 
@@ -63,13 +62,17 @@ RunConfig resolved(RunConfig config) {
     file = std::filesystem::absolute(file).lexically_normal();
   config.output.folder = std::filesystem::absolute(config.output.folder).lexically_normal();
   config.training.threads = at::get_num_threads();
+  config.training.device = training_device(config.training.device).is_cuda() ? TrainingDevice::CUDA
+                                                                             : TrainingDevice::CPU;
   if (!config.convert.empty()) config.training.recipe = "custom";
   return config;
 }
 
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
-  const torch::Tensor logits = model.forward(batch.tokens).to(at::kFloat);
-  return torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets.flatten());
+  const torch::Device device = model.output->weight.device();
+  const torch::Tensor logits = model.forward(batch.tokens.to(device)).to(at::kFloat);
+  return torch::nn::functional::cross_entropy(logits.flatten(0, 1),
+                                              batch.targets.to(device).flatten());
 }
 
 struct Load {
@@ -98,17 +101,6 @@ int64_t convert(TransformerImpl& model, const RunConfig& config) {
   return static_cast<int64_t>(report.converted().size());
 }
 
-// LibTorch's own random numbers. Nothing in the trainer draws any so far, but a model's dropout
-// would.
-std::pair<std::string, at::Tensor> generator_state() {
-  return {kGenerator, at::detail::getDefaultCPUGenerator().get_state()};
-}
-
-void restore_generator(const std::string& path) {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  generator.set_state(read_like(SafetensorsReader(path), path, kGenerator, generator.get_state()));
-}
-
 // One run: made ready completely by the constructor, then trained by go().
 class Run {
  public:
@@ -134,6 +126,8 @@ class Run {
 
   RunConfig config_;
   RunOptions options_;
+  at::Device device_;
+  Deterministic deterministic_;
   TextData data_;
   std::vector<std::string> text_;  // fingerprints of the data
   Transformer model_{nullptr};
@@ -155,6 +149,8 @@ class Run {
 Run::Run(const RunConfig& config, const RunOptions& options)
     : config_(config),
       options_(options),
+      device_(training_device(config.training.device)),
+      deterministic_(device_),
       data_(config.data.files, config.data.validation_fraction),
       folder_{config.output.folder},
       checkpoints_(folder_.checkpoints()) {
@@ -162,6 +158,7 @@ Run::Run(const RunConfig& config, const RunOptions& options)
   text_ = data_.fingerprints();
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
+  if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   converted_parameters_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
   health_ = std::make_unique<Health>(*model_, config_.numerics);
@@ -271,7 +268,7 @@ void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info)
   MOE8_CHECK(info.state.step <= config_.training.steps, "resume", "training.steps",
              "expected at least the ", info.state.step, " steps of '", entry.path, "', got ",
              config_.training.steps);
-  const std::string environment = changes(info.environment, this_environment());
+  const std::string environment = changes(info.environment, this_environment(device_));
   if (!environment.empty()) {
     log_warning("losses may differ from those of an unbroken run in their last digits: " +
                 environment);
@@ -279,7 +276,7 @@ void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info)
   const CheckpointFiles files{entry.path};
   load_into(learned_tensors(*model_), files.model());
   stepper_->restore(files.training());
-  restore_generator(files.training());
+  restore_generators(files.training(), device_);
   state_ = info.state;
   saved_step_ = state_.step;
 }
@@ -295,9 +292,9 @@ void Run::save() {
   count_seconds();
   metrics_->sync();
   CheckpointTensors tensors{learned_tensors(*model_), stepper_->state()};
-  tensors.training.push_back(generator_state());
-  write_checkpoint(checkpoints_.path_of(state_.step), {config_, state_, text_, this_environment()},
-                   tensors);
+  for (auto& state : generator_states(device_)) tensors.training.push_back(std::move(state));
+  write_checkpoint(checkpoints_.path_of(state_.step),
+                   {config_, state_, text_, this_environment(device_)}, tensors);
   saved_step_ = state_.step;
   keep_checkpoints();
 }
@@ -360,7 +357,7 @@ RunResult Run::result() const {
     result.tokens_per_s = static_cast<double>(state_.timed_steps) *
                           tokens_of_a_step(config_.training) / state_.timed_seconds;
   }
-  result.peak_memory = peak_memory();
+  result.peak_memory = peak_memory(device_);
   result.seconds = state_.seconds;
   result.parameters = counts.total;
   result.active_parameters = counts.active;
@@ -394,8 +391,9 @@ RunResult train(const RunConfig& config, const RunOptions& options) {
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   check_run_folder(config.output.folder, options.existing);
   const Threads threads(config.training.threads);
-  restart_peak_memory();
-  return Run(resolved(config), options).go();
+  const RunConfig complete = resolved(config);
+  restart_peak_memory(training_device(complete.training.device));
+  return Run(complete, options).go();
 }
 
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config) {

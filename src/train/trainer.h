@@ -31,7 +31,7 @@ struct RunResult {
   double validation_loss = 0;  // after the last step
   double tokens_per_s =
       0;  // of training, without the first step of a process and without validation
-  int64_t peak_memory = 0;  // bytes, see process_memory.h
+  int64_t peak_memory = 0;  // bytes, see training_device.h
   double seconds = 0;       // the whole run
   int64_t parameters = 0;
   int64_t active_parameters = 0;

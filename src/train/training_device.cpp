@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/training_device.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "base/check.h"
+#include "base/cuda_backend.h"
+#include "base/cuda_device.h"
+#include "moe8/safetensors.h"
+#include "train/process_memory.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kCpuGenerator = "generator.cpu";  // in a checkpoint
+constexpr const char* kCudaGenerator = "generator.cuda";
+constexpr int kHopper = 90;
+
+// Why no run can train on the first GPU.
+std::optional<std::string> refusal_of(const c10::Device& gpu) {
+  if (std::optional<std::string> failure = load_cuda_backend()) return failure;
+  if (std::optional<std::string> refusal = quantizer_refusal(gpu)) return refusal;
+  if (compute_capability(gpu) == kHopper) return std::nullopt;
+  return c10::str(gpu, " is no Hopper GPU (H100, H200): moe8 has only quantizers for it");
+}
+
+c10::CachingDeviceAllocator::Stat bytes_on(const c10::Device& device) {
+  return c10::getDeviceAllocator(device.type())
+      ->getDeviceStats(device.index())
+      .allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+}
+
+void restore(const SafetensorsReader& file, const std::string& path, const char* name,
+             at::Generator generator) {
+  generator.set_state(read_like(file, path, name, generator.get_state()));
+}
+
+}  // namespace
+
+c10::Device training_device(TrainingDevice setting) {
+  const c10::Device cpu(c10::kCPU), gpu(c10::kCUDA, 0);
+  if (setting == TrainingDevice::CPU) return cpu;
+  const std::optional<std::string> refusal = refusal_of(gpu);
+  MOE8_CHECK(!refusal || setting == TrainingDevice::AUTO, "train", "training.device",
+             "expected a GPU that moe8 can train on, got none: ", *refusal,
+             ". `moe8 doctor` shows what there is; device = \"cpu\" trains without.");
+  if (refusal) return cpu;
+  // cuBLAS asks for this before it promises equal bits; too late once it has begun.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
+  return gpu;
+}
+
+Deterministic::Deterministic(const c10::Device& device) : changed_(device.is_cuda()) {
+  at::Context& context = at::globalContext();
+  algorithms_ = context.deterministicAlgorithms();
+  warn_only_ = context.deterministicAlgorithmsWarnOnly();
+  fill_ = context.deterministicFillUninitializedMemory();
+  if (!changed_) return;
+  context.setDeterministicAlgorithms(true, /*warn_only=*/true);
+  context.setDeterministicFillUninitializedMemory(false);  // a pass over every new tensor
+}
+
+Deterministic::~Deterministic() {
+  if (!changed_) return;
+  at::Context& context = at::globalContext();
+  context.setDeterministicAlgorithms(algorithms_, warn_only_);
+  context.setDeterministicFillUninitializedMemory(fill_);
+}
+
+NamedTensors generator_states(const c10::Device& device) {
+  NamedTensors states{{kCpuGenerator, at::detail::getDefaultCPUGenerator().get_state()}};
+  if (device.is_cuda()) {
+    states.emplace_back(kCudaGenerator, at::globalContext().defaultGenerator(device).get_state());
+  }
+  return states;
+}
+
+void restore_generators(const std::string& path, const c10::Device& device) {
+  const SafetensorsReader file(path);
+  restore(file, path, kCpuGenerator, at::detail::getDefaultCPUGenerator());
+  if (device.is_cuda() && file.contains(kCudaGenerator)) {
+    restore(file, path, kCudaGenerator, at::globalContext().defaultGenerator(device));
+  }
+}
+
+void restart_peak_memory(const c10::Device& device) {
+  restart_peak_memory();
+  if (device.is_cuda()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+}
+
+int64_t peak_memory(const c10::Device& device) {
+  return device.is_cuda() ? bytes_on(device).peak : peak_memory();
+}
+
+}  // namespace moe8

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Where a run computes, and what of LibTorch has to be set there so that it repeats itself.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "train/named_tensors.h"
+#include "train/run_config.h"
+
+namespace moe8 {
+
+/// The device that the setting stands for. To be called before the first tensor is made.
+/// @throws c10::Error when CUDA was asked for and moe8 cannot train there; the message says why.
+c10::Device training_device(TrainingDevice setting);
+
+/// While it lives, LibTorch uses deterministic algorithms where the device offers a choice: a run
+/// on a GPU repeats itself bit for bit, as one on a CPU does anyway.
+class Deterministic {
+ public:
+  explicit Deterministic(const c10::Device& device);
+  ~Deterministic();
+  Deterministic(const Deterministic&) = delete;
+  Deterministic& operator=(const Deterministic&) = delete;
+
+ private:
+  bool changed_;
+  bool algorithms_, warn_only_, fill_;
+};
+
+/// The states of LibTorch's own random numbers, the CPU's and the device's. Nothing in the trainer
+/// draws any so far, but a model's dropout would.
+NamedTensors generator_states(const c10::Device& device);
+/// Takes them over from a checkpoint. One of a run on another device is left as it is.
+void restore_generators(const std::string& path, const c10::Device& device);
+
+/// Restarts the measure of peak_memory(device).
+void restart_peak_memory(const c10::Device& device);
+/// The most memory held since, in bytes: of tensors on a GPU, or of the whole process on a CPU.
+int64_t peak_memory(const c10::Device& device);
+
+}  // namespace moe8

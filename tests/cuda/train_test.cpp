@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Training on a GPU: close to the CPU's losses, the same bits twice, and after a checkpoint.
+// Skipped where there is no GPU.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "train/tiny_run.h"
+#include "train/trainer.h"
+#include "train/training_device.h"
+
+namespace moe8 {
+namespace {
+
+using testing::repeatable;
+using testing::TemporaryFolder;
+using testing::tiny_config;
+
+class TrainOnGpu : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    if (training_device(TrainingDevice::AUTO).is_cpu()) GTEST_SKIP() << "no GPU to train on";
+  }
+};
+
+std::vector<StepMetrics> metrics_of(const RunConfig& config) {
+  return repeatable(RunFolder{config.output.folder}.metrics());
+}
+
+TEST_P(TrainOnGpu, LearnsAsOnTheCpuAndRepeatsItself) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder, "gpu");
+  config.training.recipe = GetParam();
+  const RunResult gpu = train(config);
+  EXPECT_EQ(load_run_config(folder / "gpu/run.toml").training.device, TrainingDevice::CUDA);
+  EXPECT_GT(gpu.peak_memory, 100'000);
+  const auto losses = metrics_of(config);
+
+  config.output.folder = folder / "again";
+  train(config);
+  EXPECT_EQ(metrics_of(config), losses);
+
+  config.output.folder = folder / "cpu";
+  config.training.device = TrainingDevice::CPU;
+  train(config);
+  const auto on_cpu = metrics_of(config);
+  ASSERT_EQ(on_cpu.size(), losses.size());
+  EXPECT_NEAR(on_cpu.front().loss, losses.front().loss, 0.02);
+  EXPECT_NEAR(on_cpu.back().loss, losses.back().loss, 0.15);
+  EXPECT_LT(losses.back().loss, losses.front().loss - 1);
+}
+
+TEST_P(TrainOnGpu, GoesOnAfterACheckpointBitForBit) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder, "whole");
+  config.training.recipe = GetParam();
+  config.checkpoint.interval = 5;
+  train(config);
+  const auto whole = metrics_of(config);
+
+  config.output.folder = folder / "broken";
+  int steps = 0;
+  RunOptions stop;
+  stop.interrupted = [&] { return ++steps > 7 ? 15 : 0; };
+  EXPECT_EQ(train(config, stop).steps, 7);
+  RunOptions resume;
+  resume.existing = ExistingRun::RESUME;
+  train(config, resume);
+  EXPECT_EQ(metrics_of(config), whole);
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, TrainOnGpu,
+                         ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
+
+}  // namespace
+}  // namespace moe8
