@@ -53,6 +53,7 @@ c10::Device training_device(TrainingDevice setting) {
   if (refusal) return cpu;
   // cuBLAS asks for this before it promises equal bits; too late once it has begun.
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
+  at::globalContext().lazyInitDevice(gpu.type());
   return gpu;
 }
 
@@ -61,9 +62,11 @@ Deterministic::Deterministic(const c10::Device& device) : changed_(device.is_cud
   algorithms_ = context.deterministicAlgorithms();
   warn_only_ = context.deterministicAlgorithmsWarnOnly();
   fill_ = context.deterministicFillUninitializedMemory();
+  cudnn_attention_ = context.userEnabledCuDNNSDP();
   if (!changed_) return;
   context.setDeterministicAlgorithms(true, /*warn_only=*/true);
   context.setDeterministicFillUninitializedMemory(false);  // a pass over every new tensor
+  context.setSDPUseCuDNN(false);  // its backward pass adds in no fixed order
 }
 
 Deterministic::~Deterministic() {
@@ -71,6 +74,7 @@ Deterministic::~Deterministic() {
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(algorithms_, warn_only_);
   context.setDeterministicFillUninitializedMemory(fill_);
+  context.setSDPUseCuDNN(cudnn_attention_);
 }
 
 NamedTensors generator_states(const c10::Device& device) {

@@ -27,7 +27,7 @@ class Deterministic {
 
  private:
   bool changed_;
-  bool algorithms_, warn_only_, fill_;
+  bool algorithms_, warn_only_, fill_, cudnn_attention_;
 };
 
 /// The states of LibTorch's own random numbers, the CPU's and the device's. Nothing in the trainer

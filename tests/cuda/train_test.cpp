@@ -20,7 +20,7 @@ using testing::tiny_config;
 class TrainOnGpu : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    if (training_device(TrainingDevice::AUTO).is_cpu()) GTEST_SKIP() << "no GPU to train on";
+    if (training_device(TrainingDevice::AUTO).is_cpu()) GTEST_SKIP() << "no GPU for these tests";
   }
 };
 
