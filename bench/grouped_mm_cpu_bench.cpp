@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
   for (const moe8::bench::GroupedShape& s : moe8::bench::kCpuGroupedShapes) {
     const Layer layer = make_layer(s);
     const std::string shape = c10::str(s.name, " M ", s.M, " N ", s.N, " K ", s.K, " E ", s.E);
-    const double flops = 6.0 * s.M * s.N * s.K;
+    const double flops = 6.0 * moe8::bench::multiplications(s);
     const int bf16 = static_cast<int>(rows.size());
     rows.push_back({"grouped_mm forward + backward", shape, "bf16", 0, flops,
                     step(layer, [](const Tensor& A, const Tensor& B_t, const Tensor& offs) {

@@ -44,7 +44,8 @@ const char* to_string(Routing routing) {
 at::Tensor group_ends(Routing routing, int64_t M, int64_t E) {
   std::vector<double> weights(E, 1.0);
   for (int64_t e = 0; e < E; ++e) {
-    if (routing == Routing::RAGGED) weights[e] = 0.5 + (e * 619 + 7) % 1000 / 1000.0;
+    if (routing == Routing::RAGGED)
+      weights[e] = 0.5 + static_cast<double>((e * 619 + 7) % 1000) / 1000.0;
     if (routing == Routing::ZIPF) weights[(5 * e + 3) % E] = 1.0 / static_cast<double>(e + 1);
   }
   double total = 0;
@@ -53,7 +54,7 @@ at::Tensor group_ends(Routing routing, int64_t M, int64_t E) {
   double sum = 0;
   for (int64_t e = 0; e < E; ++e) {
     sum += weights[e];
-    const double share = static_cast<double>(M) * (sum / total);
+    const auto share = static_cast<int64_t>(static_cast<double>(M) * (sum / total));
     ends.mutable_data_ptr<int32_t>()[e] = static_cast<int32_t>(e + 1 == E ? M : share);
   }
   return ends.to(at::kCUDA);
@@ -77,7 +78,7 @@ struct Layer {
   }
   at::Tensor forward_bf16() const { return at::_grouped_mm(A, W.transpose(1, 2), offs); }
   void backward(const at::Tensor& out) const { torch::autograd::grad({out}, {A, W}, {grad_out}); }
-  double flops() const { return 2.0 * shape.M * shape.N * shape.K; }
+  double flops() const { return 2.0 * multiplications(shape); }
 };
 
 void wait() {
@@ -119,8 +120,8 @@ void add_layer_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
                       .recipe = name,
                       .flops = flops,
                       .run = step,
-                      .prepare = prepare,
-                      .baseline = baseline});
+                      .baseline = baseline,
+                      .prepare = prepare});
     };
     // A step after an optimizer's: the weights are quantized once, for forward and backward.
     add("forward + backward", [] {
@@ -196,12 +197,8 @@ void print_saved(const Layer& layer, const std::string& shape) {
             << " MB (the bf16 input of " << layer.A.nbytes() / 1000000 << " MB is the caller's)\n";
 }
 
-}  // namespace
-}  // namespace moe8::bench
-
-int main(int argc, char** argv) {
-  using namespace moe8::bench;
-  if (const auto failure = moe8::load_cuda_backend()) {
+int run(int argc, char** argv) {
+  if (const auto failure = load_cuda_backend()) {
     std::cerr << "grouped_mm_cuda_bench: " << *failure << "\n";
     return 77;
   }
@@ -221,4 +218,11 @@ int main(int argc, char** argv) {
     status |= run_table(std::string("grouped products on a GPU, ") + shape.name, rows, argc, argv);
   }
   return status;
+}
+
+}  // namespace
+}  // namespace moe8::bench
+
+int main(int argc, char** argv) {
+  return moe8::bench::run(argc, argv);
 }

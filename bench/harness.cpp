@@ -15,6 +15,7 @@
 #include <numeric>
 #include <random>
 #include <string_view>
+#include <utility>
 
 #include "moe8/version.h"
 
@@ -34,7 +35,7 @@ struct Timing {
 Timing timing_of(std::vector<double> seconds) {
   std::sort(seconds.begin(), seconds.end());
   const auto at = [&](double share) {
-    return seconds[static_cast<size_t>(share * (seconds.size() - 1))];
+    return seconds[static_cast<size_t>(share * static_cast<double>(seconds.size() - 1))];
   };
   return {at(0.1), at(0.5), at(0.9)};
 }
@@ -74,7 +75,8 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view flag = argv[i];
     if (i + 1 < argc && flag == "--rounds") {
-      options.rounds = std::max(1, std::atoi(argv[++i]));
+      options.rounds =
+          static_cast<int>(std::clamp(std::strtol(argv[++i], nullptr, 10), 1L, 100000L));
     } else if (i + 1 < argc && flag == "--json") {
       options.json = json_file(argv[++i], argv[0]);
     } else {
@@ -85,15 +87,13 @@ Options parse(int argc, char** argv) {
   return options;
 }
 
-}  // namespace
-
-int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv) {
-  const Options options = parse(argc, argv);
+// Seconds of one call for every row, `rounds` of them.
+std::vector<std::vector<double>> measure(const std::vector<Row>& rows, int rounds) {
   std::vector<std::vector<double>> seconds(rows.size());
   std::vector<size_t> order(rows.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::mt19937 random(1);
-  for (int round = -1; round < options.rounds; ++round) {
+  for (int round = -1; round < rounds; ++round) {
     // A chip is slower after a row that heated it: no row shall always follow the same one.
     std::shuffle(order.begin(), order.end(), random);
     for (size_t i : order) {
@@ -102,50 +102,62 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
       if (round >= 0) seconds[i].push_back(s / static_cast<double>(rows[i].calls));
     }
   }
+  return seconds;
+}
+
+double work_of(const Row& row) {
+  return row.flops > 0 ? row.flops : row.bytes;
+}
+
+// Prints the line of row i and returns its record.
+nlohmann::json report_row(const std::vector<Row>& rows, const std::vector<Timing>& timings,
+                          size_t i) {
+  const Row& row = rows[i];
+  const Timing& timing = timings[i];
+  const double rate = work_of(row) / timing.median * 1e-9;
+  nlohmann::json record = {{"op", row.op},         {"shape", row.shape},
+                           {"recipe", row.recipe}, {"median_s", timing.median},
+                           {"p10_s", timing.p10},  {"p90_s", timing.p90}};
+  char rate_text[32] = "-";
+  char of_ceiling[32] = "-";
+  char against[32] = "-";
+  if (work_of(row) > 0) {
+    const bool products = row.flops > 0;
+    std::snprintf(rate_text, sizeof rate_text, "%.1f %s", rate, products ? "GFLOP/s" : "GB/s");
+    record[products ? "gflops" : "gbytes_per_s"] = rate;
+  }
+  if (row.ceiling >= 0) {
+    const double top = work_of(rows[row.ceiling]) / timings[row.ceiling].median * 1e-9;
+    std::snprintf(of_ceiling, sizeof of_ceiling, "%.0f %%", 100 * rate / top);
+    record["share_of_ceiling"] = rate / top;
+  }
+  if (row.baseline >= 0) {
+    const double factor = timings[row.baseline].median / timing.median;
+    std::snprintf(against, sizeof against, "%.2f", factor);
+    record["x_baseline"] = factor;
+    record["baseline"] = rows[row.baseline].op;
+  }
+  std::printf("| %s | %s | %s | %.4g (%.4g-%.4g) | %s | %s | %s |\n", row.op.c_str(),
+              row.shape.c_str(), row.recipe.c_str(), timing.median * 1e3, timing.p10 * 1e3,
+              timing.p90 * 1e3, rate_text, of_ceiling, against);
+  return record;
+}
+
+}  // namespace
+
+int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  std::vector<Timing> timings;
+  timings.reserve(rows.size());
+  for (std::vector<double>& seconds : measure(rows, options.rounds))
+    timings.push_back(timing_of(std::move(seconds)));
 
   std::printf("%s: %s, %d threads, LibTorch %s, %d rounds\n\n", title.c_str(), cpu_name().c_str(),
               at::get_num_threads(), TORCH_VERSION, options.rounds);
   std::printf("| op | shape | recipe | median ms (p10-p90) | rate | of ceiling | x baseline |\n");
   std::printf("|---|---|---|---|---|---|---|\n");
   nlohmann::json records = nlohmann::json::array();
-  std::vector<Timing> timings;
-  for (const auto& s : seconds) timings.push_back(timing_of(s));
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const Row& row = rows[i];
-    const double work = row.flops > 0 ? row.flops : row.bytes;
-    const double rate = work / timings[i].median * 1e-9;
-    char rate_text[32] = "-";
-    if (work > 0) {
-      std::snprintf(rate_text, sizeof rate_text, "%.1f %s", rate,
-                    row.flops > 0 ? "GFLOP/s" : "GB/s");
-    }
-    char of_ceiling[32] = "-";
-    char against[32] = "-";
-    nlohmann::json record = {{"op", row.op},
-                             {"shape", row.shape},
-                             {"recipe", row.recipe},
-                             {"median_s", timings[i].median},
-                             {"p10_s", timings[i].p10},
-                             {"p90_s", timings[i].p90}};
-    if (work > 0) record[row.flops > 0 ? "gflops" : "gbytes_per_s"] = rate;
-    if (row.ceiling >= 0) {
-      const Row& top = rows[row.ceiling];
-      const double top_rate =
-          (row.flops > 0 ? top.flops : top.bytes) / timings[row.ceiling].median * 1e-9;
-      std::snprintf(of_ceiling, sizeof of_ceiling, "%.0f %%", 100 * rate / top_rate);
-      record["share_of_ceiling"] = rate / top_rate;
-    }
-    if (row.baseline >= 0) {
-      const double factor = timings[row.baseline].median / timings[i].median;
-      std::snprintf(against, sizeof against, "%.2f", factor);
-      record["x_baseline"] = factor;
-      record["baseline"] = rows[row.baseline].op;
-    }
-    std::printf("| %s | %s | %s | %.4g (%.4g-%.4g) | %s | %s | %s |\n", row.op.c_str(),
-                row.shape.c_str(), row.recipe.c_str(), timings[i].median * 1e3,
-                timings[i].p10 * 1e3, timings[i].p90 * 1e3, rate_text, of_ceiling, against);
-    records.push_back(record);
-  }
+  for (size_t i = 0; i < rows.size(); ++i) records.push_back(report_row(rows, timings, i));
   if (!options.json.empty()) {
     const nlohmann::json report = {{"title", title},
                                    {"cpu", cpu_name()},

@@ -19,10 +19,10 @@ struct Row {
   double bytes = 0;    // read and written by an ideal implementation; 0: not a row of bandwidth
   double flops = 0;    // of the products; 0: not a row of compute
   std::function<void()> run;
-  std::function<void()> prepare = nullptr;  // before each run, not timed
-  int baseline = -1;                        // index of the row that this one is compared with
+  int baseline = -1;  // index of the row that this one is compared with
   int ceiling = -1;   // index of the row whose rate is the most that is possible
   int64_t calls = 1;  // of the operation that one run makes; times are of one call
+  std::function<void()> prepare = nullptr;  // before each run, not timed
 };
 
 /// Runs every row alternately for `rounds` rounds after one to warm up and prints

@@ -35,7 +35,7 @@ struct Layer {
 void add_rows(std::vector<Row>& rows, const LinearShape& s) {
   const auto layer = std::make_shared<Layer>(s);
   const std::string shape = c10::str("M ", s.M, " N ", s.N, " K ", s.K);
-  const double flops = 6.0 * s.M * s.N * s.K;
+  const double flops = 6.0 * multiplications(s);
   const int baseline = static_cast<int>(rows.size());
   rows.push_back({.op = "at::linear, forward + backward",
                   .shape = shape,
@@ -55,22 +55,25 @@ void add_rows(std::vector<Row>& rows, const LinearShape& s) {
                               quantize_then_linear(layer->x, layer->weight, std::nullopt, config));
                         },
                     // As after an optimizer's step: quantized once, for forward and backward.
-                    .prepare = [] { clear_weight_cache(); },
-                    .baseline = baseline});
+                    .baseline = baseline,
+                    .prepare = [] { clear_weight_cache(); }});
   }
+}
+
+int run(int argc, char** argv) {
+  if (const auto failure = load_cuda_backend()) {
+    std::cerr << "linear_cuda_bench: " << *failure << "\n";
+    return 77;
+  }
+  set_weight_cache(WeightCache::ON);
+  std::vector<Row> rows;
+  for (const LinearShape& shape : kGpuLinearShapes) add_rows(rows, shape);
+  return run_table("linears on a GPU", rows, argc, argv);
 }
 
 }  // namespace
 }  // namespace moe8::bench
 
 int main(int argc, char** argv) {
-  using namespace moe8::bench;
-  if (const auto failure = moe8::load_cuda_backend()) {
-    std::cerr << "linear_cuda_bench: " << *failure << "\n";
-    return 77;
-  }
-  moe8::set_weight_cache(moe8::WeightCache::ON);
-  std::vector<Row> rows;
-  for (const LinearShape& shape : kGpuLinearShapes) add_rows(rows, shape);
-  return run_table("linears on a GPU", rows, argc, argv);
+  return moe8::bench::run(argc, argv);
 }

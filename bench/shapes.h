@@ -37,6 +37,12 @@ inline constexpr std::array<LinearShape, 3> kGpuLinearShapes = {{
     {8192, 2048, 2048},
 }};
 
+/// Of one product of a layer, whether grouped or dense.
+template <class Shape>
+double multiplications(const Shape& s) {
+  return static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
+}
+
 /// A matrix to quantize, larger than the last-level cache of a server core.
 struct MatrixShape {
   const char* name;

@@ -4,13 +4,14 @@
 
 clangd does the work, not clang-tidy: it looks at one file's own declarations, clang-tidy 14 at all of
 LibTorch's too, which takes eight times as long. A header is parsed by itself, so one that does not
-compile alone is found here. What passed is remembered by the content of the file and of the headers of
+compile alone is found here; it gets the flags of a source that includes it. What passed is remembered by the content of the file and of the headers of
 ours that it includes, and is not looked at again until one of them changes.
 
   lint.py BUILD_FOLDER [FILE...]    without files: all that git knows
 """
 import concurrent.futures
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -45,9 +46,22 @@ def content_with_headers(name):
     return "\0".join(sorted(parts))
 
 
-def check(build, name):
+def write_commands(build, folder):
+    """The commands of `build`, and one for every header: that of the first source that includes it."""
+    commands = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
+    by_file = {entry["file"]: entry for entry in commands}
+    for file, entry in sorted(by_file.items()):
+        for include in INCLUDE.findall(pathlib.Path(file).read_text(encoding="utf-8")):
+            for header in [ROOT / inside / include for inside in FOLDERS]:
+                if header.is_file() and str(header) not in by_file:
+                    command = entry["command"].replace(file, str(header))
+                    by_file[str(header)] = {**entry, "file": str(header), "command": command}
+    (folder / "compile_commands.json").write_text(json.dumps(list(by_file.values())), encoding="utf-8")
+
+
+def check(commands, name):
     """What clangd says about a file, one line each."""
-    command = ["clangd", f"--check={ROOT / name}", f"--compile-commands-dir={build}", "--clang-tidy",
+    command = ["clangd", f"--check={ROOT / name}", f"--compile-commands-dir={commands}", "--clang-tidy",
                "--check-lines=1", "--enable-config=0", "--log=error", "--pch-storage=memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [f"{name}: {line}" for line in DIAGNOSTIC.findall(done.stderr)]
@@ -60,6 +74,7 @@ def main():
     build = pathlib.Path(sys.argv[1]).resolve()
     passed = build / "lint"
     passed.mkdir(exist_ok=True)
+    write_commands(build, passed)
     rules = (ROOT / ".clang-tidy").read_text(encoding="utf-8")
 
     def stamp(name):
@@ -70,7 +85,7 @@ def main():
     print(f"lint: {len(todo)} files to look at", flush=True)
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, found in zip(todo, pool.map(lambda one: check(build, one), todo)):
+        for name, found in zip(todo, pool.map(lambda one: check(passed, one), todo)):
             for line in found:
                 print(line, flush=True)
             failed += bool(found)

@@ -5,7 +5,9 @@
 // tsan only.
 #include <dlfcn.h>
 
+// NOLINTNEXTLINE(bugprone-reserved-identifier): a name of the runtime
 extern "C" void __tsan_acquire(void* address);
+// NOLINTNEXTLINE(bugprone-reserved-identifier): a name of the runtime
 extern "C" void __tsan_release(void* address);
 
 namespace {
@@ -27,6 +29,7 @@ void run_region(void* pointer) {
 // Found before libgomp's own, by LibTorch's calls too.
 extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags) {
   using Function = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): RTLD_NEXT is dlsym's own constant
   static const auto real = reinterpret_cast<Function>(::dlsym(RTLD_NEXT, "GOMP_parallel"));
   Region region{body, data};
   __tsan_release(&region);

@@ -95,7 +95,7 @@ ConversionReport quantize_(torch::nn::Module& model, const FqnToConfig& config,
 /// name.
 /// @throws c10::Error when nothing is converted (see QuantizeOptions::unmatched).
 ConversionReport quantize_(torch::nn::Module& model, const Config& config,
-                           FilterFn filter = is_linear, const QuantizeOptions& options = {});
+                           const FilterFn& filter = is_linear, const QuantizeOptions& options = {});
 
 /// Takes conversion back for every parameter of the model: LibTorch's own kernels run again.
 void dequantize_(torch::nn::Module& model);

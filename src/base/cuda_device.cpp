@@ -21,11 +21,15 @@ int ask_capability(int index) {
   return 10 * major + minor;
 }
 
+int index_of(const c10::Device& device) {
+  return device.has_index() ? static_cast<int>(device.index()) : c10::cuda::current_device();
+}
+
 }  // namespace
 
 StreamId current_stream(const c10::Device& device) {
   if (!device.is_cuda()) return {};
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
+  cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   unsigned long long capture = 0;  // NOLINT(google-runtime-int): CUDA's type
   C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &capture));
@@ -35,7 +39,7 @@ StreamId current_stream(const c10::Device& device) {
 std::string device_name(const c10::Device& device) {
   if (!device.is_cuda()) return "";
   cudaDeviceProp properties{};
-  const int index = device.has_index() ? device.index() : c10::cuda::current_device();
+  const int index = index_of(device);
   C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   return properties.name;
 }
@@ -43,7 +47,7 @@ std::string device_name(const c10::Device& device) {
 int compute_capability(const c10::Device& device) {
   if (!device.is_cuda()) return 0;
   static std::array<std::atomic<int>, 64> known{};  // 0: not asked yet
-  const int index = device.has_index() ? device.index() : c10::cuda::current_device();
+  const int index = index_of(device);
   if (index >= static_cast<int>(known.size())) return ask_capability(index);
   int capability = known[index].load(std::memory_order_relaxed);
   if (capability == 0) {

@@ -114,6 +114,7 @@ std::vector<Decision> decisions_of(const Names& names, const std::vector<Convers
     groups[entry->second].push_back(i);
   }
   std::vector<Decision> decisions;
+  decisions.reserve(groups.size());
   for (const std::vector<size_t>& group : groups) {
     decisions.push_back({names.tensors[group.front()], merge_names(rows, group)});
   }
@@ -221,7 +222,7 @@ ConversionReport quantize_(torch::nn::Module& model, const FqnToConfig& config,
                  options);
 }
 
-ConversionReport quantize_(torch::nn::Module& model, const Config& config, FilterFn filter,
+ConversionReport quantize_(torch::nn::Module& model, const Config& config, const FilterFn& filter,
                            const QuantizeOptions& options) {
   validate(config);
   MOE8_CHECK(filter, "quantize_", "filter", "expected a function, got an empty one");

@@ -26,7 +26,12 @@ bool has_bf16_products();
 
 #if defined(__x86_64__)
 #define MOE8_TARGET_AVX2 [[gnu::target("arch=x86-64-v3"), gnu::flatten]]
+#if defined(__clang__)
+#define MOE8_TARGET_AVX512 \
+  [[gnu::target("arch=x86-64-v4"), clang::min_vector_width(512), gnu::flatten]]
+#else
 #define MOE8_TARGET_AVX512 [[gnu::target("arch=x86-64-v4,prefer-vector-width=512"), gnu::flatten]]
+#endif
 #else
 #define MOE8_TARGET_AVX2
 #define MOE8_TARGET_AVX512

@@ -24,7 +24,6 @@ struct Sizes {
 Sizes sizes_of(const GemmProblem& p) {
   switch (p.gemm) {
     case Gemm::OUT:
-      return {p.left.size(0), p.right.size(1), p.right.size(2), p.right.size(0)};
     case Gemm::GRAD_INPUT:
       return {p.left.size(0), p.right.size(1), p.right.size(2), p.right.size(0)};
     case Gemm::GRAD_WEIGHT:

@@ -107,6 +107,7 @@ MappedFile::MappedFile(const char* op, const std::string& path) {
   const InputFile file(op, path);
   if (file.size() == 0) return;  // mmap refuses to map nothing
   void* start = ::mmap(nullptr, file.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): MAP_FAILED is mmap's own constant
   MOE8_CHECK(start != MAP_FAILED, op, path, "expected to map ", file.size(),
              " bytes, got: ", reason(errno));
   bytes_ = {static_cast<const uint8_t*>(start), file.size()};

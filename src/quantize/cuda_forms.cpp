@@ -205,6 +205,7 @@ std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<Fo
              *refusal);
   const Launch launch(source.device());
   std::vector<Form> forms;
+  forms.reserve(keys.size());
   for (const FormKey& key : keys) forms.push_back({key, {}, {}});
   std::optional<Source> s;
   for (size_t i = 0; i < forms.size(); ++i) {

@@ -231,7 +231,9 @@ at::Tensor cuda_fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalcu
 }
 
 Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& granularity,
-                                 ElemDtype elem, bool pow2, const std::optional<at::Tensor>& offs) {
+                                 ElemDtype elem, bool round_scales_to_power_of_2,
+                                 const std::optional<at::Tensor>& offs) {
+  const bool pow2 = round_scales_to_power_of_2;
   const Launch launch(x.device());
   const at::Tensor source = x.detach().contiguous();
   if (granularity.kind == ScalingGranularity::TENSORWISE) {

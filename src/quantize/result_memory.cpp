@@ -22,6 +22,7 @@ size_t rounded_up(size_t bytes) {
 void* map_memory(size_t size) {
   const size_t mapped = size + kHugePage;
   void* start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): MAP_FAILED is mmap's own constant
   if (start == MAP_FAILED) return nullptr;
   const auto address = reinterpret_cast<uintptr_t>(start);
   const size_t before = rounded_up(address) - address;

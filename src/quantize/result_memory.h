@@ -35,7 +35,7 @@ class ResultAllocator final : public c10::Allocator {
     size_t size;
     ResultAllocator* owner;
   };
-  static void take_back(void* memory);
+  static void take_back(void* context);
   Memory take(size_t size);
   void shrink_to(size_t most);  // mutex_ is held
 

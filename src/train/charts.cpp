@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include "train/html.h"
 
@@ -28,10 +30,12 @@ constexpr std::array<Rgb, 5> kScale{
     {{68, 1, 84}, {59, 82, 139}, {33, 145, 140}, {94, 201, 98}, {253, 231, 37}}};
 
 std::string scale_colour(double part) {
-  const double at = std::clamp(part, 0.0, 1.0) * (kScale.size() - 1);
+  const double at = std::clamp(part, 0.0, 1.0) * static_cast<double>(kScale.size() - 1);
   const size_t i = std::min(static_cast<size_t>(at), kScale.size() - 2);
   const double f = at - static_cast<double>(i);
-  const auto mix = [&](double a, double b) { return static_cast<int>(a + f * (b - a) + 0.5); };
+  const auto mix = [&](double a, double b) {
+    return static_cast<int>(std::lround(a + f * (b - a)));
+  };
   return html_text("#%02x%02x%02x", mix(kScale[i].r, kScale[i + 1].r),
                    mix(kScale[i].g, kScale[i + 1].g), mix(kScale[i].b, kScale[i + 1].b));
 }
@@ -55,7 +59,8 @@ std::string tick_text(double value, double distance) {
 }
 
 struct Range {
-  double low = INFINITY, high = -INFINITY;
+  double low = std::numeric_limits<double>::infinity();
+  double high = -std::numeric_limits<double>::infinity();
 
   void include(double value) {
     if (!std::isfinite(value)) return;
@@ -100,18 +105,27 @@ Axes axes_of(const LineChart& chart) {
   return {x, y.widened()};
 }
 
+// The multiples of `distance` within a range.
+std::vector<double> ticks(const Range& range, double distance) {
+  const auto first = static_cast<int64_t>(std::ceil(range.low / distance));
+  const auto last = static_cast<int64_t>(std::floor(range.high / distance));
+  std::vector<double> values;
+  for (int64_t i = first; i <= last; ++i) values.push_back(static_cast<double>(i) * distance);
+  return values;
+}
+
 std::string grid(const Axes& axes) {
   std::string out;
   const double dy = tick_distance(axes.y.high - axes.y.low);
-  for (double v = std::ceil(axes.y.low / dy) * dy; v <= axes.y.high; v += dy) {
+  for (const double v : ticks(axes.y, dy)) {
     out += html_text("<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>",
                      kLeft, kWidth - kRight, axes.py(v), axes.py(v));
     out +=
         html_text("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">", kLeft - 8, axes.py(v) + 4) +
-        tick_text(std::abs(v) < dy / 2 ? 0 : v, dy) + "</text>\n";
+        tick_text(v, dy) + "</text>\n";
   }
   const double dx = std::max(1.0, tick_distance(axes.x.high - axes.x.low));
-  for (double v = std::ceil(axes.x.low / dx) * dx; v <= axes.x.high; v += dx) {
+  for (const double v : ticks(axes.x, dx)) {
     out += html_text("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">", axes.px(v),
                      kHeight - kBottom + 22) +
            tick_text(v, dx) + "</text>\n";

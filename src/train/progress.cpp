@@ -3,6 +3,7 @@
 #include "train/progress.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <ostream>
 
@@ -17,7 +18,7 @@ constexpr std::chrono::seconds kNewLine{10};
 }  // namespace
 
 std::string duration_text(double seconds) {
-  const auto total = static_cast<int64_t>(std::max(0.0, seconds) + 0.5);
+  const auto total = static_cast<int64_t>(std::lround(std::max(0.0, seconds)));
   char text[64];
   if (total < 60) {
     std::snprintf(text, sizeof text, "%ds", static_cast<int>(total));

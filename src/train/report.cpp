@@ -288,10 +288,11 @@ std::string warnings(const Runs& runs) {
     html += "<details><summary>" + run_label(i, runs[i].name) + html_text(": %zu", count) +
             "</summary><ul>\n";
     size_t shown = 0;
-    for (auto look = runs[i].numerics.rbegin(); look != runs[i].numerics.rend(); ++look) {
-      for (const std::string& text : look->warnings) {
+    for (size_t n = runs[i].numerics.size(); n-- > 0;) {
+      const auto& look = runs[i].numerics[n];
+      for (const std::string& text : look.warnings) {
         if (++shown > kMostWarnings) break;
-        html += html_text("<li>step %lld: ", static_cast<long long>(look->step)) + escaped(text) +
+        html += html_text("<li>step %lld: ", static_cast<long long>(look.step)) + escaped(text) +
                 "</li>\n";
       }
     }
@@ -324,6 +325,7 @@ std::string configs(const Runs& runs) {
   std::string differing, same;
   for (size_t k = 0; k < settings.front().size(); ++k) {
     std::vector<std::string> values;
+    values.reserve(settings.size());
     for (const auto& list : settings) values.push_back(list[k].second);
     const bool differs = std::set<std::string>(values.begin(), values.end()).size() > 1;
     (differs ? differing : same) += config_row(settings.front()[k].first, values, differs);

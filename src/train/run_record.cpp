@@ -26,6 +26,7 @@ std::string last_part(const std::string& folder) {
 
 double median_tokens_per_s(const std::vector<StepMetrics>& steps) {
   std::vector<double> rates;
+  rates.reserve(steps.size());
   for (const StepMetrics& step : steps) rates.push_back(step.tokens_per_s);
   const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
   std::ranges::nth_element(rates, middle);
@@ -76,6 +77,7 @@ RunRecord read_run(const std::string& folder) {
 std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
   MOE8_CHECK(!folders.empty(), kOp, "DIR", "expected at least one folder of a run, got none");
   std::vector<RunRecord> runs;
+  runs.reserve(folders.size());
   for (const std::string& folder : folders) runs.push_back(read_run(folder));
   for (RunRecord& run : runs) {
     const auto same = [&](const RunRecord& other) {

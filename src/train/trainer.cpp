@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -104,7 +105,7 @@ int64_t convert(TransformerImpl& model, const RunConfig& config) {
 // One run: made ready completely by the constructor, then trained by go().
 class Run {
  public:
-  Run(const RunConfig& config, const RunOptions& options);
+  Run(RunConfig config, RunOptions options);
   RunResult go();
 
  private:
@@ -146,13 +147,13 @@ class Run {
   std::optional<MetricsFile> metrics_;
 };
 
-Run::Run(const RunConfig& config, const RunOptions& options)
-    : config_(config),
-      options_(options),
-      device_(training_device(config.training.device)),
+Run::Run(RunConfig config, RunOptions options)
+    : config_(std::move(config)),
+      options_(std::move(options)),
+      device_(training_device(config_.training.device)),
       deterministic_(device_),
-      data_(config.data.files, config.data.validation_fraction),
-      folder_{config.output.folder},
+      data_(config_.data.files, config_.data.validation_fraction),
+      folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();

@@ -5,6 +5,7 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "train/named_tensors.h"

@@ -138,7 +138,7 @@ TEST(PlanConfig, JsonHoldsCountsConversionAndMemory) {
   const Ran ran = run_moe8({"plan", "--config", file, "--json"});
   ASSERT_EQ(ran.status, 0) << ran.err;
   const nlohmann::json plan = nlohmann::json::parse(ran.out);
-  const int64_t routed = 3 * 8 * 3 * 64 * 32, attention = 4 * 4 * 64 * 64;
+  const int64_t routed = int64_t{3} * 8 * 3 * 64 * 32, attention = int64_t{4} * 4 * 64 * 64;
   const int64_t rest = 3 * 64 * 128 + 3 * 8 * 64 + 9 * 64 + 2 * 256 * 64;  // dense, routers, ...
   EXPECT_EQ(plan["parameters"]["total"], routed + attention + rest);
   EXPECT_EQ(plan["parameters"]["active"], routed / 4 + attention + rest);

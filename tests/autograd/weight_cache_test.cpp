@@ -317,8 +317,9 @@ TEST_F(WeightCaching, SeveralThreadsMayUseOneWeight) {
   Experts experts = converted_experts();
   const Step step;
   const at::Tensor expected = forward_uncached(experts, step);
-  std::vector<std::thread> threads;
   std::vector<at::Tensor> results(4);
+  std::vector<std::thread> threads;
+  threads.reserve(results.size());
   for (at::Tensor& result : results) {
     threads.emplace_back([&] {
       for (int i = 0; i < 20; ++i) result = step.forward(experts);

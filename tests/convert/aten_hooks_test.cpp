@@ -4,6 +4,7 @@
 #include "convert/aten_hooks.h"
 
 #include <ATen/autocast_mode.h>
+#include <torch/torch.h>
 
 #include <algorithm>
 #include <chrono>
@@ -60,7 +61,7 @@ Tensor oracle(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 }
 
 std::string grad_fn_of(const Tensor& tensor) {
-  const auto grad_fn = tensor.grad_fn();
+  const auto& grad_fn = tensor.grad_fn();
   return grad_fn ? grad_fn->name() : "(none)";
 }
 
@@ -407,6 +408,7 @@ TEST(AtenHooks, SeveralThreads) {
   const Tensor expected = oracle(x, linear->weight, linear->bias);
   std::vector<int> wrong(4, 0);
   std::vector<std::thread> threads;
+  threads.reserve(wrong.size());
   for (int& count : wrong) {
     threads.emplace_back([&] {
       for (int i = 0; i < 50; ++i) {

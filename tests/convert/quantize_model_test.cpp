@@ -3,6 +3,8 @@
 // conversion survives.
 #include "moe8/quantize_model.h"
 
+#include <torch/torch.h>
+
 #include <sstream>
 #include <string>
 #include <vector>
@@ -302,9 +304,10 @@ TEST(QuantizeModel, AWeightThatIsAViewOfABuffer) {
   // Flat parameter buffers: the views of such a weight know the buffer, not the weight.
   struct Flat : nn::Module {
     Flat() {
-      const Tensor buffer = wide_normal({2 * 64 * 64}, at::kFloat, 4, 1);
-      a = register_parameter("a", buffer.narrow(0, 0, 64 * 64).view({64, 64}));
-      b = register_parameter("b", buffer.narrow(0, 64 * 64, 64 * 64).view({64, 64}));
+      constexpr int64_t kElements = int64_t{64} * 64;
+      const Tensor buffer = wide_normal({2 * kElements}, at::kFloat, 4, 1);
+      a = register_parameter("a", buffer.narrow(0, 0, kElements).view({64, 64}));
+      b = register_parameter("b", buffer.narrow(0, kElements, kElements).view({64, 64}));
     }
     Tensor a, b;
   } model;

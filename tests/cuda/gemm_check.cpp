@@ -19,9 +19,9 @@
 #include "formats/elem.h"
 #include "reference/grouped_gemm.h"
 
+namespace moe8 {
 namespace {
 
-using namespace moe8;
 using cuda::GemmElement;
 using cuda::GemmOutput;
 using cuda::GroupedGemmArgs;
@@ -312,6 +312,26 @@ const char* kind_name(GroupedGemmKind kind) {
                                                : "grad_weight";
 }
 
+/// The output of a kernel that ran twice into poisoned memory.
+std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const GroupedGemmArgs& args,
+                               Device<uint8_t>& out, const std::string& what) {
+  alarm(20);  // a kernel that hangs must not hold the machine
+  std::vector<uint8_t> results[2];
+  for (auto& result : results) {
+    out.fill(0xFF);
+    const cuda::LaunchStatus status = variant.launch(args);
+    require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
+    require(cudaDeviceSynchronize(), what.c_str());
+    result = out.host();
+  }
+  alarm(0);
+  if (results[0] != results[1]) {
+    ++failures;
+    std::printf("FAILED %s: two runs differ\n", what.c_str());
+  }
+  return results[0];
+}
+
 /// Runs every kernel that takes this product, twice into differently poisoned outputs.
 void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
@@ -349,21 +369,8 @@ void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmEleme
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
                                  (output == GemmOutput::kBFloat16 ? " bf16" : " float32") +
                                  " pitch " + std::to_string(pitch);
-        alarm(20);  // a kernel that hangs must not hold the machine
-        std::vector<uint8_t> results[2];
-        for (auto& result : results) {
-          out.fill(0xFF);
-          const cuda::LaunchStatus status = variant.launch(args);
-          require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
-          require(cudaDeviceSynchronize(), what.c_str());
-          result = out.host();
-        }
-        alarm(0);
-        if (results[0] != results[1]) {
-          ++failures;
-          std::printf("FAILED %s: two runs differ\n", what.c_str());
-        }
-        worst = std::max(worst, check(p, kind, results[0], pitch, expected, output, what));
+        const std::vector<uint8_t> result = run_twice(variant, args, out, what);
+        worst = std::max(worst, check(p, kind, result, pitch, expected, output, what));
         ++runs;
       }
     }
@@ -441,9 +448,7 @@ void check_choice() {
   }
 }
 
-}  // namespace
-
-int main() {
+int check_all() {
   check_choice();
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -469,4 +474,11 @@ int main() {
   }
   std::printf(failures == 0 ? "all passed\n" : "%d FAILED\n", failures);
   return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace moe8
+
+int main() {
+  return moe8::check_all();
 }

@@ -27,6 +27,22 @@ using testing::same_bits;
 using testing::same_values;
 using testing::sqnr_db;
 
+at::Tensor gpu(const at::Tensor& x) {
+  return x.to(at::kCUDA);
+}
+std::optional<at::Tensor> gpu(const std::optional<at::Tensor>& x) {
+  return x ? std::optional(x->to(at::kCUDA)) : std::nullopt;
+}
+
+// What the next allocations find: a kernel that leaves bytes unwritten shows NaN.
+void poison_memory() {
+  const auto bytes = at::TensorOptions().dtype(at::kByte).device(at::kCUDA);
+  std::vector<at::Tensor> blocks;
+  for (int64_t size : {512, 4096, 1 << 16, 1 << 20, 1 << 24}) {
+    for (int i = 0; i < 8; ++i) blocks.push_back(at::full({size}, 0xFF, bytes));
+  }
+}
+
 class OnGpu : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -37,20 +53,6 @@ class OnGpu : public ::testing::Test {
     }
     set_weight_cache(WeightCache::OFF);
     set_weight_cache(WeightCache::AUTO);
-  }
-
-  static at::Tensor gpu(const at::Tensor& x) { return x.to(at::kCUDA); }
-  static std::optional<at::Tensor> gpu(const std::optional<at::Tensor>& x) {
-    return x ? std::optional(x->to(at::kCUDA)) : std::nullopt;
-  }
-
-  // What the next allocations find: a kernel that leaves bytes unwritten shows NaN.
-  static void poison_memory() {
-    const auto bytes = at::TensorOptions().dtype(at::kByte).device(at::kCUDA);
-    std::vector<at::Tensor> blocks;
-    for (int64_t size : {512, 4096, 1 << 16, 1 << 20, 1 << 24}) {
-      for (int i = 0; i < 8; ++i) blocks.push_back(at::full({size}, 0xFF, bytes));
-    }
   }
 };
 
@@ -106,27 +108,31 @@ TEST_F(OnGpu, MxQuantizersAreBitForBitTheCpus) {
   }
 }
 
+void expect_float8_as_on_the_cpu(const Layout& layout, const Float8Granularity& granularity,
+                                 ElemDtype elem, bool pow2, at::ScalarType dtype) {
+  const at::Tensor x = testing::hard_values(layout.sizes, dtype, 6, true);
+  const Float8Tensor expected = quantize_float8(x, granularity, elem, pow2, layout.offs);
+  poison_memory();
+  const Float8Tensor got = quantize_float8(gpu(x), granularity, elem, pow2, gpu(layout.offs));
+  const bool whole = granularity.kind == ScalingGranularity::TENSORWISE;
+  const std::string what =
+      c10::str(to_string(elem), pow2 ? " pow2 " : " ", dtype, " ", at::IntArrayRef(layout.sizes),
+               whole ? " tensorwise" : " axis ", layout.axis);
+  ASSERT_TRUE(same_values(expected.scale, got.scale.cpu())) << what;
+  ASSERT_TRUE(same_bits(expected.data.view(at::kByte), got.data.cpu().view(at::kByte))) << what;
+  ASSERT_TRUE(same_values(dequantize(expected), dequantize(got).cpu())) << what;
+}
+
 TEST_F(OnGpu, Float8QuantizersAreBitForBitTheCpus) {
   for (const Layout& layout : layouts()) {
-    for (ElemDtype elem : {ElemDtype::E4M3, ElemDtype::E5M2}) {
-      for (bool pow2 : {false, true}) {
-        for (at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
-          for (bool whole : {false, true}) {
-            if (whole && layout.offs) continue;
-            const auto granularity =
-                whole ? Float8Granularity::tensorwise() : Float8Granularity::axiswise(layout.axis);
-            const at::Tensor x = testing::hard_values(layout.sizes, dtype, 6, true);
-            const Float8Tensor expected = quantize_float8(x, granularity, elem, pow2, layout.offs);
-            poison_memory();
-            const Float8Tensor got =
-                quantize_float8(gpu(x), granularity, elem, pow2, gpu(layout.offs));
-            const std::string what = c10::str(to_string(elem), pow2 ? " pow2 " : " ", dtype, " ",
-                                              at::IntArrayRef(layout.sizes),
-                                              whole ? " tensorwise" : " axis ", layout.axis);
-            ASSERT_TRUE(same_values(expected.scale, got.scale.cpu())) << what;
-            ASSERT_TRUE(same_bits(expected.data.view(at::kByte), got.data.cpu().view(at::kByte)))
-                << what;
-            ASSERT_TRUE(same_values(dequantize(expected), dequantize(got).cpu())) << what;
+    std::vector<Float8Granularity> granularities = {Float8Granularity::axiswise(layout.axis)};
+    if (!layout.offs) granularities.push_back(Float8Granularity::tensorwise());
+    for (const Float8Granularity& granularity : granularities) {
+      for (ElemDtype elem : {ElemDtype::E4M3, ElemDtype::E5M2}) {
+        for (bool pow2 : {false, true}) {
+          for (at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+            expect_float8_as_on_the_cpu(layout, granularity, elem, pow2, dtype);
+            if (HasFatalFailure()) return;
           }
         }
       }
@@ -241,15 +247,18 @@ TEST_F(OnGpu, GroupedProductsAgreeWithTheCpu) {
   }
 }
 
+int64_t number_from_environment(const char* name, int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text ? std::strtoll(text, nullptr, 10) : otherwise;
+}
+
 TEST_F(OnGpu, RandomShapesAgreeWithTheCpuAndRepeat) {
-  const char* wanted = std::getenv("MOE8_RANDOM_SHAPES");
-  const int count = wanted ? std::atoi(wanted) : 200;
-  const char* seed = std::getenv("MOE8_RANDOM_SEED");
-  std::mt19937 random(seed ? std::atoi(seed) : 17);
+  const int64_t count = number_from_environment("MOE8_RANDOM_SHAPES", 200);
+  std::mt19937 random(static_cast<uint32_t>(number_from_environment("MOE8_RANDOM_SEED", 17)));
   const auto pick = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % (high - low + 1));
   };
-  for (int i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const RecipeInfo& recipe = all_recipes()[i % 6];  // the grouped ones come first
     ASSERT_TRUE(is_grouped(recipe.config));
     Sizes sizes{{}, pick(0, 40), pick(1, 300), pick(1, 300)};

@@ -20,10 +20,8 @@ const std::vector<ParameterInfo>& parameters() {
 }
 
 }  // namespace
-}  // namespace moe8
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   const std::string text = fuzz::FuzzInput(bytes, size).rest();
   fuzz::accepts([&] {
     const std::vector<ConversionRule> rules = parse_conversion(text, "file.toml");
@@ -36,3 +34,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   });
   return 0;
 }
+
+}  // namespace moe8

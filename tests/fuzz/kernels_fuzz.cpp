@@ -266,10 +266,8 @@ void check_float8(const Problem& p) {
 }
 
 }  // namespace
-}  // namespace moe8
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   fuzz::FuzzInput input(bytes, size);
   const bool mx = input.flag();
   Problem problem = draw_problem(input);
@@ -281,3 +279,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   }
   return 0;
 }
+
+}  // namespace moe8

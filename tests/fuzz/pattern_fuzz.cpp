@@ -3,8 +3,9 @@
 #include "convert/pattern.h"
 #include "fuzz/refusal.h"
 
+namespace moe8 {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   fuzz::FuzzInput input(bytes, size);
   const std::string text = input.text_until('\n');
   const std::string name = input.rest();
@@ -15,3 +16,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   });
   return 0;
 }
+
+}  // namespace moe8

@@ -44,7 +44,7 @@ void keep_input_and_die(int signal) {
   std::raise(signal);
 }
 
-void run(const Bytes& input) {
+void run(const Bytes& input) noexcept {  // what a target throws ends in keep_input_and_die
   // A copy of exact size on the heap, so that reading past its end is noticed.
   const Bytes exact(input.begin(), input.end());
   current = &exact;
@@ -110,9 +110,7 @@ void mutate_once(Bytes& input, const std::vector<Bytes>& corpus, std::mt19937_64
   if (input.size() > kLongest) input.resize(kLongest);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int replay(int argc, char** argv) {
   if (argc < 2) {
     std::cerr << "usage: " << argv[0] << " CORPUS_FOLDER_OR_FILE [MUTATIONS]\n";
     return 2;
@@ -135,4 +133,15 @@ int main(int argc, char** argv) {
   }
   std::cout << corpus.size() << " inputs and " << mutations << " mutations: ok\n";
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return replay(argc, argv);
+  } catch (const std::exception& error) {  // no corpus to read
+    std::cerr << argv[0] << ": " << error.what() << "\n";
+    return 1;
+  }
 }

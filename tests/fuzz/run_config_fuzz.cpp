@@ -4,8 +4,9 @@
 #include "fuzz/refusal.h"
 #include "train/run_config.h"
 
+namespace moe8 {
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   fuzz::FuzzInput input(bytes, size);
   const std::string text = input.text_until('\0');
   std::vector<std::string> overrides;
@@ -17,3 +18,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   });
   return 0;
 }
+
+}  // namespace moe8

@@ -39,10 +39,8 @@ void write_and_read_again(const std::map<std::string, at::Tensor>& tensors) {
 }
 
 }  // namespace
-}  // namespace moe8
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   const MemoryFile file(bytes, size);
   std::map<std::string, at::Tensor> tensors;
   const bool accepted = fuzz::accepts([&] {
@@ -57,3 +55,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   if (accepted) write_and_read_again(tensors);
   return 0;
 }
+
+}  // namespace moe8

@@ -35,10 +35,8 @@ bool same(const SafetensorsHeader& a, const SafetensorsHeader& b) {
 }
 
 }  // namespace
-}  // namespace moe8
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  using namespace moe8;
   fuzz::FuzzInput input(bytes, size);
   const auto data_size = input.value<uint64_t>();
   const std::string text = input.rest();
@@ -51,3 +49,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   });
   return 0;
 }
+
+}  // namespace moe8

@@ -166,7 +166,7 @@ TEST(LowPrecisionGemm, RandomRaggedProblemsAgreeWithTheReference) {
     const Gemm gemm = kGemms[i % 3];
     const GemmProblem problem = make_problem(
         gemm, recipe.config, sizes, at::kBFloat16, [&](at::IntArrayRef shape, uint64_t seed) {
-          return testing::wide_normal(shape, at::kBFloat16, seed + 10 * i, 3);
+          return testing::wide_normal(shape, at::kBFloat16, seed + uint64_t{10} * i, 3);
         });
     const at::Tensor expected = testing::reference_gemm(problem);
     const at::Tensor got = low_precision_gemm(problem);

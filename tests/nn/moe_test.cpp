@@ -3,6 +3,7 @@
 #include "moe8/moe.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <torch/torch.h>
 
 #include <cmath>
 
@@ -169,10 +170,10 @@ TEST(MoE, CountsTokensInTrainingOnlyAndAddsThemUp) {
   MoE moe = make_moe(config);
   moe(at::randn({2, 5, config.dim}));
   moe(at::randn({2, 5, config.dim}));
-  EXPECT_EQ(moe->tokens_per_expert.sum().item<int64_t>(), 2 * 10 * config.top_k);
+  EXPECT_EQ(moe->tokens_per_expert.sum().item<int64_t>(), config.top_k * 2 * 10);
   moe->eval();
   moe(at::randn({2, 5, config.dim}));
-  EXPECT_EQ(moe->tokens_per_expert.sum().item<int64_t>(), 2 * 10 * config.top_k);
+  EXPECT_EQ(moe->tokens_per_expert.sum().item<int64_t>(), config.top_k * 2 * 10);
 }
 
 TEST(ExpertBias, RisesForStarvedExpertsAndFallsForBusyOnes) {

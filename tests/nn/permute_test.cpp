@@ -2,6 +2,8 @@
 // The order of rows by expert, the round trip, and gradients against index_select's own.
 #include "nn/permute.h"
 
+#include <torch/torch.h>
+
 #include "testing/compare.h"
 #include "testing/fill.h"
 

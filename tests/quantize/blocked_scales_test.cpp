@@ -109,7 +109,7 @@ TEST(BlockedScales, KGroups) {
 TEST(BlockedScales, ThreeD) {
   const at::Tensor scale = random_scales({3, 136, 6});
   const at::Tensor blocked = to_blocked_3d(scale);
-  ASSERT_EQ(blocked.sizes(), at::IntArrayRef({3, 256 * 8}));
+  ASSERT_EQ(blocked.sizes(), at::IntArrayRef({3, int64_t{256} * 8}));
   for (int64_t e = 0; e < 3; ++e) EXPECT_TRUE(same_bits(to_blocked(scale[e]), blocked[e]));
   EXPECT_TRUE(same_bits(scale, from_blocked_3d(blocked, 136, 6)));
 }

@@ -89,6 +89,27 @@ const std::vector<Shape>& shapes() {
   return all;
 }
 
+void expect_equal_to_the_reference(const Shape& shape, ElemDtype elem, bool pow2, uint64_t seed,
+                                   cpu::Isa isa) {
+  const at::ScalarType in = seed % 2 ? at::kFloat : at::kBFloat16;
+  const at::ScalarType out = seed % 3 ? at::kBFloat16 : at::kFloat;
+  const at::Tensor x = hard_values(shape.sizes, in, seed, seed % 4 == 0);
+  const std::vector<Float8Set> sets =
+      shape.sets.empty() ? std::vector<Float8Set>{{0, x.size(shape.axis)}} : shape.sets;
+  const Outputs expected = run_kernel(x, shape.axis, elem, pow2, sets, out,
+                                      reference::quantize_float8, reference::dequantize_float8);
+  const Outputs got = run_kernel(
+      x, shape.axis, elem, pow2, sets, out,
+      [&](const auto& a, int64_t b, int64_t e) { cpu::quantize_float8(a, b, e, isa); },
+      [&](const auto& a, int64_t b, int64_t e) { cpu::dequantize_float8(a, b, e, isa); });
+  const std::string where = c10::str(cpu::to_string(isa), " ", to_string(elem), " ", x.sizes());
+  ASSERT_TRUE(same_bits(expected.data, got.data)) << where;
+  ASSERT_TRUE(same_values(expected.scale, got.scale)) << where;
+  ASSERT_TRUE(same_values(expected.dequantized, got.dequantized)) << where;
+  ASSERT_TRUE(same_values(expected.dequantized_back, got.dequantized_back)) << where;
+  ASSERT_TRUE(same_values(expected.dequantized, expected.dequantized_back)) << where;
+}
+
 TEST(Float8Kernels, EqualTheReferenceBitForBit) {
   for (cpu::Isa isa : {cpu::Isa::PORTABLE, cpu::Isa::AVX2, cpu::Isa::AVX512}) {
     if (!cpu::has_isa(isa)) continue;
@@ -96,26 +117,8 @@ TEST(Float8Kernels, EqualTheReferenceBitForBit) {
     for (const Shape& shape : shapes()) {
       for (ElemDtype elem : {ElemDtype::E4M3, ElemDtype::E5M2}) {
         for (bool pow2 : {false, true}) {
-          const at::ScalarType in = seed % 2 ? at::kFloat : at::kBFloat16;
-          const at::ScalarType out = seed % 3 ? at::kBFloat16 : at::kFloat;
-          const at::Tensor x = hard_values(shape.sizes, in, seed, seed % 4 == 0);
-          const std::vector<Float8Set> sets =
-              shape.sets.empty() ? std::vector<Float8Set>{{0, x.size(shape.axis)}} : shape.sets;
-          ++seed;
-          const Outputs expected =
-              run_kernel(x, shape.axis, elem, pow2, sets, out, reference::quantize_float8,
-                         reference::dequantize_float8);
-          const Outputs got = run_kernel(
-              x, shape.axis, elem, pow2, sets, out,
-              [&](const auto& a, int64_t b, int64_t e) { cpu::quantize_float8(a, b, e, isa); },
-              [&](const auto& a, int64_t b, int64_t e) { cpu::dequantize_float8(a, b, e, isa); });
-          const std::string where =
-              c10::str(cpu::to_string(isa), " ", to_string(elem), " ", x.sizes());
-          ASSERT_TRUE(same_bits(expected.data, got.data)) << where;
-          ASSERT_TRUE(same_values(expected.scale, got.scale)) << where;
-          ASSERT_TRUE(same_values(expected.dequantized, got.dequantized)) << where;
-          ASSERT_TRUE(same_values(expected.dequantized_back, got.dequantized_back)) << where;
-          ASSERT_TRUE(same_values(expected.dequantized, expected.dequantized_back)) << where;
+          expect_equal_to_the_reference(shape, elem, pow2, seed++, isa);
+          if (HasFatalFailure()) return;
         }
       }
     }

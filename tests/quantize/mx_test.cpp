@@ -144,6 +144,39 @@ struct BothShape {
   std::vector<int64_t> groups;
 };
 
+void expect_both_axes_equal_to_the_reference(const BothShape& shape, ElemDtype elem, uint64_t seed,
+                                             cpu::Isa isa) {
+  const auto& [sizes, groups] = shape;
+  const ScaleCalculationMode mode = kModes[seed % 4];
+  const at::ScalarType in = seed % 2 ? at::kFloat : at::kBFloat16;
+  const at::ScalarType out = seed % 3 ? at::kBFloat16 : at::kFloat;
+  const at::Tensor x = hard_values(sizes, in, seed, seed % 4 == 0);
+  const at::Tensor ends = groups.empty() ? at::Tensor() : offs_of(groups);
+  const std::vector<MxBlock> blocks =
+      mx_blocks(sizes[1], groups.empty() ? nullptr : ends.const_data_ptr<int32_t>(),
+                static_cast<int64_t>(groups.size()));
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  const at::Tensor columns = at::full(sizes, -7.0, out);
+  const at::Tensor rows = at::full(sizes, -7.0, out);
+  const MxQuantizeBothArgs args{
+      {elem, mode, x.const_data_ptr(), float_type(in), sizes[0], sizes[1], sizes[2], blocks.data(),
+       count, count, nullptr, nullptr, columns.mutable_data_ptr(), float_type(out)},
+      rows.mutable_data_ptr()};
+  const int64_t items = args.work_items();
+  cpu::quantize_mx_both(args, 0, items / 3, isa);
+  cpu::quantize_mx_both(args, items / 3, items, isa);
+  const auto expected = [&](int64_t axis, const std::vector<int64_t>& in_groups) {
+    return run_kernel(x, axis, elem, mode, in_groups, out, reference::quantize_mx,
+                      reference::dequantize_mx)
+        .dequantized;
+  };
+  const int64_t end = groups.empty() ? sizes[1] : blocks.back().begin + blocks.back().size;
+  const std::string where = c10::str(cpu::to_string(isa), " ", to_string(elem), " ", x.sizes());
+  ASSERT_TRUE(same_values(expected(1, groups), columns)) << where;
+  ASSERT_TRUE(same_values(expected(2, {}).slice(1, 0, end), rows.slice(1, 0, end))) << where;
+  ASSERT_TRUE(rows.slice(1, end).eq(-7.0).all().item<bool>()) << where;
+}
+
 TEST(MxKernels, BothAxesAtOnceEqualTheReferenceBitForBit) {
   // Narrower and wider than a slab; short last blocks along either axis; groups.
   const std::vector<BothShape> both_shapes = {
@@ -152,38 +185,10 @@ TEST(MxKernels, BothAxesAtOnceEqualTheReferenceBitForBit) {
   for (cpu::Isa isa : {cpu::Isa::PORTABLE, cpu::Isa::AVX2, cpu::Isa::AVX512}) {
     if (!cpu::has_isa(isa)) continue;
     uint64_t seed = 0;
-    for (const auto& [sizes, groups] : both_shapes) {
+    for (const BothShape& shape : both_shapes) {
       for (ElemDtype elem : kElems) {
-        const ScaleCalculationMode mode = kModes[seed % 4];
-        const at::ScalarType in = seed % 2 ? at::kFloat : at::kBFloat16;
-        const at::ScalarType out = seed % 3 ? at::kBFloat16 : at::kFloat;
-        const at::Tensor x = hard_values(sizes, in, seed, seed % 4 == 0);
-        ++seed;
-        const at::Tensor ends = groups.empty() ? at::Tensor() : offs_of(groups);
-        const std::vector<MxBlock> blocks =
-            mx_blocks(sizes[1], groups.empty() ? nullptr : ends.const_data_ptr<int32_t>(),
-                      static_cast<int64_t>(groups.size()));
-        const int64_t count = static_cast<int64_t>(blocks.size());
-        const at::Tensor columns = at::full(sizes, -7.0, out);
-        const at::Tensor rows = at::full(sizes, -7.0, out);
-        const MxQuantizeBothArgs args{{elem, mode, x.const_data_ptr(), float_type(in), sizes[0],
-                                       sizes[1], sizes[2], blocks.data(), count, count, nullptr,
-                                       nullptr, columns.mutable_data_ptr(), float_type(out)},
-                                      rows.mutable_data_ptr()};
-        const int64_t items = args.work_items();
-        cpu::quantize_mx_both(args, 0, items / 3, isa);
-        cpu::quantize_mx_both(args, items / 3, items, isa);
-        const auto expected = [&](int64_t axis, const std::vector<int64_t>& in_groups) {
-          return run_kernel(x, axis, elem, mode, in_groups, out, reference::quantize_mx,
-                            reference::dequantize_mx)
-              .dequantized;
-        };
-        const int64_t end = groups.empty() ? sizes[1] : blocks.back().begin + blocks.back().size;
-        const std::string where =
-            c10::str(cpu::to_string(isa), " ", to_string(elem), " ", x.sizes());
-        ASSERT_TRUE(same_values(expected(1, groups), columns)) << where;
-        ASSERT_TRUE(same_values(expected(2, {}).slice(1, 0, end), rows.slice(1, 0, end))) << where;
-        ASSERT_TRUE(rows.slice(1, end).eq(-7.0).all().item<bool>()) << where;
+        expect_both_axes_equal_to_the_reference(shape, elem, seed++, isa);
+        if (HasFatalFailure()) return;
       }
     }
   }

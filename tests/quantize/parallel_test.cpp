@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "quantize/parallel.h"
 
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
 #include <mutex>
 #include <set>
 #include <thread>

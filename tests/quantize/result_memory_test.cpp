@@ -2,6 +2,7 @@
 // Memory of results: used again after it is freed, never while it is in use, bounded when idle.
 #include "quantize/result_memory.h"
 
+#include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <thread>

@@ -49,7 +49,8 @@ AssertionResult first_difference(const at::Tensor& expected, const at::Tensor& g
   std::string index;
   int64_t rest = flat;
   for (int64_t d = expected.dim() - 1; d >= 0; --d) {
-    index = std::to_string(rest % expected.size(d)) + (index.empty() ? "" : ", ") + index;
+    if (!index.empty()) index.insert(0, ", ");
+    index.insert(0, std::to_string(rest % expected.size(d)));
     rest /= expected.size(d);
   }
   return AssertionFailure() << where.size(0) << " of " << differs.numel()

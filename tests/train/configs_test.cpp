@@ -30,7 +30,7 @@ TEST(Configs, AreValidAndTheirRecipesFit) {
   for (const auto& file : std::filesystem::directory_iterator(MOE8_CONFIGS)) {
     const RunConfig config = load_run_config(file.path());
     const bool converts = config.training.recipe != "bf16" || !config.convert.empty();
-    EXPECT_EQ(plan_conversion(config).converted().size() > 0, converts) << file.path();
+    EXPECT_NE(plan_conversion(config).converted().empty(), converts) << file.path();
     ++count;
   }
   EXPECT_GE(count, 6);
@@ -57,14 +57,16 @@ TEST(Configs, BuildAsManyParametersAsTheirCommentsSay) {
 
 // The differences that the comments give, added up layer by layer.
 TEST(Configs, DifferencesToPublishedModelsAreCounted) {
-  EXPECT_EQ(30'532'110'336 + 48 * (128 + 128), 30'532'122'624);
-  EXPECT_EQ(20'907'927'360 + 24 * (184'320 + 92'160 + 5'120 + 2'880 + 64 + 32), 20'914'757'184);
-  const int64_t latent = 7168 * 1536 + 1536 + 1536 * 128 * (128 + 64) + 7168 * (512 + 64) + 512 +
-                         512 * 128 * (128 + 128) + 128 * 128 * 7168;
-  const int64_t grouped = 2 * 7168 * 128 * 128 + 2 * 7168 * 8 * 128;
+  EXPECT_EQ(30'532'110'336 + int64_t{48} * (128 + 128), 30'532'122'624);
+  EXPECT_EQ(20'907'927'360 + int64_t{24} * (184'320 + 92'160 + 5'120 + 2'880 + 64 + 32),
+            20'914'757'184);
+  const int64_t dim = 7168, heads = 128;
+  const int64_t latent = dim * 1536 + 1536 + 1536 * heads * (128 + 64) + dim * (512 + 64) + 512 +
+                         512 * heads * (128 + 128) + heads * 128 * dim;
+  const int64_t grouped = 2 * dim * heads * 128 + 2 * dim * 8 * 128;
   EXPECT_EQ(latent, 187'107'328);
   EXPECT_EQ(grouped, 249'561'088);
-  EXPECT_EQ(674'836'083'712 + 61 * (latent - grouped) + 58 * 256, 671'026'419'200);
+  EXPECT_EQ(674'836'083'712 + 61 * (latent - grouped) + int64_t{58} * 256, 671'026'419'200);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // Signals. SIGKILL at any moment: runs in child processes that are killed and resumed until they
 // are done must leave the losses of an unbroken one, without gaps or duplicates.
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>

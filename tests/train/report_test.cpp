@@ -16,7 +16,6 @@
 namespace moe8 {
 namespace {
 
-using ::testing::ElementsAre;
 using testing::error_of;
 using ::testing::HasSubstr;
 using testing::TemporaryFolder;

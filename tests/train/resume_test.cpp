@@ -171,7 +171,7 @@ TEST(Resume, LinesOfOtherKindsAreCutLikewise) {
   for (const std::string& rest : {std::string(), line(3), other(3) + line(3), kept.substr(0, 20),
                                   std::string("\n"), std::string("{\"step\":2")}) {
     const std::string path = folder.write("m.jsonl", kept + rest);
-    MetricsFile(path, 2);
+    const MetricsFile cut(path, 2);
     EXPECT_EQ(folder.read("m.jsonl"), kept) << rest;
   }
 }

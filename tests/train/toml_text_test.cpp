@@ -19,11 +19,10 @@ std::string message(const std::string& text) {
 }
 
 TEST(TomlText, IsLeftAloneWhereItIsSafe) {
-  for (const std::string text : {"", "# ü\na = \"é\" # é\n", "a = 'é\\' # é",
-                                 "a = \"\"\"é\"é\"\"\"\"\" # é", "\"é\" = '''é'''",
-                                 "\xEF\xBB\xBF"
-                                 "a = 1",
-                                 "a = \"\"\"x\\\n  y\"\"\"", "a = \"\\\"é\""}) {
+  for (const std::string& text : std::vector<std::string>{
+           "", "# ü\na = \"é\" # é\n", "a = 'é\\' # é", "a = \"\"\"é\"é\"\"\"\"\" # é",
+           "\"é\" = '''é'''", std::string("\xEF\xBB\xBF") + "a = 1", "a = \"\"\"x\\\n  y\"\"\"",
+           "a = \"\\\"é\""}) {
     EXPECT_EQ(toml_text("test", text, "t.toml"), text);
   }
 }

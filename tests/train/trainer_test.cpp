@@ -3,6 +3,8 @@
 // early.
 #include "train/trainer.h"
 
+#include <torch/torch.h>
+
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>

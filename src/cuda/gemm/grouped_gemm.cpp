@@ -34,7 +34,8 @@ const char* declines_128x256(const GroupedGemmArgs& a) {
 // too far past the last column.
 const char* declines_128x192(const GroupedGemmArgs& a) {
   const int64_t cols = a.kind == GroupedGemmKind::kOut ? a.N : a.K;
-  return round_up(cols, 2 * 192) > round_up(cols, 2 * 128) + cols / 32
+  constexpr int64_t kPairOf192 = int64_t{2} * 192, kPairOf128 = int64_t{2} * 128;
+  return round_up(cols, kPairOf192) > round_up(cols, kPairOf128) + cols / 32
              ? "pairs of 192 columns waste more than pairs of 128"
              : nullptr;
 }
