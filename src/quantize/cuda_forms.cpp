@@ -21,6 +21,7 @@ struct Source {
   cuda::RowGroups groups;
   int64_t columns;
   bool is_matrix;
+  bool has_tail;  // rows that may be in no group
 
   // Shape of a result with one entry for each group and column.
   std::vector<int64_t> by_group() const { return {groups.groups, columns}; }
@@ -29,10 +30,11 @@ struct Source {
 Source source_of(const at::Tensor& x, const TokenGroups& groups) {
   const at::Tensor contiguous = x.detach().contiguous();
   if (x.dim() == 3) {
-    return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false};
+    return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false,
+            false};
   }
   return {contiguous, cuda::RowGroups::of(groups.on_device(x.size(0), x.device()).metadata),
-          x.size(1), true};
+          x.size(1), true, groups.offs().has_value()};
 }
 
 // ---- FP8 --------------------------------------------------------------------
@@ -44,14 +46,16 @@ class Float8Forms {
 
   // `rows` is null where only the transposed codes are wanted: their scales need its pass.
   void make(Form* rows, Form* transposed) {
-    if (f_.granularity == ScalingGranularity::TENSORWISE) {
+    if (one_scale()) {
       find_amax();
-      if (rows) make_tensor_rows(*rows);
-    } else {
-      Form unwanted{};
-      make_rows(rows ? *rows : unwanted, transposed != nullptr);
+      const bool together = rows && transposed && !s_.has_tail;
+      if (rows && !together) make_tensor_rows(*rows);
+      if (transposed) make_transposed(*transposed, together ? rows : nullptr);
+      return;
     }
-    if (transposed) make_transposed(*transposed);
+    Form unwanted{};
+    make_rows(rows ? *rows : unwanted, transposed != nullptr);
+    if (transposed) make_transposed(*transposed, nullptr);
   }
 
  private:
@@ -115,7 +119,8 @@ class Float8Forms {
     check_launch(kOp, cuda::launch_float8_rows(args, stream_));
   }
 
-  void make_transposed(Form& form) const {
+  // `rows` too where they share the one scale.
+  void make_transposed(Form& form, Form* rows) const {
     const int64_t width = s_.groups.transposed_columns();
     form.data = s_.is_matrix ? empty_on(s_.x, {s_.columns, width}, at::kByte)
                              : empty_on(s_.x, {s_.groups.groups, s_.columns, width}, at::kByte);
@@ -131,6 +136,12 @@ class Float8Forms {
     args.one_scale = one_scale();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
     args.inverse_scale = form.scale.mutable_data_ptr<float>();
+    if (rows) {
+      allocate_rows(*rows);
+      args.row_codes = rows->data.mutable_data_ptr<uint8_t>();
+      args.row_pitch = code_pitch(s_.columns);
+      args.row_inverse_scale = rows->scale.mutable_data_ptr<float>();
+    }
     check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
   }
 

@@ -451,6 +451,23 @@ void check_tensorwise(const Problem& p, ElemDtype elem, bool pow2) {
       x.at(), p.type,           p.columns, placed.groups, elem, pow2, amax.as<uint32_t>(),
       true,   xt.as<uint8_t>(), nullptr};
   run(what + " transposed", {{&xt, &turned}}, [&] { return launch_float8_transposed(t, nullptr); });
+
+  Float8TransposedArgs both = t;
+  const auto copies = [&](int64_t n) {
+    return inverses(std::vector<float>(static_cast<size_t>(n), e.scale.at(0)));
+  };
+  const Bytes row_inverse = copies(p.rows), column_inverse = copies(p.columns);
+  DeviceBytes row_inverses(row_inverse.size()), column_inverses(column_inverse.size());
+  both.inverse_scale = column_inverses.as<float>();
+  both.row_codes = codes.as<uint8_t>();
+  both.row_pitch = pitch;
+  both.row_inverse_scale = row_inverses.as<float>();
+  run(what + " both",
+      {{&xt, &turned},
+       {&codes, &expected},
+       {&row_inverses, &row_inverse},
+       {&column_inverses, &column_inverse}},
+      [&] { return launch_float8_transposed(both, nullptr); });
 }
 
 // ---- MX

@@ -47,6 +47,11 @@ struct Float8TransposedArgs {
   uint8_t* codes;          // jagged [columns, transposed_columns()], equal [groups, columns, same]
   float* inverse_scale;    // [groups, columns]; null: not wanted
   float* scale = nullptr;  // [groups, columns]; null: not wanted. Only with inverse_scale
+
+  // The codes by rows too, from the same reading; only when `one_scale`, and of rows in groups.
+  uint8_t* row_codes = nullptr;        // [rows, row_pitch]; columns past `columns` become 0
+  int64_t row_pitch = 0;               // a multiple of 16, >= columns
+  float* row_inverse_scale = nullptr;  // [rows], all the same
 };
 cudaError_t launch_float8_transposed(const Float8TransposedArgs& args, cudaStream_t stream);
 

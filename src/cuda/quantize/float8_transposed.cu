@@ -4,7 +4,9 @@
 //
 // A thread owns a 16-byte packet of columns in 16 rows, so that each of its columns ends up as one
 // 16-byte store: the transpose happens in registers, as the conversion may pack two rows as well as
-// two columns. A warp is 4 packets wide and 8 x 16 rows high: it writes whole 128-byte lines.
+// two columns. A warp is 4 packets wide and 8 x 16 rows high: it writes whole 128-byte lines. With
+// one scale for all, the same registers give the codes by rows: one byte more, two bytes less to read
+// than a kernel of their own.
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
 
@@ -73,8 +75,32 @@ __device__ void write_scale(const Transposed& p) {
   if (a.scale != nullptr) a.scale[i] = scale;
 }
 
+// Rows of a chunk by the one scale. Past the last column the codes are zeros, whatever the scale.
+template <typename T, ElemDtype elem>
+__device__ void store_rows(const Float8TransposedArgs& a, const RowChunk& chunk, int64_t column,
+                           const Columns<T> (&x)[kTokens], float scale) {
+  uint8_t* out = a.row_codes + chunk.row * a.row_pitch + column;
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    if (i >= chunk.rows) return;
+    uint32_t words[kColumns<T> / 4];
+#pragma unroll
+    for (int q = 0; q < kColumns<T> / 4; ++q) {
+      const auto left = static_cast<int>(min(a.columns - column - 4 * q, int64_t{4}));
+      words[q] = byte_mask(left) &
+                 encode_four<elem>(x[i].get(4 * q) * scale, x[i].get(4 * q + 1) * scale,
+                                   x[i].get(4 * q + 2) * scale, x[i].get(4 * q + 3) * scale);
+    }
+    if constexpr (sizeof(T) == 2) {
+      __stcs(reinterpret_cast<uint2*>(out + i * a.row_pitch), make_uint2(words[0], words[1]));
+    } else {
+      __stcs(reinterpret_cast<uint32_t*>(out + i * a.row_pitch), words[0]);
+    }
+  }
+}
+
 // ---- kernel
-template <typename T, ElemDtype elem, bool kAligned>
+template <typename T, ElemDtype elem, bool kAligned, bool kWithRows>
 __global__ void __launch_bounds__(kThreads)
     quantize_transposed(const __grid_constant__ Transposed p) {
   const Float8TransposedArgs& a = p.args;
@@ -84,15 +110,24 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t column = (warp % p.wide * kLanesWide + lane % kLanesWide) * kColumns<T>;
   const int64_t chunk_index = warp / p.wide * kLanesHigh + lane / kLanesWide;
-  if (chunk_index >= p.tokens.count || column >= a.columns) return;
+  if (chunk_index >= p.tokens.count || column >= (kWithRows ? a.row_pitch : a.columns)) return;
   const RowChunk chunk = p.tokens.at(chunk_index);
 
   Columns<T> x[kTokens];
   const T* source = static_cast<const T*>(a.x) + chunk.row * a.columns + column;
 #pragma unroll
   for (int i = 0; i < kTokens; ++i) {
-    x[i] = i < chunk.rows ? load_columns<T, kAligned>(source + i * a.columns, a.columns - column)
-                          : Columns<T>{};
+    const bool is_there = i < chunk.rows && (!kWithRows || column < a.columns);
+    x[i] = is_there ? load_columns<T, kAligned>(source + i * a.columns, a.columns - column)
+                    : Columns<T>{};
+  }
+  if constexpr (kWithRows) {
+    const float scale = scale_of<elem>(a.amax[0], a.round_scales_to_power_of_2);
+    store_rows<T, elem>(a, chunk, column, x, scale);
+    if (column == 0) {
+      for (int i = 0; i < chunk.rows; ++i) a.row_inverse_scale[chunk.row + i] = inverse_of(scale);
+    }
+    if (column >= a.columns) return;
   }
   // Padding is zero even where the scale is NaN.
   uint32_t mask[kTokens / 4];
@@ -125,8 +160,13 @@ using Kernel = void (*)(Transposed);
 
 template <typename T, ElemDtype elem>
 Kernel choose(const Float8TransposedArgs& a) {
-  return is_aligned(a.x, a.columns, sizeof(T)) ? quantize_transposed<T, elem, true>
-                                               : quantize_transposed<T, elem, false>;
+  const bool aligned = is_aligned(a.x, a.columns, sizeof(T));
+  if (a.row_codes != nullptr) {
+    return aligned ? quantize_transposed<T, elem, true, true>
+                   : quantize_transposed<T, elem, false, true>;
+  }
+  return aligned ? quantize_transposed<T, elem, true, false>
+                 : quantize_transposed<T, elem, false, false>;
 }
 
 Kernel choose(const Float8TransposedArgs& a) {
@@ -146,9 +186,14 @@ int64_t divide_up(int64_t n, int64_t by) {
 cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
   if (!fits || !a.groups.is_valid()) return cudaErrorInvalidValue;
+  if (a.row_codes != nullptr &&
+      (!a.one_scale || a.row_pitch % 16 != 0 || a.row_pitch < a.columns)) {
+    return cudaErrorInvalidValue;
+  }
   Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
-  p.wide = static_cast<int32_t>(divide_up(a.columns, kLanesWide * columns));
+  const int64_t widest = a.row_codes != nullptr ? a.row_pitch : a.columns;
+  p.wide = static_cast<int32_t>(divide_up(widest, kLanesWide * columns));
   p.warps = divide_up(p.tokens.count, kLanesHigh) * p.wide;
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
   const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
