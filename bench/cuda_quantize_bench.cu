@@ -201,8 +201,16 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
                                   nullptr);
     });
     add("fp8 both, one amax", in + 2, [&] {
-      Float8TransposedArgs both{x.p, type, columns, groups, E4M3, false, one.as<uint32_t>(), true,
-                                turned.as<uint8_t>(), column_inverse.as<float>()};
+      Float8TransposedArgs both{x.p,
+                                type,
+                                columns,
+                                groups,
+                                E4M3,
+                                false,
+                                one.as<uint32_t>(),
+                                true,
+                                turned.as<uint8_t>(),
+                                column_inverse.as<float>()};
       both.row_codes = codes.as<uint8_t>();
       both.row_pitch = columns;
       both.row_inverse_scale = inverse.as<float>();

@@ -76,9 +76,11 @@ std::string backends_line() {
     const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
     const std::optional<std::string> refusal = quantizer_refusal(device);
     line += c10::str("; ", device, " ", device_name(device), ": ",
-                     refusal                            ? *refusal
-                     : compute_capability(device) == 90 ? "every kernel (sm_90a)"
-                                                        : "quantizers only");
+                     refusal ? *refusal
+                     : compute_capability(device) == 90
+                         ? "every kernel (sm_90a)"
+                         : "the quantizers; MX products by at::_scaled_grouped_mm, "
+                           "when a first try of it succeeds");
   }
   return line;
 }

@@ -11,8 +11,8 @@
 namespace moe8 {
 namespace {
 
-constexpr int kHopper = 90;      // the kernels are built for sm_90a alone
-constexpr int kBlackwell = 100;  // the quantizers also for sm_100
+constexpr int kHopper = 90;     // the kernels are built for sm_90a alone
+constexpr int kBlackwell = 10;  // major; the quantizers are built for sm_100 too, which serves 10.x
 
 int ask_capability(int index) {
   int major = 0, minor = 0;
@@ -61,10 +61,10 @@ std::optional<std::string> quantizer_refusal(const c10::Device& device) {
   if (device.is_cpu()) return std::nullopt;
   if (!device.is_cuda()) return c10::str("moe8 has no kernels for ", device);
   const int capability = compute_capability(device);
-  if (capability == kHopper || capability == kBlackwell) return std::nullopt;
+  if (capability == kHopper || capability / 10 == kBlackwell) return std::nullopt;
   return c10::str(
       "moe8's CUDA kernels are built for compute capability 9.0 (H100, H200) and its "
-      "quantizers for 10.0 too; ",
+      "quantizers for 10.x too; ",
       device, " has ", capability / 10, ".", capability % 10);
 }
 

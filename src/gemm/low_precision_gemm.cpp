@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "gemm/block_scaled_gemm.h"
 #include "gemm/cpu_gemm.h"
 #include "gemm/cuda_gemm.h"
 #include "quantize/check_input.h"
@@ -52,9 +53,10 @@ FormKey GemmProblem::right_key(Encoding encoding) const {
 
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
+      // On Blackwell: MX codes. Refuses elsewhere before it looks any further.
+      {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
       // On Hopper: codes where there are codes, else values. One group may also go to LibTorch,
-      // which
-      // can accumulate in float32 throughout.
+      // which can accumulate in float32 throughout.
       {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
       {"cuda_scaled_mm", Encoding::FLOAT8, &cuda_scaled_mm_refusal, &cuda_scaled_mm_gemm},
       {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},

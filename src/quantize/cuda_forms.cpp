@@ -30,8 +30,7 @@ struct Source {
 Source source_of(const at::Tensor& x, const TokenGroups& groups) {
   const at::Tensor contiguous = x.detach().contiguous();
   if (x.dim() == 3) {
-    return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false,
-            false};
+    return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false, false};
   }
   return {contiguous, cuda::RowGroups::of(groups.on_device(x.size(0), x.device()).metadata),
           x.size(1), true, groups.offs().has_value()};

@@ -14,6 +14,7 @@
 #include "autograd/training_formats.h"
 #include "base/cuda_backend.h"
 #include "base/cuda_device.h"
+#include "gemm/block_scaled_gemm.h"
 #include "moe8/moe8.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
@@ -320,6 +321,40 @@ TEST_F(OnGpu, LinearsAgreeWithTheCpu) {
         expect_close(expected.grad_W, got.grad_W, 25, what + " grad_W");
       }
     }
+  }
+}
+
+// ---- Blackwell's arguments, made here ---------------------------------------
+TEST_F(OnGpu, BlockScaledArgumentsAreBitForBitTheCpus) {
+  const at::Tensor offs = offs_of({40, 0, 1, 88});
+  const TrainingFormats formats = training_formats(recipe("mxfp8_rceil"));
+  const at::Tensor A = testing::wide_normal({135, 160}, at::kBFloat16, 1, 6);
+  const at::Tensor dO = testing::wide_normal({135, 96}, at::kBFloat16, 2, 6);
+  const at::Tensor W = testing::wide_normal({4, 96, 160}, at::kBFloat16, 3, 6);
+  const auto call = [&](Gemm gemm, bool on_gpu) {
+    const at::Tensor& left = gemm == Gemm::OUT ? A : dO;
+    const at::Tensor& right = gemm == Gemm::GRAD_WEIGHT ? A : W;
+    return block_scaled_call({.gemm = gemm,
+                              .left = on_gpu ? gpu(left) : left,
+                              .right = on_gpu ? gpu(right) : right,
+                              .groups = on_gpu ? gpu(offs) : offs,
+                              .formats = gemm == Gemm::OUT          ? formats.out
+                                         : gemm == Gemm::GRAD_INPUT ? formats.grad_input
+                                                                    : formats.grad_weight,
+                              .out_dtype = at::kBFloat16});
+  };
+  const auto same = [](const at::Tensor& a, const at::Tensor& b) {
+    return same_bits(a.contiguous().view(at::kByte), b.cpu().contiguous().view(at::kByte));
+  };
+  for (const Gemm gemm : {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
+    const BlockScaledCall expected = call(gemm, false), got = call(gemm, true);
+    SCOPED_TRACE(to_string(gemm));
+    EXPECT_TRUE(same(expected.a, got.a));
+    EXPECT_TRUE(same(expected.b, got.b));
+    EXPECT_TRUE(same(expected.scale_a, got.scale_a));
+    EXPECT_TRUE(same(expected.scale_b, got.scale_b));
+    EXPECT_TRUE(at::equal(expected.tokens.ends, got.tokens.ends.cpu()));
+    EXPECT_TRUE(at::equal(expected.tokens.position, got.tokens.position.cpu()));
   }
 }
 

@@ -5,8 +5,8 @@
 // A thread owns a 16-byte packet of columns in 16 rows, so that each of its columns ends up as one
 // 16-byte store: the transpose happens in registers, as the conversion may pack two rows as well as
 // two columns. A warp is 4 packets wide and 8 x 16 rows high: it writes whole 128-byte lines. With
-// one scale for all, the same registers give the codes by rows: one byte more, two bytes less to read
-// than a kernel of their own.
+// one scale for all, the same registers give the codes by rows: one byte more, two bytes less to
+// read than a kernel of their own.
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
 
