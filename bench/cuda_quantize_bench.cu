@@ -242,6 +242,8 @@ int main() {
   cuda::bench<BFloat16>("S1 W 8x8192x5120", 8 * 8192, 5120, 8, true);
   cuda::bench<BFloat16>("S3 A 65536x2048 E128", 65536, 2048, 128, false);
   cuda::bench<BFloat16>("S3 W 128x768x2048", 128 * 768, 2048, 128, true);
+  cuda::bench<BFloat16>("S3 dO 65536x768 E128", 65536, 768, 128, false);
+  cuda::bench<BFloat16>("S4 W 32x2880x2880", 32 * 2880, 2880, 32, true);
   cuda::bench<BFloat16>("S4 A 32768x2880 E32", 32768, 2880, 32, false);
   cuda::bench<float>("f32 131072x5120 E8", 131072, 5120, 8, false);
   return 0;

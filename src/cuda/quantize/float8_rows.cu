@@ -2,10 +2,10 @@
 // FP8 codes with one scale per row, and in the same pass the amax per group and column.
 // Cost floor: each element is read once and its code written once, 3 bytes in bf16.
 //
-// A block takes one slab of 64 (or 32) rows of one group. kRowThreads threads share a row and hold
-// it in registers: load, amax over the row, convert, store, while the next row is on its way. A
-// thread owns the same columns in all rows, so the column amax costs one instruction per two
-// elements.
+// A block takes one slab of 64 (or 32) rows of one group. kRowThreads threads share a row (short
+// rows: one warp, so that no barrier is needed) and hold it in registers: load, amax over the row,
+// convert, store, while the next row is on its way. A thread owns the same columns in all rows, so
+// the column amax costs one instruction per two elements.
 #include <algorithm>
 
 #include "cuda/quantize/float8.cuh"
@@ -15,7 +15,7 @@ namespace moe8::cuda {
 namespace {
 
 // ---- configuration
-constexpr int kThreads = 256;  // one team of threads on a row, or two on two rows
+constexpr int kThreads = 256;  // one team of threads on a row, two on two rows, or eight on eight
 
 // Fewer slabs than this leave the last wave of blocks half empty: then each takes 32 rows.
 constexpr int64_t kManyBlocks = 132 * 8;
@@ -64,6 +64,7 @@ struct RowPart {
 template <int kRowThreads>
 __device__ uint32_t row_max(uint32_t value, int team, int thread, uint32_t* shared) {
   value = __reduce_max_sync(~0u, value);
+  if constexpr (kRowThreads == 32) return value;
   if (thread % 32 == 0) shared[thread / 32] = value;
   // The barrier's number as a constant: one that is computed reserves all sixteen.
   if (team == 0) {
@@ -193,7 +194,8 @@ Kernel choose(const Float8RowsArgs& a) {
   if (!whole || !is_aligned(a.x, a.columns, sizeof(T))) return quantize_any_rows<T, elem>;
   if constexpr (sizeof(T) == 2) {
     constexpr Variant kVariants[] = {
-        variant<T, elem, 128, 1>(), variant<T, elem, 128, 2>(), variant<T, elem, 128, 3>(),
+        variant<T, elem, 32, 1>(),  variant<T, elem, 32, 2>(),  variant<T, elem, 32, 3>(),
+        variant<T, elem, 32, 4>(),  variant<T, elem, 128, 2>(), variant<T, elem, 128, 3>(),
         variant<T, elem, 128, 4>(), variant<T, elem, 128, 5>(), variant<T, elem, 128, 6>(),
         variant<T, elem, 128, 7>(), variant<T, elem, 128, 8>(), variant<T, elem, 256, 8>()};
     for (const Variant& v : kVariants) {

@@ -4,7 +4,7 @@
 //
 // A thread owns a 16-byte packet of columns in 16 rows, so that each of its columns ends up as one
 // 16-byte store: the transpose happens in registers, as the conversion may pack two rows as well as
-// two columns. A warp is 4 packets wide and 8 x 16 rows high: it writes whole 128-byte lines. With
+// two columns. A warp is 8 packets wide and 4 x 16 rows high: it reads whole 128-byte lines. With
 // one scale for all, the same registers give the codes by rows: one byte more, two bytes less to
 // read than a kernel of their own.
 #include "cuda/quantize/float8.cuh"
@@ -17,8 +17,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTokens = kTokenRows;  // rows of a thread
-constexpr int kLanesWide = 4;
-constexpr int kLanesHigh = 8;
+constexpr int kLanesWide = 8;
+constexpr int kLanesHigh = 4;
 
 template <typename T>
 constexpr int kColumns = 16 / sizeof(T);  // columns of a thread
@@ -46,7 +46,7 @@ struct Columns {
 template <typename T, bool kAligned>
 __device__ Columns<T> load_columns(const T* p, int64_t left) {
   if constexpr (kAligned) {
-    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
+    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));
     return {{v.x, v.y, v.z, v.w}};
   }
   Columns<T> columns{};
@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
           mask[q] & encode_four<elem>(x[4 * q].get(c) * scale, x[4 * q + 1].get(c) * scale,
                                       x[4 * q + 2].get(c) * scale, x[4 * q + 3].get(c) * scale);
     }
-    *reinterpret_cast<uint4*>(out + (column + c) * p.pitch) =
-        make_uint4(codes[0], codes[1], codes[2], codes[3]);
+    __stcs(reinterpret_cast<uint4*>(out + (column + c) * p.pitch),
+           make_uint4(codes[0], codes[1], codes[2], codes[3]));
   }
 }
 

@@ -72,14 +72,15 @@ __device__ uint32_t magnitude_at(const Packet<T>& x, int i) {
   return __float_as_uint(x.get(i)) & 0x7FFFFFFFu;
 }
 
-// ---- memory. Everything is read or written once: streaming accesses spare the L2 for others.
+// ---- memory. What is written is not read again soon: streaming stores spare the L2 for others.
+// Loads that stream too were 0 to 5 % slower on an H200.
 
 template <typename T>
 __device__ Packet<T> load_packet(const T* p) {
   Packet<T> packet;
 #pragma unroll
   for (int w = 0; w < Packet<T>::kWords; w += 4) {
-    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p) + w / 4);
+    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p) + w / 4);
     packet.words[w] = v.x;
     packet.words[w + 1] = v.y;
     packet.words[w + 2] = v.z;
