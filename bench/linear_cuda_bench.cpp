@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <functional>
 #include <iostream>
 #include <memory>
 
@@ -28,9 +29,20 @@ struct Layer {
   }
   void backward(const at::Tensor& out) const {
     torch::autograd::grad({out}, {x, weight}, {grad_out});
-    c10::cuda::device_synchronize();
   }
 };
+
+// Steps that a run makes before it waits, as training does: the time of each is the larger one of
+// the host's and the GPU's.
+constexpr int kSteps = 10;
+
+template <typename Step>
+std::function<void()> steps(const Step& step) {
+  return [step] {
+    for (int i = 0; i < kSteps; ++i) step();
+    c10::cuda::device_synchronize();
+  };
+}
 
 void add_rows(std::vector<Row>& rows, const LinearShape& s) {
   const auto layer = std::make_shared<Layer>(s);
@@ -41,7 +53,8 @@ void add_rows(std::vector<Row>& rows, const LinearShape& s) {
                   .shape = shape,
                   .recipe = "bf16",
                   .flops = flops,
-                  .run = [layer] { layer->backward(at::linear(layer->x, layer->weight)); }});
+                  .run = steps([layer] { layer->backward(at::linear(layer->x, layer->weight)); }),
+                  .calls = kSteps});
   for (const char* name : {"tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8_emulated"}) {
     const Config config =
         std::string(name) == "mxfp8_emulated" ? Config(MXLinearConfig{}) : recipe(name);
@@ -49,14 +62,14 @@ void add_rows(std::vector<Row>& rows, const LinearShape& s) {
                     .shape = shape,
                     .recipe = name,
                     .flops = flops,
-                    .run =
-                        [layer, config] {
-                          layer->backward(
-                              quantize_then_linear(layer->x, layer->weight, std::nullopt, config));
-                        },
                     // As after an optimizer's step: quantized once, for forward and backward.
+                    .run = steps([layer, config] {
+                      clear_weight_cache();
+                      layer->backward(
+                          quantize_then_linear(layer->x, layer->weight, std::nullopt, config));
+                    }),
                     .baseline = baseline,
-                    .prepare = [] { clear_weight_cache(); }});
+                    .calls = kSteps});
   }
 }
 

@@ -53,13 +53,13 @@ FormKey GemmProblem::right_key(Encoding encoding) const {
 
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
-      // On Blackwell: MX codes. Refuses elsewhere before it looks any further.
-      {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
       // On Hopper: codes where there are codes, else values. One group may also go to LibTorch,
       // which can accumulate in float32 throughout.
       {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
       {"cuda_scaled_mm", Encoding::FLOAT8, &cuda_scaled_mm_refusal, &cuda_scaled_mm_gemm},
       {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},
+      // On Blackwell, where the one before refuses: MX codes.
+      {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
       {"cpu_bf16", Encoding::BF16, &cpu_bf16_refusal, &cpu_bf16_gemm},
       {"cpu_float32", Encoding::FLOAT32, &cpu_float32_refusal, &cpu_float32_gemm},
       // What no kernel of a GPU computes exactly: float32 values that are no bf16 numbers.

@@ -4,15 +4,21 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
+#include <array>
+#include <mutex>
+
+#include "base/cuda_device.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "quantize/cuda_launch.h"
 #include "quantize/token_groups.h"
 
 namespace moe8 {
+namespace {
 
-std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>& offs,
-                                                       int64_t rows, const at::Device& device) {
-  constexpr const char* kOp = "make_device_groups";
+constexpr const char* kOp = "make_device_groups";
+
+std::shared_ptr<const DeviceGroups> compute_groups(const std::optional<at::Tensor>& offs,
+                                                   int64_t rows, const at::Device& device) {
   const Launch launch(device);
   auto groups = std::make_shared<DeviceGroups>();
   const at::TensorOptions on_device = at::TensorOptions().device(device);
@@ -27,6 +33,45 @@ std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::T
   check_launch(kOp, cuda::launch_group_metadata(groups->offs.const_data_ptr<int32_t>(),
                                                 groups->metadata, launch.stream));
   return groups;
+}
+
+// One group of all rows, as linears have: it depends on nothing else, so layers of one batch share
+// it. Per stream, as its memory is; a graph being captured gets its own, which lives as it does.
+class OneGroups {
+ public:
+  std::shared_ptr<const DeviceGroups> get(int64_t rows, const at::Device& device) {
+    const StreamId stream = current_stream(device);
+    if (stream.capture != 0) return compute_groups(std::nullopt, rows, device);
+    const std::lock_guard lock(mutex_);
+    for (const Entry& entry : entries_) {
+      if (entry.rows == rows && entry.device == device && entry.stream == stream)
+        return entry.groups;
+    }
+    Entry made{rows, device, stream, compute_groups(std::nullopt, rows, device)};
+    Entry& oldest = entries_[next_++ % entries_.size()];
+    oldest = std::move(made);
+    return oldest.groups;
+  }
+
+ private:
+  struct Entry {
+    int64_t rows = -1;
+    at::Device device = at::kCPU;
+    StreamId stream;
+    std::shared_ptr<const DeviceGroups> groups;
+  };
+  std::mutex mutex_;
+  std::array<Entry, 16> entries_;
+  size_t next_ = 0;
+};
+
+}  // namespace
+
+std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>& offs,
+                                                       int64_t rows, const at::Device& device) {
+  if (offs) return compute_groups(offs, rows, device);
+  static auto* const one_groups = new OneGroups;  // never destroyed: CUDA may be gone by then
+  return one_groups->get(rows, device);
 }
 
 }  // namespace moe8

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/cuda/EmptyTensor.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -30,7 +30,8 @@ inline void check_launch(const char* op, cudaError_t error) {
 
 /// Memory for a result beside x.
 inline at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
-  return at::empty(sizes, x.options().dtype(dtype).requires_grad(false));
+  // Not by way of the dispatcher: a product makes a dozen of these.
+  return at::detail::empty_cuda(sizes, dtype, x.device(), std::nullopt);
 }
 
 /// Bytes from one row of FP8 codes to the next: whole 16-byte accesses.

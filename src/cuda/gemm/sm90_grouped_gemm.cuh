@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/gemm/sm90_epilogue.cuh"
 #include "cuda/gemm/sm90_gemm_config.cuh"
@@ -431,9 +432,14 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return {error, "cudaDeviceGetAttribute"};
   auto* kernel = grouped_gemm_kernel<C>;
-  error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
-  if (error != cudaSuccess) return {error, "cudaFuncSetAttribute"};
+  static std::atomic<uint64_t> prepared{0};  // a bit for each device; those past 63 every time
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+    if (error != cudaSuccess) return {error, "cudaFuncSetAttribute"};
+    prepared.fetch_or(bit, std::memory_order_relaxed);
+  }
 
   // Each group, and the rows of none, can end in one partial row of super-tiles.
   const int64_t col_tiles = (p.cols + T::kSuperCols - 1) / T::kSuperCols;
