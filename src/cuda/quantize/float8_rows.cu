@@ -77,28 +77,24 @@ __device__ uint32_t row_max(uint32_t value, int team, int thread, uint32_t* shar
   return value;
 }
 
-// Column maxima of the block's teams, merged in shared memory, so that neighbouring threads send
-// neighbouring atomics and only one per column.
+// Column maxima of the block's teams, merged by way of shared memory, so that neighbouring threads
+// send neighbouring atomics and only one per column.
 template <typename T, int kRowThreads, int kPackets>
 __device__ void flush_columns(const RowPart<T, kRowThreads, kPackets>& columns, int team,
                               int thread, int64_t count, uint32_t* out) {
-  __shared__ Packet<T> merged[kPackets * kRowThreads];
-  for (int turn = kThreads / kRowThreads - 1; turn >= 0; --turn) {
-    if (team == turn) {
+  constexpr int kTeams = kThreads / kRowThreads;
+  __shared__ Packet<T> maxima[kTeams][kPackets * kRowThreads];
 #pragma unroll
-      for (int v = 0; v < kPackets; ++v) {
-        Packet<T> m = columns.packets[v];
-        if (turn + 1 < kThreads / kRowThreads) {
-          update_magnitudes(m, merged[v * kRowThreads + thread]);
-        }
-        merged[v * kRowThreads + thread] = m;
-      }
-    }
-    __syncthreads();
+  for (int v = 0; v < kPackets; ++v) {
+    maxima[team][v * kRowThreads + thread] = columns.packets[v];
   }
-  const T* elements = reinterpret_cast<const T*>(merged);
+  __syncthreads();
   for (int64_t c = threadIdx.x; c < count; c += kThreads) {
-    const uint32_t m = magnitude_bits(elements[c]);
+    uint32_t m = 0;
+#pragma unroll
+    for (int t = 0; t < kTeams; ++t) {
+      m = max(m, magnitude_bits(reinterpret_cast<const T*>(maxima[t])[c]));
+    }
     if (m != 0) atomicMax(out + c, m);
   }
 }
