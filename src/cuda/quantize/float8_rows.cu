@@ -59,19 +59,15 @@ struct RowPart {
   }
 };
 
-// The largest value of the threads that share a row. `shared` must not be written again before all
-// of them have passed one more barrier: callers alternate between two.
+// The largest value of the threads that share a row; called by all teams of the block together.
+// `shared` must not be written again before all have passed one more barrier: callers alternate
+// between two.
 template <int kRowThreads>
-__device__ uint32_t row_max(uint32_t value, int team, int thread, uint32_t* shared) {
+__device__ uint32_t row_max(uint32_t value, int thread, uint32_t* shared) {
   value = __reduce_max_sync(~0u, value);
   if constexpr (kRowThreads == 32) return value;
   if (thread % 32 == 0) shared[thread / 32] = value;
-  // The barrier's number as a constant: one that is computed reserves all sixteen.
-  if (team == 0) {
-    asm volatile("bar.sync 1, %0;" ::"n"(kRowThreads) : "memory");
-  } else {
-    asm volatile("bar.sync 2, %0;" ::"n"(kRowThreads) : "memory");
-  }
+  __syncthreads();
 #pragma unroll
   for (int w = 0; w < kRowThreads / 32; ++w) value = max(value, shared[w]);
   return value;
@@ -119,13 +115,16 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_consta
   using Part = RowPart<T, kRowThreads, kPackets>;
   Part columns{}, next{};
   if (team < slab.rows) next.load(x + team * a.columns, thread, a.columns);
-  for (int r = team, turn = 0; r < slab.rows; r += kTeams, turn ^= 1) {
+  for (int first = 0, turn = 0; first < slab.rows; first += kTeams, turn ^= 1) {
+    const int r = first + team;
     const Part row = next;
+    next = Part{};
     if (r + kTeams < slab.rows) next.load(x + (r + kTeams) * a.columns, thread, a.columns);
 #pragma unroll
     for (int v = 0; v < kPackets; ++v) update_magnitudes(columns.packets[v], row.packets[v]);
 
-    const uint32_t amax = row_max<kRowThreads>(row.amax(), team, thread, exchange[turn][team]);
+    const uint32_t amax = row_max<kRowThreads>(row.amax(), thread, exchange[turn][team]);
+    if (r >= slab.rows) continue;  // the last turn may have too few rows for all teams
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
     const int64_t at = slab.row + r;
     if (thread == 0) write_scale(a, at, scale);
@@ -149,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_const
     for (int64_t c = threadIdx.x; c < a.columns; c += kThreads) {
       amax = max(amax, magnitude_bits(x[c]));
     }
-    amax = row_max<kThreads>(amax, 0, threadIdx.x, exchange[r % 2]);
+    amax = row_max<kThreads>(amax, threadIdx.x, exchange[r % 2]);
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
     const int64_t at = slab.row + r;
     if (threadIdx.x == 0) write_scale(a, at, scale);
