@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Expert layers on one GPU, forward and backward, against LibTorch's bf16 and FP8 grouped products
 // of the same run: S1 to S4, with balanced, ragged and Zipf-skewed groups; and the FP8 GEMMs alone
-// on ready codes. A step is timed from its first launch to the device being idle.
+// on ready codes. A step is timed from its first launch to the device being idle; ragged groups also
+// several in a row, as layers of a model follow each other: the time of each is then the GPU's.
 //
 //   grouped_mm_cuda_bench [--rounds N] [--json FILE]      MOE8_BENCH_SHAPES=S1,S3 picks shapes
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -137,6 +138,38 @@ void add_layer_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
   }
 }
 
+// Some steps in a row before the host waits.
+void add_rows_in_a_row(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
+                       const std::string& shape) {
+  constexpr int kSteps = 5;
+  const int baseline = static_cast<int>(rows.size());
+  const auto add = [&](const char* op, const char* name, const std::function<void()>& step) {
+    Row row{.op = op,
+            .shape = shape,
+            .recipe = name,
+            .flops = 3 * layer->flops(),
+            .run =
+                [step] {
+                  for (int i = 0; i < kSteps; ++i) step();
+                  wait();
+                },
+            .calls = kSteps};
+    if (static_cast<int>(rows.size()) > baseline) row.baseline = baseline;
+    row.prepare = [] { set_weight_cache(WeightCache::ON); };
+    rows.push_back(std::move(row));
+  };
+  add("in a row: at::_grouped_mm, forward + backward", "bf16",
+      [layer] { layer->backward(layer->forward_bf16()); });
+  for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
+    const auto step = [layer, config = recipe(name)] { layer->backward(layer->forward(config)); };
+    add("in a row: forward + backward", name, [step] {
+      clear_weight_cache();
+      step();
+    });
+    add("in a row: forward + backward, cached weights", name, step);
+  }
+}
+
 // The three FP8 GEMMs on codes that are ready, and LibTorch's forward on the same codes.
 void add_gemm_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
                    const std::string& shape) {
@@ -214,6 +247,7 @@ int run(int argc, char** argv) {
         add_gemm_rows(rows, layer, name);
       }
       add_layer_rows(rows, layer, name);
+      if (routing == Routing::RAGGED) add_rows_in_a_row(rows, layer, name);
     }
     status |= run_table(std::string("grouped products on a GPU, ") + shape.name, rows, argc, argv);
   }

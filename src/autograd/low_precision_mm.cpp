@@ -130,10 +130,15 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
         for_weight = layer->grad_weight(grad_out, saved_input(*layer, saved));
         grad_out.expect(left_key(*for_weight));
       }
-      if (for_input) grads[0] = low_precision_gemm(*for_input);
+      // The weights' product first: it has the fewest tiles, so that the other one has the more to
+      // fill its last, partial wave with.
       if (for_weight) {
         grads[1] = low_precision_gemm(*for_weight);
         if (saved[kWeight].defined()) note_weight_gradient(saved[kWeight]);
+      }
+      if (for_input) {
+        for_input->follows_unrelated = for_weight.has_value();
+        grads[0] = low_precision_gemm(*for_input);
       }
     }
     if (at::GradMode::is_enabled()) forbid_double_backward(grads);

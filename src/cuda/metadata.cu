@@ -4,6 +4,7 @@
 #include <cub/block/block_scan.cuh>
 #include <limits>
 
+#include "cuda/launch.cuh"
 #include "cuda/metadata.h"
 
 namespace moe8::cuda {
@@ -121,6 +122,7 @@ __device__ void fill_table(const Shared& s, const GroupMetadata& m, int height, 
 template <int kItems>
 __global__ void __launch_bounds__(kThreads) fill_metadata(const int32_t* offs, GroupMetadata m) {
   __shared__ Shared s;
+  follow_stream();
   const int groups = static_cast<int>(m.groups);
   scan_begins<kItems>(s, offs, m);
   if (blockIdx.x == 0) {
@@ -196,8 +198,7 @@ cudaError_t launch_group_metadata(const int32_t* offs, const GroupMetadata& m,
   const auto kernel = m.groups <= kThreads       ? fill_metadata<1>
                       : m.groups <= 4 * kThreads ? fill_metadata<4>
                                                  : fill_metadata<kMaxGroups / kThreads>;
-  kernel<<<kGrid, kThreads, 0, stream>>>(offs, m);
-  return cudaGetLastError();
+  return launch_early(kernel, kGrid, kThreads, 0, stream, offs, m);
 }
 
 }  // namespace moe8::cuda

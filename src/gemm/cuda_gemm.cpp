@@ -100,6 +100,12 @@ void launch(const char* op, const cuda::GroupedGemmArgs& args) {
                 "): ", cudaGetErrorString(status.error)));
 }
 
+// Whether nothing has to be launched for the operands, and nothing just launched writes them.
+bool operands_are_ready(const GemmProblem& p, Encoding encoding) {
+  return p.follows_unrelated && p.left.has(p.left_key(encoding)) &&
+         p.right.has(p.right_key(encoding));
+}
+
 at::Tensor empty_out(const GemmProblem& p, const Sizes& s) {
   return at::empty(out_sizes(p, s), at::TensorOptions().device(p.left.device()).dtype(p.out_dtype));
 }
@@ -131,11 +137,13 @@ std::optional<std::string> cuda_fp8_refusal(const GemmProblem& p) {
 at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   const Launch on(p.left.device());
   const Sizes s = sizes_of(p);
+  const bool is_ready = operands_are_ready(p, Encoding::FLOAT8);
   const Form left = p.left.form(p.left_key(Encoding::FLOAT8), p.groups);
   const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
   const DeviceGroups& groups = p.groups.on_device(s.M, p.left.device());
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
+  args.operands_are_ready = is_ready;
   args.element = cuda::GemmElement::kE4M3;
   args.left = left.data.const_data_ptr();
   args.left_pitch = left.data.size(-1);
@@ -221,14 +229,16 @@ std::optional<std::string> cuda_bf16_refusal(const GemmProblem& p) {
 at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   const Launch on(p.left.device());
   const Sizes s = sizes_of(p);
-  const at::Tensor left =
-      with_aligned_pitch(p.left.form(p.left_key(Encoding::BF16), p.groups).data);
-  const at::Tensor right =
-      with_aligned_pitch(p.right.form(p.right_key(Encoding::BF16), p.groups).data);
+  const bool is_ready = operands_are_ready(p, Encoding::BF16);
+  const at::Tensor left_values = p.left.form(p.left_key(Encoding::BF16), p.groups).data;
+  const at::Tensor right_values = p.right.form(p.right_key(Encoding::BF16), p.groups).data;
+  const at::Tensor left = with_aligned_pitch(left_values);
+  const at::Tensor right = with_aligned_pitch(right_values);
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args =
       args_of(p, s, out, p.groups.on_device(s.M, p.left.device()), on.stream);
   args.element = cuda::GemmElement::kBFloat16;
+  args.operands_are_ready = is_ready && left.is_same(left_values) && right.is_same(right_values);
   args.left = left.const_data_ptr();
   args.left_pitch = left.size(-1);
   args.right = right.const_data_ptr();

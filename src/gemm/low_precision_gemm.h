@@ -40,6 +40,9 @@ struct GemmProblem {
   at::ScalarType out_dtype;
   KernelPreference kernel_preference = KernelPreference::AUTO;
   WeightId weight = {};  // set while numerics_observed()
+  /// Launched right after a product that writes none of the operands: a GPU may run the end of that
+  /// one and the beginning of this one side by side.
+  bool follows_unrelated = false;
 
   std::string describe() const;
   /// The forms of the operands that a kernel reads, given how it wants them encoded.

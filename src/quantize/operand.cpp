@@ -105,6 +105,11 @@ class FormStore {
     return *find(key);
   }
 
+  bool has(const FormKey& key) {
+    const std::lock_guard lock(mutex_);
+    return find(key) != nullptr;
+  }
+
   int64_t bytes() {
     const std::lock_guard lock(mutex_);
     int64_t sum = 0;
@@ -165,6 +170,10 @@ const at::Tensor& Operand::source() const {
 
 void Operand::expect(const FormKey& key) const {
   store_->expect(key);
+}
+
+bool Operand::has(const FormKey& key) const {
+  return (source_.defined() && is_source(key, source_)) || store_->has(key);
 }
 
 Form Operand::form(const FormKey& key, const TokenGroups& groups) const {

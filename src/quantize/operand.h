@@ -59,6 +59,8 @@ class Operand {
 
   /// Says that form(key) will be called too, so that it can be made in the pass of another.
   void expect(const FormKey& key) const;
+  /// Whether the form is there, or is the source itself, so that form() makes nothing.
+  bool has(const FormKey& key) const;
   /// The form, made now unless it is there. `groups` matters to forms along axis 0 of a matrix, and
   /// must be the same in every call.
   Form form(const FormKey& key, const TokenGroups& groups) const;

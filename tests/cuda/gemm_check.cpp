@@ -56,6 +56,7 @@ class Device {
     return values;
   }
   T* get() const { return data_; }
+  size_t size() const { return size_; }
 
  private:
   T* data_ = nullptr;
@@ -312,15 +313,26 @@ const char* kind_name(GroupedGemmKind kind) {
                                                : "grad_weight";
 }
 
-/// The output of a kernel that ran twice into poisoned memory.
+/// The output of a kernel that ran twice into poisoned memory, the second time with operands that
+/// are ready, behind another run that may still be at work.
 std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const GroupedGemmArgs& args,
                                Device<uint8_t>& out, const std::string& what) {
   alarm(20);  // a kernel that hangs must not hold the machine
-  std::vector<uint8_t> results[2];
-  for (auto& result : results) {
-    out.fill(0xFF);
-    const cuda::LaunchStatus status = variant.launch(args);
+  const auto launch = [&](const GroupedGemmArgs& a) {
+    const cuda::LaunchStatus status = variant.launch(a);
     require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
+  };
+  std::vector<uint8_t> results[2];
+  Device<uint8_t> other(out.size());
+  GroupedGemmArgs to_other = args;
+  to_other.out = other.get();
+  GroupedGemmArgs ready = args;
+  ready.operands_are_ready = true;
+  for (auto& result : results) {
+    const bool again = &result == &results[1];
+    out.fill(0xFF);
+    if (again) launch(to_other);
+    launch(again ? ready : args);
     require(cudaDeviceSynchronize(), what.c_str());
     result = out.host();
   }
@@ -448,6 +460,50 @@ void check_choice() {
   }
 }
 
+/// Products whose input is the output of the one before, and whose output overwrites what that one
+/// read: the same bits whether each may start early or the host waits between them.
+void check_chain() {
+  constexpr int64_t kRows = 700, kWidth = 128, kGroups = 5;
+  constexpr int kSteps = 64;
+  std::mt19937 rng(11);
+  std::vector<uint16_t> x(kRows * kWidth), w(kGroups * kWidth * kWidth);
+  for (uint16_t& e : x) e = element_of(draw(rng, Fill::kRandom), GemmElement::kBFloat16);
+  for (uint16_t& e : w) e = element_of(draw(rng, Fill::kRandom) / 256, GemmElement::kBFloat16);
+  const Device<uint16_t> right(w);
+  const Device<int32_t> offs(std::vector<int32_t>{100, 100, 133, 600, 690});
+  std::vector<uint16_t> results[2];
+  for (auto& result : results) {
+    const Device<uint16_t> first(x), second(x);
+    const Device<uint16_t>* from = &first;
+    const Device<uint16_t>* to = &second;
+    for (int step = 0; step < kSteps; ++step) {
+      const GroupedGemmArgs args{.kind = GroupedGemmKind::kOut,
+                                 .element = GemmElement::kBFloat16,
+                                 .output = GemmOutput::kBFloat16,
+                                 .M = kRows,
+                                 .N = kWidth,
+                                 .K = kWidth,
+                                 .E = kGroups,
+                                 .left = from->get(),
+                                 .left_pitch = kWidth,
+                                 .right = right.get(),
+                                 .right_pitch = kWidth,
+                                 .offs = offs.get(),
+                                 .out = to->get(),
+                                 .out_pitch = kWidth};
+      require(cuda::launch_grouped_gemm(args).error, "a product of a chain");
+      if (&result == &results[0]) require(cudaDeviceSynchronize(), "a chain");
+      std::swap(from, to);
+    }
+    require(cudaDeviceSynchronize(), "a chain");
+    result = from->host();
+  }
+  if (results[0] != results[1]) {
+    ++failures;
+    std::printf("FAILED chain: products that start early differ from products that wait\n");
+  }
+}
+
 int check_all() {
   check_choice();
   int devices = 0;
@@ -455,6 +511,7 @@ int check_all() {
     std::printf("skipped: no GPU\n");
     return failures == 0 ? 77 : 1;
   }
+  check_chain();
   for (const Case& c : cases()) {
     for (Fill fill : {Fill::kIntegers, Fill::kRandom}) {
       const Problem p = make_problem(c, fill);

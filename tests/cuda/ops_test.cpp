@@ -418,6 +418,50 @@ TEST_F(OnGpu, AGraphOfForwardAndBackwardReplaysWithOtherGroups) {
   }
 }
 
+// Kernels start while the ones before them end (cuda/launch.cuh), and memory goes from one to the
+// next at once: steps in a row must give what each gives alone.
+TEST_F(OnGpu, StepsInARowAreBitForBitStepsAlone) {
+  struct Step {
+    Layer layer;
+    const char* recipe;
+    at::Tensor a, w, offs, grad_out;
+    std::vector<at::Tensor> expected;
+
+    std::vector<at::Tensor> run() const {
+      const at::Tensor out =
+          quantize_then_scaled_grouped_mm(a, w.transpose(1, 2), offs, moe8::recipe(recipe));
+      std::vector<at::Tensor> results = torch::autograd::grad({out}, {a, w}, {grad_out});
+      results.push_back(out.detach());
+      return results;
+    }
+  };
+  std::vector<Step> steps;
+  for (const char* name : {"fp8_rowwise", "mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp"}) {
+    for (const Sizes& sizes : {Sizes{{40, 0, 70, 18}, 0, 64, 96}, {{300, 1, 211}, 9, 272, 144},
+                               {{1000, 0, 24}, 0, 512, 256}}) {
+      Step step{Layer(sizes, at::kBFloat16, 60), name, {}, {}, {}, {}, {}};
+      step.a = gpu(step.layer.A).requires_grad_();
+      step.w = gpu(step.layer.W).requires_grad_();
+      step.offs = gpu(step.layer.offs);
+      step.grad_out = gpu(step.layer.grad_out);
+      step.expected = step.run();
+      c10::cuda::device_synchronize();
+      steps.push_back(std::move(step));
+    }
+  }
+  std::vector<std::vector<at::Tensor>> got;
+  for (int round = 0; round < 20; ++round) {
+    for (const Step& step : steps) got.push_back(step.run());
+  }
+  for (size_t i = 0; i < got.size(); ++i) {
+    const Step& step = steps[i % steps.size()];
+    for (size_t r = 0; r < got[i].size(); ++r) {
+      ASSERT_TRUE(same_bits(step.expected[r].cpu(), got[i][r].cpu()))
+          << step.recipe << ", step " << i << ", result " << r;
+    }
+  }
+}
+
 TEST_F(OnGpu, CachedWeightsStayOnTheirStream) {
   set_weight_cache(WeightCache::ON);
   const Layer layer({{30, 34}, 0, 48, 64}, at::kBFloat16, 40);

@@ -53,6 +53,10 @@ struct GroupedGemmArgs {
   const int32_t* padded_starts;  // [E] kGradWeight of kE4M3: first column of each group
   int64_t padded_tokens;         // kGradWeight of kE4M3: columns of the transposed copies
 
+  /// The kernel just before in the stream writes nothing that is read here, as where two products
+  /// of one backward follow each other: this one then multiplies while that one ends.
+  bool operands_are_ready = false;
+
   const float* row_scale;  // kE4M3: [M], kGradWeight: [E, N]; multipliers
   const float* col_scale;  // kE4M3: [E, N] or [E, K]; multipliers
 

@@ -21,6 +21,7 @@
 #include "cuda/gemm/sm90_ptx.cuh"
 #include "cuda/gemm/sm90_tensor_map.h"
 #include "cuda/gemm/sm90_tile_walk.cuh"
+#include "cuda/launch.cuh"
 
 namespace moe8::cuda::sm90 {
 
@@ -295,6 +296,7 @@ __device__ __forceinline__ void consume(const Problem& p, const Storage<Traits<C
     if constexpr (C::kPromoteBlocks == 0) consumer.finish(acc, work.depth);
     cute::cp_async_wait<0>();
     __syncwarp();
+    if (p.operands_are_ready && count < kConsumerGroups) follow_stream();
     const Target target = target_of<C>(p, work, rank, warp);
     const float* scales = smem.scales(warp);
 #pragma unroll
@@ -333,6 +335,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     cutlass::arch::fence_barrier_init();
   }
   cute::cluster_sync();
+  if (!problem.operands_are_ready) follow_stream();  // else before the first store
   if (loads) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     if (warp < kConsumerWarps + T::kRings) {
@@ -342,6 +345,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     consume<C>(problem, smem, rank, warp, lane);
   }
+  if (problem.operands_are_ready) wait_for_stream();  // also where there was no tile
   // A CTA must not leave while the other still signals its barriers.
   cute::cluster_sync();
 }
@@ -369,6 +373,7 @@ inline Problem problem_of(const GroupedGemmArgs& a) {
   p.out_pitch = a.out_pitch;
   p.vector_store =
       reinterpret_cast<uintptr_t>(a.out) % store == 0 && a.out_pitch * bytes % store == 0;
+  p.operands_are_ready = a.operands_are_ready;
   return p;
 }
 
@@ -447,8 +452,8 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   const int64_t most =
       col_tiles * (C::kGrouped == Grouped::kRows ? row_tiles + p.groups + 1 : row_tiles * p.groups);
   const auto clusters = static_cast<unsigned>(std::min<int64_t>(most, processors / kCluster));
-  kernel<<<clusters * kCluster, kThreads, T::kSharedBytes, a.stream>>>(left, right, p);
-  error = cudaGetLastError();
+  error = launch_early(kernel, clusters * kCluster, kThreads, T::kSharedBytes, a.stream, left,
+                       right, p);
   return {error, error == cudaSuccess ? nullptr : "the kernel launch"};
 }
 

@@ -25,6 +25,7 @@ struct Problem {
   void* out;
   int64_t out_pitch;
   bool vector_store;  // rows of out are aligned for the widest stores
+  bool operands_are_ready;  // GroupedGemmArgs
 };
 
 /// A super-tile, the two tiles of a cluster.
@@ -56,7 +57,7 @@ class TileWalk {
 
  private:
   __device__ __forceinline__ int end_of(int group) const {
-    return min(max(__ldg(problem_.offs + group), 0), max_end());
+    return min(max(problem_.offs[group], 0), max_end());
   }
   __device__ __forceinline__ int max_end() const {
     return kGrouped == Grouped::kRows ? problem_.rows : problem_.depth;
@@ -106,7 +107,7 @@ class TileWalk {
     work.first_row = 0;
     work.rows = problem_.rows;
     work.depth = max(end_of(work.group) - begin, 0);
-    work.first_depth = problem_.padded_starts ? __ldg(problem_.padded_starts + work.group) : begin;
+    work.first_depth = problem_.padded_starts ? problem_.padded_starts[work.group] : begin;
     place(index - work.group * per_group, work);
     return true;
   }

@@ -8,6 +8,8 @@
 // the column amax costs one instruction per two elements.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
+#include "cuda/quantize/clear.h"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
 
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_consta
   constexpr int kTeams = kThreads / kRowThreads;
   __shared__ uint32_t exchange[2][kTeams][kRowThreads / 32];
   const Float8RowsArgs& a = p.args;
+  follow_stream();
   const RowChunk slab = p.slabs.at(blockIdx.x);
   if (slab.rows == 0) return;
   const int team = threadIdx.x / kRowThreads;
@@ -140,6 +143,7 @@ template <typename T, ElemDtype elem>
 __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_constant__ Rows p) {
   __shared__ uint32_t exchange[2][kThreads / 32];
   const Float8RowsArgs& a = p.args;
+  follow_stream();
   const RowChunk slab = p.slabs.at(blockIdx.x);
   const T* x = static_cast<const T*>(a.x) + slab.row * a.columns;
 
@@ -222,14 +226,13 @@ cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   if (a.column_amax != nullptr) {
     const cudaError_t error =
-        cudaMemsetAsync(a.column_amax, 0, a.groups.groups * a.columns * sizeof(uint32_t), stream);
+        launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
     if (error != cudaSuccess) return error;
   }
   const bool few = a.groups.rows < kSlabRows * kManyBlocks;
   const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups)};
   if (a.groups.rows == 0 || rows.slabs.count == 0) return cudaSuccess;
-  choose(a)<<<static_cast<unsigned>(rows.slabs.count), kThreads, 0, stream>>>(rows);
-  return cudaGetLastError();
+  return launch_early(choose(a), rows.slabs.count, kThreads, 0, stream, rows);
 }
 
 }  // namespace moe8::cuda

@@ -3,6 +3,8 @@
 // (bf16) for the amax, 3 for the cast.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
+#include "cuda/quantize/clear.h"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
 
@@ -19,6 +21,7 @@ constexpr int64_t kSegment = kThreads * kPackets * 8;  // elements of a row that
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     find_amax(const T* x, int64_t packets, int64_t count, uint32_t* amax) {
+  follow_stream();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   Packet<T> largest{};
@@ -40,6 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, ElemDtype elem>
 __global__ void __launch_bounds__(kThreads) cast(const __grid_constant__ Float8TensorArgs a) {
+  follow_stream();
   const int64_t segments = max((a.pitch + kSegment - 1) / kSegment, int64_t{1});
   const int64_t row = blockIdx.x / segments;
   const int64_t first = blockIdx.x % segments * kSegment + threadIdx.x * 8;
@@ -76,30 +80,26 @@ __global__ void __launch_bounds__(kThreads) cast(const __grid_constant__ Float8T
 
 // ---- launch
 template <ElemDtype elem>
-void launch_cast(const Float8TensorArgs& a, unsigned blocks, cudaStream_t stream) {
-  if (a.x_type == FloatType::BF16) {
-    cast<BFloat16, elem><<<blocks, kThreads, 0, stream>>>(a);
-  } else {
-    cast<float, elem><<<blocks, kThreads, 0, stream>>>(a);
-  }
+cudaError_t launch_cast(const Float8TensorArgs& a, int64_t blocks, cudaStream_t stream) {
+  const auto kernel = a.x_type == FloatType::BF16 ? cast<BFloat16, elem> : cast<float, elem>;
+  return launch_early(kernel, blocks, kThreads, 0, stream, a);
 }
 
 }  // namespace
 
 cudaError_t launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
                         cudaStream_t stream) {
-  const cudaError_t error = cudaMemsetAsync(amax, 0, sizeof(uint32_t), stream);
+  const cudaError_t error = launch_clear(amax, 1, stream);
   if (error != cudaSuccess || count == 0) return error;
   const int64_t packets = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? count / 8 : 0;
   const int64_t wanted = (count / 8 + kThreads - 1) / kThreads + 1;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(wanted, kAmaxBlocks));
+  const int64_t blocks = std::min<int64_t>(wanted, kAmaxBlocks);
   if (x_type == FloatType::BF16) {
-    find_amax<<<blocks, kThreads, 0, stream>>>(static_cast<const BFloat16*>(x), packets, count,
-                                               amax);
-  } else {
-    find_amax<<<blocks, kThreads, 0, stream>>>(static_cast<const float*>(x), packets, count, amax);
+    return launch_early(find_amax<BFloat16>, blocks, kThreads, 0, stream,
+                        static_cast<const BFloat16*>(x), packets, count, amax);
   }
-  return cudaGetLastError();
+  return launch_early(find_amax<float>, blocks, kThreads, 0, stream, static_cast<const float*>(x),
+                      packets, count, amax);
 }
 
 cudaError_t launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stream) {
@@ -112,12 +112,8 @@ cudaError_t launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stre
   }
   // At least one block, which writes the scales.
   const int64_t blocks = std::max<int64_t>(a.rows * ((a.pitch + kSegment - 1) / kSegment), 1);
-  if (a.elem == ElemDtype::E4M3) {
-    launch_cast<ElemDtype::E4M3>(a, static_cast<unsigned>(blocks), stream);
-  } else {
-    launch_cast<ElemDtype::E5M2>(a, static_cast<unsigned>(blocks), stream);
-  }
-  return cudaGetLastError();
+  return a.elem == ElemDtype::E4M3 ? launch_cast<ElemDtype::E4M3>(a, blocks, stream)
+                                   : launch_cast<ElemDtype::E5M2>(a, blocks, stream);
 }
 
 }  // namespace moe8::cuda

@@ -7,6 +7,7 @@
 // two columns. A warp is 8 packets wide and 4 x 16 rows high: it reads whole 128-byte lines. With
 // one scale for all, the same registers give the codes by rows: one byte more, two bytes less to
 // read than a kernel of their own.
+#include "cuda/launch.cuh"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
 
@@ -104,6 +105,7 @@ template <typename T, ElemDtype elem, bool kAligned, bool kWithRows>
 __global__ void __launch_bounds__(kThreads)
     quantize_transposed(const __grid_constant__ Transposed p) {
   const Float8TransposedArgs& a = p.args;
+  follow_stream();
   const int lane = threadIdx.x % 32;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (static_cast<int64_t>(blockIdx.x) * kWarps >= p.warps) return write_scale<elem>(p);
@@ -198,8 +200,7 @@ cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
   const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
   if (blocks == 0) return cudaSuccess;
-  choose(a)<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(choose(a), blocks, kThreads, 0, stream, p);
 }
 
 }  // namespace moe8::cuda

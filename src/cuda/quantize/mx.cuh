@@ -8,6 +8,7 @@
 // blocks among the other 4, by two shuffles each. No shared memory.
 #pragma once
 
+#include "cuda/launch.cuh"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/mx.h"
 #include "cuda/quantize/packet.cuh"
@@ -444,6 +445,7 @@ __device__ void emit_columns(const Mx& p, const MxTile<T>& tile) {
 template <typename T, typename Out, ElemDtype elem>
 __global__ void __launch_bounds__(kMxThreads, (kMxResident<T, Out>))
     quantize_mx(const __grid_constant__ Mx p) {
+  follow_stream();
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kMxWarps + threadIdx.x / 32;
   if (warp >= p.warps) return;
   const int lane = threadIdx.x % 32;

@@ -58,8 +58,7 @@ cudaError_t launch_mx(const MxArgs& a, cudaStream_t stream) {
   if (p.warps == 0) return cudaSuccess;
   const MxKernel kernel = values ? mx_values_kernel(a.x_type, a.values_type, a.elem)
                                  : mx_codes_kernel(a.x_type, a.elem);
-  kernel<<<static_cast<unsigned>(p.warps / kMxWarps), kMxThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(kernel, p.warps / kMxWarps, kMxThreads, 0, stream, p);
 }
 
 }  // namespace moe8::cuda
