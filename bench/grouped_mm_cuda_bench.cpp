@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Expert layers on one GPU, forward and backward, against LibTorch's bf16 and FP8 grouped products
 // of the same run: S1 to S4, with balanced, ragged and Zipf-skewed groups; and the FP8 GEMMs alone
-// on ready codes. A step is timed from its first launch to the device being idle; ragged groups also
-// several in a row, as layers of a model follow each other: the time of each is then the GPU's.
+// on ready codes. A step is timed from its first launch to the device being idle; ragged groups
+// also several in a row, as layers of a model follow each other: the time of each is then the
+// GPU's.
 //
 //   grouped_mm_cuda_bench [--rounds N] [--json FILE]      MOE8_BENCH_SHAPES=S1,S3 picks shapes
 #include <c10/cuda/CUDACachingAllocator.h>

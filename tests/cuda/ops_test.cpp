@@ -437,7 +437,8 @@ TEST_F(OnGpu, StepsInARowAreBitForBitStepsAlone) {
   };
   std::vector<Step> steps;
   for (const char* name : {"fp8_rowwise", "mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp"}) {
-    for (const Sizes& sizes : {Sizes{{40, 0, 70, 18}, 0, 64, 96}, {{300, 1, 211}, 9, 272, 144},
+    for (const Sizes& sizes : {Sizes{{40, 0, 70, 18}, 0, 64, 96},
+                               {{300, 1, 211}, 9, 272, 144},
                                {{1000, 0, 24}, 0, 512, 256}}) {
       Step step{Layer(sizes, at::kBFloat16, 60), name, {}, {}, {}, {}, {}};
       step.a = gpu(step.layer.A).requires_grad_();

@@ -24,7 +24,7 @@ struct Problem {
   const float* col_scale;
   void* out;
   int64_t out_pitch;
-  bool vector_store;  // rows of out are aligned for the widest stores
+  bool vector_store;        // rows of out are aligned for the widest stores
   bool operands_are_ready;  // GroupedGemmArgs
 };
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "cuda/quantize/clear.h"
-
 #include <algorithm>
 
 #include "cuda/launch.cuh"
+#include "cuda/quantize/clear.h"
 
 namespace moe8::cuda {
 namespace {

@@ -225,8 +225,7 @@ cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
   if (!fits || !a.groups.is_valid() || a.pitch % 16 != 0 || a.pitch < a.columns)
     return cudaErrorInvalidValue;
   if (a.column_amax != nullptr) {
-    const cudaError_t error =
-        launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
+    const cudaError_t error = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
     if (error != cudaSuccess) return error;
   }
   const bool few = a.groups.rows < kSlabRows * kManyBlocks;
