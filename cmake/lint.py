@@ -4,7 +4,8 @@
 
 clangd does the work, not clang-tidy: it looks at one file's own declarations, clang-tidy 14 at all of
 LibTorch's too, which takes eight times as long. A header is parsed by itself, so one that does not
-compile alone is found here; it gets the flags of a source that includes it. What passed is remembered by the content of the file and of the headers of
+compile alone is found here; it gets the flags of a source that includes it, or else (headers of CUDA
+sources) of the nearest one. What passed is remembered by the content of the file and of the headers of
 ours that it includes, and is not looked at again until one of them changes.
 
   lint.py BUILD_FOLDER [FILE...]    without files: all that git knows
@@ -47,15 +48,24 @@ def content_with_headers(name):
 
 
 def write_commands(build, folder):
-    """The commands of `build`, and one for every header: that of the first source that includes it."""
+    """The commands of `build`, and one for every header: that of the first source that includes it, else
+    that of the source with the most folders in common."""
     commands = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
     by_file = {entry["file"]: entry for entry in commands}
-    for file, entry in sorted(by_file.items()):
+    by_source = sorted(by_file.items())
+
+    def add(header, entry):
+        command = entry["command"].replace(entry["file"], str(header))
+        by_file[str(header)] = {**entry, "file": str(header), "command": command}
+
+    for file, entry in by_source:
         for include in INCLUDE.findall(pathlib.Path(file).read_text(encoding="utf-8")):
             for header in [ROOT / inside / include for inside in FOLDERS]:
                 if header.is_file() and str(header) not in by_file:
-                    command = entry["command"].replace(file, str(header))
-                    by_file[str(header)] = {**entry, "file": str(header), "command": command}
+                    add(header, entry)
+    for header in (ROOT / name for name in sources() if name.endswith(".h")):
+        if str(header) not in by_file:
+            add(header, max(by_source, key=lambda one: len(os.path.commonpath([one[0], header])))[1])
     (folder / "compile_commands.json").write_text(json.dumps(list(by_file.values())), encoding="utf-8")
 
 

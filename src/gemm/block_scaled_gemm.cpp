@@ -98,6 +98,19 @@ at::Tensor small_integers(at::IntArrayRef sizes, const at::Device& device) {
   return at::arange(count, options).mul(7).remainder(5).sub(2).to(at::kBFloat16).view(sizes);
 }
 
+// In high precision: of the rows of a group, as A and as dO, and its weight.
+at::Tensor expected_product(Gemm gemm, const at::Tensor& group, const at::Tensor& w) {
+  switch (gemm) {
+    case Gemm::OUT:
+      return group.matmul(w.t());
+    case Gemm::GRAD_INPUT:
+      return group.matmul(w);
+    case Gemm::GRAD_WEIGHT:
+      break;
+  }
+  return group.t().matmul(group);
+}
+
 // Two ragged groups. Nothing when the three products are right.
 std::optional<std::string> probe(const at::Device& device) {
   constexpr int64_t kSize = 128;
@@ -115,13 +128,10 @@ std::optional<std::string> probe(const at::Device& device) {
                               .out_dtype = at::kBFloat16};
     const at::Tensor got = block_scaled_gemm(problem);
     for (int64_t e = 0; e < 2; ++e) {
-      const at::Tensor group = rows.slice(0, e == 0 ? 0 : 40, e == 0 ? 40 : 200).to(at::kFloat);
-      const at::Tensor w = weight[e].to(at::kFloat);
-      const at::Tensor expected = gemm == Gemm::OUT          ? group.matmul(w.t())
-                                  : gemm == Gemm::GRAD_INPUT ? group.matmul(w)
-                                                             : group.t().matmul(group);
-      const at::Tensor mine =
-          gemm == Gemm::GRAD_WEIGHT ? got[e] : got.slice(0, e == 0 ? 0 : 40, e == 0 ? 40 : 200);
+      const int64_t first = e * 40, last = e == 0 ? 40 : 200;
+      const at::Tensor expected = expected_product(gemm, rows.slice(0, first, last).to(at::kFloat),
+                                                   weight[e].to(at::kFloat));
+      const at::Tensor mine = gemm == Gemm::GRAD_WEIGHT ? got[e] : got.slice(0, first, last);
       if (!at::equal(expected.to(at::kBFloat16), mine)) {
         return c10::str("at::_scaled_grouped_mm was tried on ", device, " and gave a wrong ",
                         to_string(gemm));

@@ -15,7 +15,6 @@
 namespace moe8 {
 namespace {
 
-using testing::error_of;
 using testing::offs_of;
 
 constexpr Gemm kGemms[] = {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT};
@@ -163,8 +162,8 @@ TEST(BlockScaledGemm, ArgumentsHaveTheShapesThatTheCallChecks) {
     if (gemm == Gemm::GRAD_WEIGHT) {
       EXPECT_EQ(call.a.sizes(), at::IntArrayRef({kN, P}));
       EXPECT_EQ(call.b.sizes(), at::IntArrayRef({P, kK}));
-      EXPECT_EQ(call.scale_a.sizes(), at::IntArrayRef({128, P / 32 + 4 * 3}));
-      EXPECT_EQ(call.scale_b.sizes(), at::IntArrayRef({256, P / 32 + 4 * 3}));
+      EXPECT_EQ(call.scale_a.sizes(), at::IntArrayRef({128, P / 32 + int64_t{4} * 3}));
+      EXPECT_EQ(call.scale_b.sizes(), at::IntArrayRef({256, P / 32 + int64_t{4} * 3}));
       continue;
     }
     const int64_t contracted = gemm == Gemm::OUT ? kK : kN, columns = gemm == Gemm::OUT ? kN : kK;
