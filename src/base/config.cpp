@@ -239,10 +239,11 @@ struct FieldText {
 };
 
 // ---- checks -----------------------------------------------------------------
-// The refusals of validate(): "[MXLinearConfig] block_size: expected 32, got 16".
+// The refusals of validate(): "[MXLinearConfig] block_size: expected 32, got 16". Every call of an
+// operation validates, so the texts are made only here, behind the checks.
 template <typename C>
-void require(bool ok, const char* field, const std::string& expected, const std::string& got) {
-  MOE8_CHECK(ok, type_name<C>(), field, "expected ", expected, ", got ", got);
+[[noreturn]] void refuse(const char* field, const std::string& expected, const std::string& got) {
+  fail(type_name<C>(), field, c10::str("expected ", expected, ", got ", got));
 }
 
 const std::optional<CastConfig>& as_optional(const std::optional<CastConfig>& cast) {
@@ -253,11 +254,13 @@ std::optional<CastConfig> as_optional(const CastConfig& cast) {
 }
 
 void check_cast(const char* field, const CastConfig& cast) {
-  require<Float8LinearConfig>(is_valid(cast.scaling_type) && is_valid(cast.scaling_granularity),
-                              field, "valid enumerators", "an invalid enumerator");
-  require<Float8LinearConfig>(
-      cast.target_dtype == ElemDtype::E4M3 || cast.target_dtype == ElemDtype::E5M2, field,
-      "target_dtype float8_e4m3fn or float8_e5m2", std::string(name_of(cast.target_dtype)));
+  if (!is_valid(cast.scaling_type) || !is_valid(cast.scaling_granularity)) {
+    refuse<Float8LinearConfig>(field, "valid enumerators", "an invalid enumerator");
+  }
+  if (cast.target_dtype != ElemDtype::E4M3 && cast.target_dtype != ElemDtype::E5M2) {
+    refuse<Float8LinearConfig>(field, "target_dtype float8_e4m3fn or float8_e5m2",
+                               std::string(name_of(cast.target_dtype)));
+  }
 }
 
 // Each field for itself; what fields demand of each other is in validate().
@@ -266,18 +269,22 @@ void check_fields(const C& config) {
   for_each_field(config, [](const char* field, const auto& value) {
     using T = Bare<decltype(value)>;
     if constexpr (std::is_same_v<T, at::ScalarType>) {
-      require<C>(value == at::kBFloat16 || value == at::kFloat, field, "bfloat16 or float32",
-                 std::string(dtype_name(value)));
+      if (value != at::kBFloat16 && value != at::kFloat) {
+        refuse<C>(field, "bfloat16 or float32", std::string(dtype_name(value)));
+      }
     } else if constexpr (std::is_same_v<T, std::optional<ElemDtype>>) {
-      require<C>(!value || is_valid(*value), field, "one of " + choices<ElemDtype>(),
-                 "an invalid enumerator");
+      if (value && !is_valid(*value)) {
+        refuse<C>(field, "one of " + choices<ElemDtype>(), "an invalid enumerator");
+      }
     } else if constexpr (std::is_same_v<T, int64_t>) {
-      require<C>(value == 32, field, "32 (the block of OCP MX v1.0)", std::to_string(value));
+      if (value != 32) {
+        refuse<C>(field, "32 (the block of OCP MX v1.0)", std::to_string(value));
+      }
     } else if constexpr (std::is_same_v<T, CastConfig> ||
                          std::is_same_v<T, std::optional<CastConfig>>) {
       if (const std::optional<CastConfig> cast = as_optional(value)) check_cast(field, *cast);
     } else if constexpr (std::is_enum_v<T>) {
-      require<C>(is_valid(value), field, "one of " + choices<T>(), "an invalid enumerator");
+      if (!is_valid(value)) refuse<C>(field, "one of " + choices<T>(), "an invalid enumerator");
     }
   });
 }
@@ -526,9 +533,9 @@ void Float8LinearConfig::validate() const {
     return cast.scaling_type == ScalingType::DISABLED;
   };
   const auto pair = [&](const char* gemm, const CastConfig& left, const CastConfig& right) {
-    require<Float8LinearConfig>(disabled(left) == disabled(right), gemm,
-                                "both operands quantized or both disabled",
-                                c10::str(text_of(left), " x ", text_of(right)));
+    if (disabled(left) == disabled(right)) return;
+    refuse<Float8LinearConfig>(gemm, "both operands quantized or both disabled",
+                               c10::str(text_of(left), " x ", text_of(right)));
   };
   pair("gemm_config_output", cast_config_input, cast_config_weight);
   pair("gemm_config_grad_input", cast_config_grad_output,

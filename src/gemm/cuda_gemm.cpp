@@ -3,7 +3,6 @@
 
 #include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/empty.h>
 
 #include "base/cuda_device.h"
 #include "cuda/gemm/grouped_gemm.h"
@@ -107,7 +106,7 @@ bool operands_are_ready(const GemmProblem& p, Encoding encoding) {
 }
 
 at::Tensor empty_out(const GemmProblem& p, const Sizes& s) {
-  return at::empty(out_sizes(p, s), at::TensorOptions().device(p.left.device()).dtype(p.out_dtype));
+  return empty_on(p.left.device(), out_sizes(p, s), p.out_dtype);
 }
 
 // Rows of whole 16 bytes, as the kernels read them; the columns added are zeros.
@@ -124,12 +123,11 @@ at::Tensor with_aligned_pitch(const at::Tensor& values) {
 // ---- FP8 codes, our kernels -------------------------------------------------
 std::optional<std::string> cuda_fp8_refusal(const GemmProblem& p) {
   if (std::optional<std::string> refusal = hopper_refusal(p)) return refusal;
-  for (const OperandFormat& format : {p.formats.left, p.formats.right}) {
-    if (!float8(format)) return "an operand is not FP8 with float32 scales";
-    if (float8(format)->elem != ElemDtype::E4M3) return "an operand is not float8_e4m3fn";
+  if (!float8(p.formats.left) || !float8(p.formats.right)) {
+    return "an operand is not FP8 with float32 scales";
   }
-  if (!p.formats.use_fast_accum && p.gemm != Gemm::GRAD_WEIGHT) {
-    return "use_fast_accum=false was asked for, and it accumulates in the tensor cores throughout";
+  if (float8(p.formats.right)->elem != ElemDtype::E4M3) {
+    return "the right operand is not float8_e4m3fn";
   }
   return std::nullopt;
 }
@@ -144,7 +142,9 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
   args.operands_are_ready = is_ready;
-  args.element = cuda::GemmElement::kE4M3;
+  args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::kE5M2E4M3
+                                                                 : cuda::GemmElement::kE4M3;
+  args.use_fast_accum = p.formats.use_fast_accum;
   args.left = left.data.const_data_ptr();
   args.left_pitch = left.data.size(-1);
   args.right = right.data.const_data_ptr();

@@ -12,12 +12,12 @@
 
 namespace moe8 {
 
-/// FP8 codes by src/cuda/gemm/: Hopper; any groups.
+/// FP8 codes by src/cuda/gemm/, the right operand E4M3: Hopper; any groups.
 std::optional<std::string> cuda_fp8_refusal(const GemmProblem& problem);
 at::Tensor cuda_fp8_gemm(const GemmProblem& problem);
 
-/// FP8 codes by at::_scaled_mm: one group; also formats and accumulation that the kernels of
-/// src/cuda/gemm/ lack.
+/// FP8 codes by at::_scaled_mm: one group; also formats and GPUs that the kernels of src/cuda/gemm/
+/// lack.
 std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem& problem);
 at::Tensor cuda_scaled_mm_gemm(const GemmProblem& problem);
 

@@ -30,10 +30,13 @@ inline void check_launch(const char* op, cudaError_t error) {
   fail(op, "", c10::str("a CUDA kernel could not be launched: ", cudaGetErrorString(error)));
 }
 
-/// Memory for a result beside x.
-inline at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+/// Memory for a result.
+inline at::Tensor empty_on(const at::Device& device, at::IntArrayRef sizes, at::ScalarType dtype) {
   // Not by way of the dispatcher: a product makes a dozen of these.
-  return at::detail::empty_cuda(sizes, dtype, x.device(), std::nullopt);
+  return at::detail::empty_cuda(sizes, dtype, device, std::nullopt);
+}
+inline at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+  return empty_on(x.device(), sizes, dtype);
 }
 
 /// Bytes from one row of FP8 codes to the next: whole 16-byte accesses.

@@ -23,7 +23,7 @@ const char* declines_128x256(const GroupedGemmArgs& a) {
   constexpr int64_t kManyRows = 2048;
   constexpr int64_t kLongBytes = 4096;
   if (a.E == 0 || a.M < kManyRows * a.E) return "fewer than 2048 tokens a group";
-  const int64_t bytes = a.element == GemmElement::kE4M3 ? 1 : 2;
+  const int64_t bytes = is_fp8(a.element) ? 1 : 2;
   const int64_t depth = a.kind == GroupedGemmKind::kOut         ? a.K
                         : a.kind == GroupedGemmKind::kGradInput ? a.N
                                                                 : a.M / a.E;
@@ -52,11 +52,15 @@ constexpr std::array kVariants = {
                        sm90::launch_fp8_rows_pingpong_192},
     GroupedGemmVariant{"sm90_fp8_rows_pingpong_128x128", "out and grad_input, the rest",
                        sm90::refuses_fp8_rows, never_declines, sm90::launch_fp8_rows_pingpong_128},
+    GroupedGemmVariant{"sm90_fp8_rows_promoted_256x128",
+                       "out and grad_input in float32 sums, and of gradients in E5M2",
+                       sm90::refuses_fp8_rows_promoted, never_declines,
+                       sm90::launch_fp8_rows_promoted},
     GroupedGemmVariant{"sm90_fp8_depth_256x128", "grad_weight", sm90::refuses_fp8_depth,
                        never_declines, sm90::launch_fp8_depth_256x128},
     // Within 2 % of the one above on groups of 512 to 1024 tokens, slower on larger ones.
     GroupedGemmVariant{"sm90_fp8_depth_twin_128x128", "grad_weight, for comparison",
-                       sm90::refuses_fp8_depth, never_declines, sm90::launch_fp8_depth_twin},
+                       sm90::refuses_fp8_depth_twin, never_declines, sm90::launch_fp8_depth_twin},
     GroupedGemmVariant{"sm90_bf16_128x256", "bf16, large groups", sm90::refuses_bf16,
                        declines_128x256, sm90::launch_bf16_128x256},
     GroupedGemmVariant{"sm90_bf16_pingpong_128x192", "bf16, small groups", sm90::refuses_bf16,

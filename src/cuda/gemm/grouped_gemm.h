@@ -13,7 +13,12 @@ namespace moe8::cuda {
 
 /// Letters: M tokens in E groups, N out-features, K in-features. W is (E, N, K).
 enum class GroupedGemmKind { kOut, kGradInput, kGradWeight };
-enum class GemmElement { kE4M3, kBFloat16 };
+/// What the operands hold; of kE5M2E4M3 left is E5M2 (gradients with tensorwise scales), right
+/// E4M3.
+enum class GemmElement { kE4M3, kE5M2E4M3, kBFloat16 };
+constexpr bool is_fp8(GemmElement element) {
+  return element != GemmElement::kBFloat16;
+}
 enum class GemmOutput { kBFloat16, kFloat32 };
 
 /// What the transposed copies of kGradWeight pad each group to: the contraction of one stage.
@@ -29,7 +34,7 @@ inline constexpr int kGroupPadding = 128;
 /// + m - offs[e-1]. Rows at or past offs[E-1], and the weights of empty groups, are written as 0.
 /// offs and padded_starts are read on the device only, clamped to [0, M].
 ///
-/// kE4M3: all operands have the contraction contiguous, as written above. In kGradWeight both are
+/// FP8: all operands have the contraction contiguous, as written above. In kGradWeight both are
 /// transposed copies with group e at the columns padded_starts[e], followed by zeros up to a
 /// multiple of kGroupPadding columns. kBFloat16: no scales, and the operands are taken as they lie
 /// in training: kGradInput reads right as W (E, N, K), kGradWeight reads left as dO (M, N) and
@@ -49,20 +54,24 @@ struct GroupedGemmArgs {
   const void* right;
   int64_t right_pitch;
 
-  const int32_t* offs;           // [E] end rows, non-decreasing, at most M; on the device
-  const int32_t* padded_starts;  // [E] kGradWeight of kE4M3: first column of each group
-  int64_t padded_tokens;         // kGradWeight of kE4M3: columns of the transposed copies
+  const int32_t* offs;                     // [E] end rows, non-decreasing, at most M; on the device
+  const int32_t* padded_starts = nullptr;  // [E] kGradWeight of FP8: first column of each group
+  int64_t padded_tokens = 0;               // kGradWeight of FP8: columns of the transposed copies
+
+  /// FP8 kOut and kGradInput may accumulate in the tensor cores throughout, with about 13 bits.
+  /// Without it: float32 sums of 128 products each, of E5M2 256. kGradWeight: always 256.
+  bool use_fast_accum = true;
 
   /// The kernel just before in the stream writes nothing that is read here, as where two products
   /// of one backward follow each other: this one then multiplies while that one ends.
   bool operands_are_ready = false;
 
-  const float* row_scale;  // kE4M3: [M], kGradWeight: [E, N]; multipliers
-  const float* col_scale;  // kE4M3: [E, N] or [E, K]; multipliers
+  const float* row_scale = nullptr;  // FP8: [M], kGradWeight: [E, N]; multipliers
+  const float* col_scale = nullptr;  // FP8: [E, N] or [E, K]; multipliers
 
   void* out;
   int64_t out_pitch;  // elements
-  cudaStream_t stream;
+  cudaStream_t stream = nullptr;
 };
 
 /// What a launch says: success, or the step that failed and the CUDA error behind it.

@@ -109,7 +109,7 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
                                            const float (&acc)[Traits<C>::kAccumulators],
                                            const float* row_scales, const float* col_scales,
                                            uint8_t* patch, int lane) {
-  constexpr bool kScaled = C::kElement == GemmElement::kE4M3;
+  constexpr bool kScaled = is_fp8(C::kElement);
   const int rows = t.rows - row;
   const float row_scale[2] = {kScaled ? row_scales[lane / 4] : 1.0f,
                               kScaled ? row_scales[lane / 4 + 8] : 1.0f};

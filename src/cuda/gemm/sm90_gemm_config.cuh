@@ -53,7 +53,7 @@ struct Traits {
   /// Rings of stages, each with a loading warp.
   static constexpr int kRings = C::kSchedule == Schedule::kTwin ? kConsumerGroups : 1;
   static constexpr bool kShareLeft = C::kShared == Shared::kLeft;
-  static constexpr int kElementBytes = C::kElement == GemmElement::kE4M3 ? 1 : 2;
+  static constexpr int kElementBytes = is_fp8(C::kElement) ? 1 : 2;
   static constexpr int kBlockDepth = kSwizzleBytes / kElementBytes;
   static constexpr int kStepDepth = kStepBytes / kElementBytes;
   static constexpr int kLeftBytes = C::kTileRows * kSwizzleBytes;

@@ -271,7 +271,7 @@ __device__ __forceinline__ void consume(const Problem& p, const Storage<Traits<C
       consumer.next += Consumer<C>::blocks_of(work.depth);
       continue;
     }
-    if constexpr (C::kElement == GemmElement::kE4M3) {
+    if constexpr (is_fp8(C::kElement)) {
       fetch_scales<C>(p, target_of<C>(p, work, rank, warp), smem.scales(warp), lane);
     }
     typename Consumer<C>::Accumulators acc;
@@ -366,7 +366,7 @@ inline Problem problem_of(const GroupedGemmArgs& a) {
   p.depth = static_cast<int>(depth);
   p.groups = static_cast<int>(a.E);
   p.offs = a.offs;
-  p.padded_starts = a.element == GemmElement::kE4M3 ? a.padded_starts : nullptr;
+  p.padded_starts = is_fp8(a.element) ? a.padded_starts : nullptr;
   p.row_scale = a.row_scale;
   p.col_scale = a.col_scale;
   p.out = a.out;
@@ -380,7 +380,7 @@ inline Problem problem_of(const GroupedGemmArgs& a) {
 /// How far the operands reach in the contraction.
 template <typename C>
 int64_t contraction_extent(const GroupedGemmArgs& a, const Problem& p) {
-  const bool padded = C::kGrouped == Grouped::kDepth && C::kElement == GemmElement::kE4M3;
+  const bool padded = C::kGrouped == Grouped::kDepth && is_fp8(C::kElement);
   return padded ? a.padded_tokens : int64_t{p.depth};
 }
 
@@ -460,7 +460,7 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
 /// nullptr when the template can compute these arguments, else why not.
 inline const char* refuses_any(const GroupedGemmArgs& a) {
   constexpr int64_t kMax = INT32_MAX;
-  const int64_t bytes = a.element == GemmElement::kE4M3 ? 1 : 2;
+  const int64_t bytes = is_fp8(a.element) ? 1 : 2;
   if (a.M > kMax || a.N > kMax || a.K > kMax || a.E >= kMax) return "a size does not fit 32 bits";
   if (a.left_pitch * bytes % 16 != 0 || a.right_pitch * bytes % 16 != 0) {
     return "an operand's pitch is not a multiple of 16 bytes";
@@ -469,7 +469,7 @@ inline const char* refuses_any(const GroupedGemmArgs& a) {
       reinterpret_cast<uintptr_t>(a.right) % 16 != 0) {
     return "an operand is not 16-byte aligned";
   }
-  if (a.element == GemmElement::kE4M3) {
+  if (is_fp8(a.element)) {
     // Without tokens or without groups there is no scale to point to.
     const bool by_depth = a.kind == GroupedGemmKind::kGradWeight;
     const int64_t row_scales = by_depth ? a.E * a.N : a.M;

@@ -39,6 +39,9 @@ struct Wgmma;
   template <>                                                        \
   struct Wgmma<GemmElement::kE4M3, cols, Major::K, Major::K>         \
       : cute::SM90::GMMA::MMA_64x##cols##x32_F32E4M3E4M3_SS_TN<> {}; \
+  template <>                                                        \
+  struct Wgmma<GemmElement::kE5M2E4M3, cols, Major::K, Major::K>     \
+      : cute::SM90::GMMA::MMA_64x##cols##x32_F32E5M2E4M3_SS_TN<> {}; \
   template <Major kLeft, Major kRight>                               \
   struct Wgmma<GemmElement::kBFloat16, cols, kLeft, kRight>          \
       : cute::SM90::GMMA::MMA_64x##cols##x16_F32BF16BF16_SS<kLeft, kRight> {};
