@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Every grouped GEMM kernel against the float64 reference: ragged groups, odd sizes, poisoned
 // outputs and paddings, twice for equal bits. A program without Torch, to be run where the GPU is.
+// `gemm_check CASE` runs one case.
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 #include <unistd.h>
@@ -547,32 +548,42 @@ void check_chain() {
   }
 }
 
-int check_all() {
+void check_case(const Case& c, Fill fill) {
+  double worst = 0;
+  int runs = 0;
+  const Problem p = make_problem(c, fill, ElemDtype::E4M3);
+  const Problem mixed = make_problem(c, fill, ElemDtype::E5M2);
+  for (GroupedGemmKind kind :
+       {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
+    const std::vector<double> expected = reference_of(p, kind);
+    for (GemmElement element : {GemmElement::kE4M3, GemmElement::kBFloat16}) {
+      check_kind(c, p, kind, element, expected, worst, runs);
+    }
+    check_kind(c, mixed, kind, GemmElement::kE5M2E4M3, reference_of(mixed, kind), worst, runs);
+  }
+  std::printf("%-22s %-8s %3d runs, largest relative error %.1e\n", c.name,
+              kFillNames[static_cast<int>(fill)], runs, worst);
+  std::fflush(stdout);
+}
+
+/// `only`: the name of one case, for tools that slow kernels down a thousandfold; empty: all.
+int check_all(const std::string& only) {
   check_choice();
+  std::vector<Case> chosen = cases();
+  if (!only.empty()) std::erase_if(chosen, [&](const Case& c) { return c.name != only; });
+  if (chosen.empty()) {
+    std::printf("expected the name of a case, got '%s'; the cases are:\n", only.c_str());
+    for (const Case& c : cases()) std::printf("  %s\n", c.name);
+    return 2;
+  }
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("skipped: no GPU\n");
     return failures == 0 ? 77 : 1;
   }
   check_chain();
-  for (const Case& c : cases()) {
-    for (Fill fill : kFills) {
-      double worst = 0;
-      int runs = 0;
-      const Problem p = make_problem(c, fill, ElemDtype::E4M3);
-      const Problem mixed = make_problem(c, fill, ElemDtype::E5M2);
-      for (GroupedGemmKind kind :
-           {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
-        const std::vector<double> expected = reference_of(p, kind);
-        for (GemmElement element : {GemmElement::kE4M3, GemmElement::kBFloat16}) {
-          check_kind(c, p, kind, element, expected, worst, runs);
-        }
-        check_kind(c, mixed, kind, GemmElement::kE5M2E4M3, reference_of(mixed, kind), worst, runs);
-      }
-      std::printf("%-22s %-8s %3d runs, largest relative error %.1e\n", c.name,
-                  kFillNames[static_cast<int>(fill)], runs, worst);
-      std::fflush(stdout);
-    }
+  for (const Case& c : chosen) {
+    for (Fill fill : kFills) check_case(c, fill);
   }
   std::printf(failures == 0 ? "all passed\n" : "%d FAILED\n", failures);
   return failures == 0 ? 0 : 1;
@@ -581,6 +592,6 @@ int check_all() {
 }  // namespace
 }  // namespace moe8
 
-int main() {
-  return moe8::check_all();
+int main(int argc, char** argv) {
+  return moe8::check_all(argc > 1 ? argv[1] : "");
 }
