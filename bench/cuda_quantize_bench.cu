@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/metadata.h"
+#include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
 

@@ -16,7 +16,7 @@
 #include <memory>
 
 #include "autograd/training_formats.h"
-#include "base/cuda_backend.h"
+#include "device/cuda_backend.h"
 #include "gemm/low_precision_gemm.h"
 #include "harness.h"
 #include "moe8/moe8.h"

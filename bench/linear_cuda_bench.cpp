@@ -10,7 +10,7 @@
 #include <iostream>
 #include <memory>
 
-#include "base/cuda_backend.h"
+#include "device/cuda_backend.h"
 #include "harness.h"
 #include "moe8/moe8.h"
 #include "shapes.h"

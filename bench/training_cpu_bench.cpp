@@ -8,8 +8,8 @@
 
 #include "convert/aten_hooks.h"
 #include "harness.h"
-#include "moe8/moe.h"
 #include "moe8/quantize_model.h"
+#include "moe8/transformer.h"
 #include "train/stepper.h"
 
 namespace {

@@ -1,6 +1,6 @@
 # Finds the LibTorch of a torch wheel (or an unpacked LibTorch) and defines imported targets
 #   moe8::c10  moe8::torch_cpu  and, with MOE8_CUDA, moe8::c10_cuda
-# libtorch_cuda is loaded at run time, where there is a GPU (src/base/cuda_backend.h).
+# libtorch_cuda is loaded at run time, where there is a GPU (src/device/cuda_backend.h).
 # Why not the wheel's TorchConfig.cmake: it insists on nvcc even for CPU programs and rewrites flags.
 #
 # Looked for, in this order: -DLIBTORCH_PREFIX=, $LIBTORCH_PREFIX, the torch of the active Python.

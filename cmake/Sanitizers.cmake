@@ -1,5 +1,5 @@
 # MOE8_SANITIZE=address,undefined or thread (the presets asan and tsan): flags for everything that is
-# built, and what the tests run with. What is suppressed, and why: cmake/suppressions/.
+# built, and what the tests run with. What is suppressed, and why: tools/suppressions/.
 set(MOE8_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")
 set(MOE8_TEST_TIMEOUT 300)
 # Tests run side by side; spinning threads would starve them.
@@ -19,7 +19,7 @@ add_compile_definitions(_GLIBCXX_ASSERTIONS)
 add_link_options(${MOE8_SANITIZE_FLAGS})
 
 set(MOE8_TEST_TIMEOUT 1800)
-set(_suppressions "${PROJECT_SOURCE_DIR}/cmake/suppressions")
+set(_suppressions "${PROJECT_SOURCE_DIR}/tools/suppressions")
 # What these tests bound is the speed of optimized code; sanitizers build without it (-O1).
 set(_speed_tests "*.AreVectorCode:*.CostOfAnUnconvertedCall")
 list(APPEND MOE8_TEST_ENVIRONMENT

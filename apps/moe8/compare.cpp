@@ -7,7 +7,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "text_table.h"
-#include "train/report.h"
+#include "train/report/report.h"
 
 namespace moe8 {
 namespace {

@@ -11,7 +11,7 @@
 #include "base/nearest.h"
 #include "cli.h"
 #include "commands.h"
-#include "train/recipe_rules.h"
+#include "train/config/recipe_rules.h"
 
 namespace moe8 {
 namespace {

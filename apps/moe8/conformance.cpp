@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "base/check.h"
-#include "base/cuda_backend.h"
 #include "cli.h"
 #include "commands.h"
 #include "conformance/kinds.h"
 #include "conformance/tables.h"
+#include "device/cuda_backend.h"
 
 namespace moe8 {
 namespace {

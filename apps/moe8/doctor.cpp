@@ -13,15 +13,15 @@
 #include <vector>
 
 #include "base/check.h"
-#include "base/cuda_backend.h"
-#include "base/cuda_device.h"
 #include "base/nearest.h"
 #include "cli.h"
 #include "commands.h"
 #include "cpu/isa.h"
+#include "device/cuda_backend.h"
+#include "device/cuda_device.h"
 #include "doctor/machine.h"
 #include "doctor/speed.h"
-#include "gemm/cpu_gemm.h"
+#include "gemm/torch_gemm.h"
 #include "moe8/version.h"
 #include "text_table.h"
 

@@ -15,8 +15,8 @@
 #include "io/safetensors_header.h"
 #include "moe8/safetensors.h"
 #include "plan/config_plan.h"
-#include "train/conversion_file.h"
-#include "train/recipe_rules.h"
+#include "train/config/conversion_file.h"
+#include "train/config/recipe_rules.h"
 
 namespace moe8 {
 namespace {

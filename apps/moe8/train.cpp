@@ -11,8 +11,8 @@
 #include <memory>
 
 #include "cli.h"
-#include "train/demo.h"
 #include "train/interrupt.h"
+#include "train/report/demo.h"
 
 namespace moe8 {
 namespace {

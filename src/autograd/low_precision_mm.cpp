@@ -6,8 +6,8 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/torch.h>
 
-#include "autograd/weight_cache.h"
 #include "moe8/memory.h"
+#include "weights/weight_cache.h"
 
 namespace moe8 {
 namespace {

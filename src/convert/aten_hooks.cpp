@@ -31,9 +31,9 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "convert/tags.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
+#include "weights/tags.h"
 
 namespace moe8 {
 namespace {

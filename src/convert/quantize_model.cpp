@@ -15,7 +15,7 @@
 #include "base/nearest.h"
 #include "convert/aten_hooks.h"
 #include "convert/resolve.h"
-#include "convert/tags.h"
+#include "weights/tags.h"
 
 namespace moe8 {
 namespace {

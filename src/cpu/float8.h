@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/isa.h"
-#include "quantize/float8_args.h"
+#include "kernels/float8_args.h"
 
 namespace moe8::cpu {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/isa.h"
-#include "quantize/mx_args.h"
+#include "kernels/mx_args.h"
 
 namespace moe8::cpu {
 

@@ -14,7 +14,7 @@
 #include <map>
 #include <mutex>
 
-#include "base/cuda_device.h"
+#include "device/cuda_device.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/mx.h"
 

@@ -4,10 +4,10 @@
 #include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/constant_pad_nd.h>
 
-#include "base/cuda_device.h"
 #include "cuda/gemm/grouped_gemm.h"
-#include "quantize/cuda_groups.h"
-#include "quantize/cuda_launch.h"
+#include "device/cuda_device.h"
+#include "device/cuda_launch.h"
+#include "operand/cuda_groups.h"
 
 namespace moe8 {
 namespace {

@@ -4,8 +4,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "gemm/block_scaled_gemm.h"
-#include "gemm/cpu_gemm.h"
 #include "gemm/cuda_gemm.h"
+#include "gemm/torch_gemm.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
@@ -60,10 +60,10 @@ const std::vector<GemmKernel>& gemm_kernels() {
       {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},
       // On Blackwell, where the one before refuses: MX codes.
       {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
-      {"cpu_bf16", Encoding::BF16, &cpu_bf16_refusal, &cpu_bf16_gemm},
-      {"cpu_float32", Encoding::FLOAT32, &cpu_float32_refusal, &cpu_float32_gemm},
-      // What no kernel of a GPU computes exactly: float32 values that are no bf16 numbers.
-      {"torch_float32", Encoding::FLOAT32, &torch_float32_refusal, &cpu_float32_gemm},
+      // Values, multiplied by LibTorch: every product of a CPU, and what no kernel of a GPU computes
+      // exactly (float32 values that are no bf16 numbers).
+      {"torch_bf16", Encoding::BF16, &torch_bf16_refusal, &torch_bf16_gemm},
+      {"torch_float32", Encoding::FLOAT32, &torch_float32_refusal, &torch_float32_gemm},
   };
   return kernels;
 }

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "gemm/observer.h"
 #include "moe8/config.h"
-#include "numerics/observer.h"
-#include "quantize/operand.h"
+#include "operand/operand.h"
 
 namespace moe8 {
 

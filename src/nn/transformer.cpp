@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // RMSNorm, attention, the block and the whole transformer. The MoE layer is in moe.cpp.
+#include "moe8/transformer.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
 #include <cmath>
 
 #include "base/check.h"
-#include "moe8/moe.h"
 #include "nn/init.h"
 
 namespace moe8 {

@@ -8,7 +8,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "moe8/moe.h"
+#include "moe8/transformer.h"
 
 namespace moe8 {
 namespace {

@@ -11,12 +11,12 @@
 #include <utility>
 
 #include "base/check.h"
-#include "convert/tags.h"
+#include "gemm/observer.h"
 #include "moe8/numerics.h"
 #include "numerics/bounds.h"
 #include "numerics/measure.h"
-#include "numerics/observer.h"
 #include "numerics/report.h"
+#include "weights/tags.h"
 
 namespace moe8 {
 namespace {

@@ -2,7 +2,7 @@
 #include "quantize/check_input.h"
 
 #include "base/check.h"
-#include "base/cuda_device.h"
+#include "device/cuda_device.h"
 
 namespace moe8 {
 

@@ -11,11 +11,11 @@
 #include "cuda/quantize/blocked_scales.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
+#include "device/cuda_launch.h"
+#include "operand/cuda_groups.h"
+#include "operand/token_groups.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
-#include "quantize/cuda_groups.h"
-#include "quantize/cuda_launch.h"
-#include "quantize/token_groups.h"
 
 namespace moe8 {
 namespace {

@@ -7,15 +7,15 @@
 
 #include "base/check.h"
 #include "cpu/float8.h"
+#include "device/allocate.h"
+#include "device/parallel.h"
 #include "formats/float8_scale.h"
-#include "quantize/allocate.h"
-#include "quantize/both_axes.h"
+#include "kernels/float8_args.h"
+#include "operand/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
 #include "quantize/cuda_quantize.h"
-#include "quantize/float8_args.h"
 #include "quantize/packing.h"
-#include "quantize/parallel.h"
 
 namespace moe8 {
 namespace {

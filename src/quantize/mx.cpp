@@ -5,14 +5,14 @@
 
 #include "base/check.h"
 #include "cpu/mx.h"
-#include "quantize/allocate.h"
-#include "quantize/both_axes.h"
+#include "device/allocate.h"
+#include "device/parallel.h"
+#include "kernels/mx_args.h"
+#include "operand/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
 #include "quantize/cuda_quantize.h"
-#include "quantize/mx_args.h"
 #include "quantize/packing.h"
-#include "quantize/parallel.h"
 
 namespace moe8 {
 namespace {

@@ -2,9 +2,7 @@
 // The CUDA side of the quantizers in a build without CUDA. check_device_supported() has refused
 // every CUDA tensor before one of these could be called; if not, they say so.
 #include "base/check.h"
-#include "quantize/cuda_forms.h"
 #include "quantize/cuda_quantize.h"
-#include "quantize/token_groups.h"
 
 namespace moe8 {
 namespace {
@@ -14,18 +12,6 @@ namespace {
 }
 
 }  // namespace
-
-struct DeviceGroups {};
-
-std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>&, int64_t,
-                                                       const at::Device&) {
-  fail_without_cuda("make_device_groups");
-}
-
-std::vector<Form> make_cuda_forms(const at::Tensor&, const std::vector<FormKey>&,
-                                  const TokenGroups&) {
-  fail_without_cuda("make_cuda_forms");
-}
 
 MxCodes cuda_quantize_mx(const at::Tensor&, ElemDtype, ScaleCalculationMode, int64_t,
                          const std::optional<at::Tensor>&) {

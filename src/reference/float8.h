@@ -3,7 +3,7 @@
 // bit.
 #pragma once
 
-#include "quantize/float8_args.h"
+#include "kernels/float8_args.h"
 
 namespace moe8::reference {
 

@@ -2,7 +2,7 @@
 // MX quantization written to be read: the definition that every other kernel equals bit for bit.
 #pragma once
 
-#include "quantize/mx_args.h"
+#include "kernels/mx_args.h"
 
 namespace moe8::reference {
 

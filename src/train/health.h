@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "moe8/moe.h"
 #include "moe8/numerics.h"
-#include "train/run_config.h"
+#include "moe8/transformer.h"
+#include "train/config/run_config.h"
 
 namespace moe8 {
 

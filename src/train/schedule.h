@@ -2,7 +2,7 @@
 // The learning rate of each step: linear warm-up, then a cosine to the minimum.
 #pragma once
 
-#include "train/run_config.h"
+#include "train/config/run_config.h"
 
 namespace moe8 {
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "train/named_tensors.h"
-#include "train/run_config.h"
+#include "train/config/run_config.h"
+#include "train/store/named_tensors.h"
 
 namespace moe8 {
 

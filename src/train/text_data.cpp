@@ -10,7 +10,7 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "train/checksum.h"
+#include "train/store/checksum.h"
 
 namespace moe8 {
 namespace {

@@ -6,9 +6,9 @@
 #include <iosfwd>
 #include <string>
 
+#include "train/config/run_config.h"
 #include "train/progress.h"
-#include "train/run_config.h"
-#include "train/run_folder.h"
+#include "train/store/run_folder.h"
 
 namespace moe8 {
 

@@ -10,8 +10,8 @@
 #include <string>
 
 #include "base/check.h"
-#include "base/cuda_backend.h"
-#include "base/cuda_device.h"
+#include "device/cuda_backend.h"
+#include "device/cuda_device.h"
 #include "moe8/safetensors.h"
 #include "train/process_memory.h"
 

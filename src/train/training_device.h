@@ -8,8 +8,8 @@
 #include <string>
 #include <utility>
 
-#include "train/named_tensors.h"
-#include "train/run_config.h"
+#include "train/config/run_config.h"
+#include "train/store/named_tensors.h"
 
 namespace moe8 {
 

@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "apps/run_command.h"
-#include "base/cuda_backend.h"
+#include "device/cuda_backend.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/float8.h"
 #include "moe8/grouped_mm.h"

@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "apps/run_command.h"
-#include "train/run_folder.h"
+#include "train/store/run_folder.h"
 #include "train/tiny_run.h"
 
 namespace moe8::testing {

@@ -12,12 +12,12 @@
 #include <thread>
 #include <vector>
 
-#include "convert/tags.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
 #include "moe8/quantize_model.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
+#include "weights/tags.h"
 
 namespace moe8 {
 namespace {

@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "convert/tags.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
+#include "weights/tags.h"
 
 namespace moe8 {
 namespace {

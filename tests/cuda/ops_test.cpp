@@ -12,8 +12,8 @@
 #include <random>
 
 #include "autograd/training_formats.h"
-#include "base/cuda_backend.h"
-#include "base/cuda_device.h"
+#include "device/cuda_backend.h"
+#include "device/cuda_device.h"
 #include "gemm/block_scaled_gemm.h"
 #include "moe8/moe8.h"
 #include "testing/compare.h"

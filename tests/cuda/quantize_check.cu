@@ -14,12 +14,12 @@
 #include <string>
 #include <vector>
 
-#include "cuda/metadata.h"
+#include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/blocked_scales.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
-#include "quantize/float8_args.h"
-#include "quantize/mx_args.h"
+#include "kernels/float8_args.h"
+#include "kernels/mx_args.h"
 #include "reference/float8.h"
 #include "reference/mx.h"
 

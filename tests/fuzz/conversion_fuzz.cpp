@@ -2,7 +2,7 @@
 // Conversion files, from text to the decision about every parameter of a model. Input: the text.
 #include "convert/resolve.h"
 #include "fuzz/refusal.h"
-#include "train/conversion_file.h"
+#include "train/config/conversion_file.h"
 
 namespace moe8 {
 namespace {

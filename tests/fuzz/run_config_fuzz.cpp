@@ -2,7 +2,7 @@
 // Run configs and overrides. Input: the text; after a zero byte each, overrides
 // "section.key=value".
 #include "fuzz/refusal.h"
-#include "train/run_config.h"
+#include "train/config/run_config.h"
 
 namespace moe8 {
 

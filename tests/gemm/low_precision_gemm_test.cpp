@@ -8,7 +8,7 @@
 #include <random>
 
 #include "autograd/training_formats.h"
-#include "gemm/cpu_gemm.h"
+#include "gemm/torch_gemm.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
 #include "testing/problem.h"
@@ -186,12 +186,12 @@ TEST(LowPrecisionGemm, KernelsRefuseWithAReason) {
                                      [](at::IntArrayRef shape, uint64_t seed) {
                                        return testing::small_integers(shape, at::kBFloat16, seed);
                                      });
-  EXPECT_THAT(cpu_bf16_refusal(problem).value_or(""),
+  EXPECT_THAT(torch_bf16_refusal(problem).value_or(""),
               ::testing::HasSubstr("operand needs float32"));
   problem.formats = training_formats(recipe("fp8_rowwise")).out;
-  EXPECT_EQ(cpu_bf16_refusal(problem).has_value(), !cpu_prefers_bf16());
+  EXPECT_EQ(torch_bf16_refusal(problem).has_value(), !cpu_prefers_bf16());
   problem.out_dtype = at::kFloat;
-  EXPECT_THAT(cpu_bf16_refusal(problem).value_or(""),
+  EXPECT_THAT(torch_bf16_refusal(problem).value_or(""),
               ::testing::HasSubstr("round a float32 result"));
   problem.left = problem.left.source().to(at::kMeta);
   EXPECT_THAT(testing::error_of([&] { low_precision_gemm(problem); }),

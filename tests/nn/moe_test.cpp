@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Router and MoE layer against loops over tokens; gradients, empty experts, the balancing bias.
-#include "moe8/moe.h"
-
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
 #include <cmath>
 
+#include "moe8/transformer.h"
 #include "testing/compare.h"
 
 namespace moe8 {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Names, shapes, counts, causality, rotary positions, initial weights and misuse of the
 // transformer.
+#include "moe8/transformer.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "moe8/moe.h"
 #include "testing/compare.h"
 
 namespace moe8 {

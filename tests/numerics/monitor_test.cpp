@@ -7,9 +7,9 @@
 #include <thread>
 
 #include "moe8/grouped_mm.h"
-#include "moe8/moe.h"
 #include "moe8/numerics.h"
 #include "moe8/quantize_model.h"
+#include "moe8/transformer.h"
 #include "numerics/bounds.h"
 #include "testing/compare.h"
 #include "testing/fill.h"

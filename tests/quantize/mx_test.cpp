@@ -6,9 +6,9 @@
 #include <torch/torch.h>
 
 #include "cpu/mx.h"
-#include "quantize/both_axes.h"
+#include "kernels/mx_args.h"
+#include "operand/both_axes.h"
 #include "quantize/check_input.h"
-#include "quantize/mx_args.h"
 #include "reference/mx.h"
 #include "testing/compare.h"
 #include "testing/fill.h"

@@ -8,8 +8,8 @@
 #include "moe8/quantize_model.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
-#include "train/metrics.h"
 #include "train/progress.h"
+#include "train/store/metrics.h"
 #include "train/trainer.h"
 
 namespace moe8 {

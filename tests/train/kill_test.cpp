@@ -19,8 +19,8 @@
 #include <thread>
 
 #include "testing/folder.h"
-#include "train/checkpoint_folder.h"
 #include "train/interrupt.h"
+#include "train/store/checkpoint_folder.h"
 #include "train/tiny_run.h"
 #include "train/trainer.h"
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "testing/folder.h"
-#include "train/metrics.h"
-#include "train/run_config.h"
+#include "train/config/run_config.h"
+#include "train/store/metrics.h"
 
 namespace moe8::testing {
 

@@ -12,9 +12,9 @@
 #include "moe8/safetensors.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
-#include "train/metrics.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
+#include "train/store/metrics.h"
 #include "train/tiny_run.h"
 
 namespace moe8 {

@@ -11,7 +11,7 @@
 #include "base/check.h"
 #include "base/nearest.h"
 #include "text_table.h"
-#include "train/memory_plan.h"
+#include "train/plan/memory_plan.h"
 
 namespace moe8 {
 namespace {

@@ -3,7 +3,7 @@
 // scales are 3 % of the data, so the reads, 4 bytes wide at best, need no more care.
 #include <cub/block/block_scan.cuh>
 
-#include "cuda/metadata.h"
+#include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/blocked_scales.h"
 #include "formats/elem.h"
 

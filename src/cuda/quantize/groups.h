@@ -2,7 +2,7 @@
 // Which rows of a matrix belong together: the groups of a jagged matrix, or equal ones (weights).
 #pragma once
 
-#include "cuda/metadata.h"
+#include "cuda/groups/group_metadata.h"
 
 #if defined(__CUDACC__)
 #define MOE8_DEVICE __device__

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "operand/cuda_forms.h"
+
+#include <algorithm>
+
+#include "cuda/quantize/float8.h"
+#include "cuda/quantize/mx.h"
+#include "device/cuda_device.h"
+#include "device/cuda_launch.h"
+#include "operand/cuda_groups.h"
+#include "quantize/check_input.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "make_cuda_forms";
+
+// A matrix, or the experts' weights as one matrix of E * N rows.
+struct Source {
+  at::Tensor x;  // contiguous
+  cuda::RowGroups groups;
+  int64_t columns;
+  bool is_matrix;
+  bool has_tail;  // rows that may be in no group
+
+  // Shape of a result with one entry for each group and column.
+  std::vector<int64_t> by_group() const { return {groups.groups, columns}; }
+};
+
+Source source_of(const at::Tensor& x, const TokenGroups& groups) {
+  const at::Tensor contiguous = x.detach().contiguous();
+  if (x.dim() == 3) {
+    return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false, false};
+  }
+  return {contiguous, cuda::RowGroups::of(groups.on_device(x.size(0), x.device()).metadata),
+          x.size(1), true, groups.offs().has_value()};
+}
+
+// ---- FP8 --------------------------------------------------------------------
+// The codes of one tensor along its rows, and transposed along its columns.
+class Float8Forms {
+ public:
+  Float8Forms(const Source& source, const Float8Format& format, cudaStream_t stream)
+      : s_(source), f_(format), stream_(stream) {}
+
+  // `rows` is null where only the transposed codes are wanted: their scales need its pass.
+  void make(Form* rows, Form* transposed) {
+    if (one_scale()) {
+      find_amax();
+      const bool together = rows && transposed && !s_.has_tail;
+      if (rows && !together) make_tensor_rows(*rows);
+      if (transposed) make_transposed(*transposed, together ? rows : nullptr);
+      return;
+    }
+    Form unwanted{};
+    make_rows(rows ? *rows : unwanted, transposed != nullptr);
+    if (transposed) make_transposed(*transposed, nullptr);
+  }
+
+ private:
+  bool one_scale() const { return f_.granularity == ScalingGranularity::TENSORWISE; }
+  uint32_t* amax_bits() const {
+    return reinterpret_cast<uint32_t*>(amax_.mutable_data_ptr<int32_t>());
+  }
+  FloatType x_type() const { return float_type(s_.x.scalar_type()); }
+  std::vector<int64_t> row_sizes() const {
+    if (s_.is_matrix) return {s_.groups.rows};
+    return {s_.groups.groups, s_.groups.group_rows};
+  }
+
+  void allocate_rows(Form& form) const {
+    std::vector<int64_t> sizes = row_sizes();
+    form.scale = empty_on(s_.x, sizes, at::kFloat);
+    sizes.push_back(code_pitch(s_.columns));
+    form.data = empty_on(s_.x, sizes, at::kByte);
+  }
+
+  void find_amax() {
+    amax_ = empty_on(s_.x, {1}, at::kInt);
+    check_launch(kOp, cuda::launch_amax(s_.x.const_data_ptr(), x_type(), s_.x.numel(), amax_bits(),
+                                        stream_));
+  }
+
+  void make_tensor_rows(Form& form) const {
+    allocate_rows(form);
+    const at::Tensor inverse = empty_on(s_.x, {1}, at::kFloat);
+    cuda::Float8TensorArgs args{};
+    args.x = s_.x.const_data_ptr();
+    args.x_type = x_type();
+    args.rows = s_.groups.rows;
+    args.columns = s_.columns;
+    args.elem = f_.elem;
+    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
+    args.amax = amax_bits();
+    args.codes = form.data.mutable_data_ptr<uint8_t>();
+    args.pitch = code_pitch(s_.columns);
+    args.inverse_scale = inverse.mutable_data_ptr<float>();
+    check_launch(kOp, cuda::launch_float8_tensor(args, stream_));
+    form.scale.copy_(inverse.expand(form.scale.numel()).view(form.scale.sizes()));
+  }
+
+  void make_rows(Form& form, bool wants_columns) {
+    allocate_rows(form);
+    cuda::Float8RowsArgs args{};
+    args.x = s_.x.const_data_ptr();
+    args.x_type = x_type();
+    args.columns = s_.columns;
+    args.groups = s_.groups;
+    args.elem = f_.elem;
+    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
+    args.codes = form.data.mutable_data_ptr<uint8_t>();
+    args.pitch = code_pitch(s_.columns);
+    args.inverse_scale = form.scale.mutable_data_ptr<float>();
+    if (wants_columns) {
+      amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
+      args.column_amax = amax_bits();
+    }
+    check_launch(kOp, cuda::launch_float8_rows(args, stream_));
+  }
+
+  // `rows` too where they share the one scale.
+  void make_transposed(Form& form, Form* rows) const {
+    const int64_t width = s_.groups.transposed_columns();
+    form.data = s_.is_matrix ? empty_on(s_.x, {s_.columns, width}, at::kByte)
+                             : empty_on(s_.x, {s_.groups.groups, s_.columns, width}, at::kByte);
+    form.scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+    cuda::Float8TransposedArgs args{};
+    args.x = s_.x.const_data_ptr();
+    args.x_type = x_type();
+    args.columns = s_.columns;
+    args.groups = s_.groups;
+    args.elem = f_.elem;
+    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
+    args.amax = amax_bits();
+    args.one_scale = one_scale();
+    args.codes = form.data.mutable_data_ptr<uint8_t>();
+    args.inverse_scale = form.scale.mutable_data_ptr<float>();
+    if (rows) {
+      allocate_rows(*rows);
+      args.row_codes = rows->data.mutable_data_ptr<uint8_t>();
+      args.row_pitch = code_pitch(s_.columns);
+      args.row_inverse_scale = rows->scale.mutable_data_ptr<float>();
+    }
+    check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
+  }
+
+  const Source& s_;
+  Float8Format f_;
+  cudaStream_t stream_;
+  at::Tensor amax_;  // [E, columns], or [1] of a whole tensor
+};
+
+// ---- MX ---------------------------------------------------------------------
+// Values of both directions in one pass.
+void make_mx(const Source& s, const MxFormat& format, at::ScalarType dtype, Form* rows,
+             Form* columns, cudaStream_t stream) {
+  cuda::MxArgs args{};
+  args.x = s.x.const_data_ptr();
+  args.x_type = float_type(s.x.scalar_type());
+  args.columns = s.columns;
+  args.groups = s.groups;
+  args.elem = format.elem;
+  args.mode = format.mode;
+  args.values_type = float_type(dtype);
+  if (rows) {
+    rows->data = empty_on(s.x, s.x.sizes(), dtype);
+    args.row_blocks.values = rows->data.mutable_data_ptr();
+  }
+  if (columns) {
+    columns->data = empty_on(s.x, s.x.sizes(), dtype);
+    args.column_blocks.values = columns->data.mutable_data_ptr();
+  }
+  if (s.x.numel() > 0) check_launch(kOp, cuda::launch_mx(args, stream));
+}
+
+// ---- pairs ------------------------------------------------------------------
+bool along_rows(const FormKey& key, const at::Tensor& source) {
+  return key.axis == source.dim() - 1;
+}
+
+// The form of the same format and encoding along the other axis that is still to be made.
+Form* partner_of(std::vector<Form>& forms, size_t i) {
+  for (size_t j = i + 1; j < forms.size(); ++j) {
+    const bool same = forms[j].key.format == forms[i].key.format &&
+                      forms[j].key.encoding == forms[i].key.encoding &&
+                      forms[j].key.axis != forms[i].key.axis;
+    if (same && !forms[j].data.defined()) return &forms[j];
+  }
+  return nullptr;
+}
+
+bool needs_source_groups(const FormKey& key) {
+  return key.encoding == Encoding::FLOAT8 || std::holds_alternative<MxFormat>(key.format);
+}
+
+at::ScalarType dtype_of(Encoding encoding) {
+  return encoding == Encoding::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
+               cudaStream_t stream) {
+  if (key.encoding == Encoding::FLOAT8) {
+    Float8Forms(s, std::get<Float8Format>(key.format), stream).make(rows, columns);
+  } else {
+    make_mx(s, std::get<MxFormat>(key.format), dtype_of(key.encoding), rows, columns, stream);
+  }
+}
+
+}  // namespace
+
+std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+                                  const TokenGroups& groups) {
+  const std::optional<std::string> refusal = quantizer_refusal(source.device());
+  MOE8_CHECK(!refusal, kOp, "device", "expected a GPU with kernels, got ", source.device(), ": ",
+             *refusal);
+  const Launch launch(source.device());
+  std::vector<Form> forms;
+  forms.reserve(keys.size());
+  for (const FormKey& key : keys) forms.push_back({key, {}, {}});
+  std::optional<Source> s;
+  for (size_t i = 0; i < forms.size(); ++i) {
+    Form& form = forms[i];
+    if (form.data.defined()) continue;  // made with its partner
+    if (!needs_source_groups(form.key)) {
+      const bool by_group = source.dim() == 2 && form.key.axis == 0;
+      form.data =
+          operand_values(source, form.key.format, form.key.axis,
+                         by_group ? groups.offs() : std::nullopt, dtype_of(form.key.encoding));
+      continue;
+    }
+    if (!s) s = source_of(source, groups);
+    Form* const partner = partner_of(forms, i);
+    const bool rows_first = along_rows(form.key, source);
+    make_pair(*s, rows_first ? &form : partner, rows_first ? partner : &form, form.key,
+              launch.stream);
+  }
+  return forms;
+}
+
+}  // namespace moe8

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Forms of operands on a GPU: which kernels of src/cuda/quantize/ make them, and their layout.
+#pragma once
+
+#include <vector>
+
+#include "operand/operand.h"
+
+namespace moe8 {
+
+/// Makes the forms on the current stream, those that share a pass together.
+///
+/// FLOAT8 codes are uint8 with the contraction contiguous, its pitch a multiple of 16 bytes, filled
+/// up with zeros:
+///   matrix (M, K), axis 1:   data [M, pitch],             scale [M]
+///   matrix (M, K), axis 0:   data [K, padded tokens],     scale [E, K]; see DeviceGroups
+///   weight (E, N, K), axis 2: data [E, N, pitch],         scale [E, N]
+///   weight (E, N, K), axis 1: data [E, K, pitch],         scale [E, K]
+/// scale is 1 / (what the source was multiplied by); one scale of a whole tensor is repeated.
+///
+/// @throws c10::Error in a build without CUDA, and for a GPU without kernels.
+std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+                                  const TokenGroups& groups);
+
+}  // namespace moe8

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// An operand of a GEMM: a tensor, and the low-precision forms of it that kernels read. Forms are
+// made when first asked for, those that share a pass over the tensor together, and are kept as long
+// as the operand is.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "operand/operand_format.h"
+#include "operand/token_groups.h"
+
+namespace moe8 {
+
+/// How a kernel reads an operand: as the values that its codes stand for, or as FP8 codes.
+enum class Encoding { BF16, FLOAT32, FLOAT8 };
+
+/// Which form: quantized along the contracted `axis`. Along axis 0 of a matrix the contraction is
+/// over the tokens of each group.
+struct FormKey {
+  OperandFormat format;
+  int64_t axis;
+  Encoding encoding;
+  bool operator==(const FormKey&) const = default;
+};
+
+struct Form {
+  FormKey key;
+  at::Tensor data;   // BF16, FLOAT32: contiguous, shape of the source. FLOAT8: see cuda_forms.h
+  at::Tensor scale;  // FLOAT8 only: what a product is multiplied by
+};
+
+/// Forms of one tensor. Several operands may share a store when they stand for the same tensor with
+/// the same content. Safe for several threads.
+class FormStore;
+
+class Operand {
+ public:
+  Operand(const at::Tensor& source);  // NOLINT(google-explicit-constructor)
+  Operand(const at::Tensor& source, std::shared_ptr<FormStore> store);
+
+  /// One that will exist later: to choose a kernel for it, not to compute with.
+  static Operand future(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
+  /// A tensor of which only a form was kept.
+  static Operand kept(at::IntArrayRef sizes, at::ScalarType dtype, Form form);
+
+  at::IntArrayRef sizes() const { return sizes_; }
+  int64_t size(int64_t dim) const { return sizes_[dim]; }
+  at::ScalarType scalar_type() const { return dtype_; }
+  const at::Device& device() const { return device_; }
+  bool has_source() const { return source_.defined(); }
+  /// In high precision. @throws when it was not kept.
+  const at::Tensor& source() const;
+
+  /// Says that form(key) will be called too, so that it can be made in the pass of another.
+  void expect(const FormKey& key) const;
+  /// Whether the form is there, or is the source itself, so that form() makes nothing.
+  bool has(const FormKey& key) const;
+  /// The form, made now unless it is there. `groups` matters to forms along axis 0 of a matrix, and
+  /// must be the same in every call.
+  Form form(const FormKey& key, const TokenGroups& groups) const;
+
+ private:
+  Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
+
+  at::Tensor source_;
+  std::vector<int64_t> sizes_;
+  at::ScalarType dtype_;
+  at::Device device_;
+  std::shared_ptr<FormStore> store_;
+};
+
+std::shared_ptr<FormStore> make_form_store();
+/// Bytes of the forms in a store.
+int64_t form_bytes(FormStore& store);
+
+/// "bfloat16 [4, 8] on cpu", for messages.
+std::string describe(const Operand& x);
+
+/// True when the form is the source itself, so that nothing is made.
+bool is_source(const FormKey& key, const at::Tensor& source);
+
+/// The values that the low-precision operand stands for (quantized and dequantized), along the
+/// contracted `axis`, in `dtype`; groups of rows as in quantize_mx. Contiguous.
+at::Tensor operand_values(const at::Tensor& x, const OperandFormat& format, int64_t axis,
+                          const std::optional<at::Tensor>& offs, at::ScalarType dtype);
+
+}  // namespace moe8

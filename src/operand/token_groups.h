@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which tokens belong to which expert, as a product and its gradients share it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+namespace moe8 {
+
+/// What CUDA kernels read of the groups: src/operand/cuda_groups.h.
+struct DeviceGroups;
+
+/// The groups of rows of one product. Copies share what was derived for a device.
+class TokenGroups {
+ public:
+  /// One group of all rows.
+  TokenGroups() : TokenGroups(std::nullopt) {}
+  /// offs [E] int32 end rows, on the device of the rows; not set: one group of all rows.
+  TokenGroups(std::optional<at::Tensor> offs);  // NOLINT(google-explicit-constructor)
+  TokenGroups(const at::Tensor& offs)           // NOLINT(google-explicit-constructor)
+      : TokenGroups(std::optional<at::Tensor>(offs)) {}
+
+  const std::optional<at::Tensor>& offs() const { return offs_; }
+  int64_t count() const { return offs_ ? offs_->numel() : 1; }
+
+  /// What CUDA kernels need to know of the groups of `rows` rows on `device`: launched on the
+  /// current stream at the first call and kept. The host does not wait.
+  const DeviceGroups& on_device(int64_t rows, const at::Device& device) const;
+
+ private:
+  struct Cache;
+
+  std::optional<at::Tensor> offs_;
+  std::shared_ptr<Cache> cache_;
+};
+
+/// Computes it on the current stream. @throws c10::Error in a build without CUDA.
+std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>& offs,
+                                                       int64_t rows, const at::Device& device);
+
+}  // namespace moe8

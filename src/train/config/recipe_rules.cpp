@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What `--recipe NAME` converts in the transformer of moe.h.
+#include "train/config/recipe_rules.h"
+
+#include <array>
+
+#include "base/check.h"
+#include "base/nearest.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kExperts = "re:.*\\.moe\\.experts\\.w[123]";
+constexpr const char* kLinears =
+    "re:.*\\.(attention\\.w[qkvo]|(feed_forward|shared_experts)\\.w[123])\\.weight";
+
+struct LinearCompanion {
+  const char* experts;     // recipe of the experts
+  const char* linear;      // recipe of the Linears beside them
+  const char* scale_mode;  // set where the linear recipe's own differs from the experts'
+};
+
+constexpr std::array<LinearCompanion, 6> kCompanions{{
+    {"fp8_rowwise", "rowwise", nullptr},
+    {"mxfp8_rceil", "mxfp8_cublas_rceil", nullptr},
+    {"mxfp8_rceil_wgrad_with_hp", "mxfp8_cublas_rceil", nullptr},
+    {"mxfp8_emulated_rceil", "mxfp8_emulated", "rceil"},
+    {"mxfp8_floor", "mxfp8_cublas", nullptr},
+    {"mxfp8_floor_wgrad_with_hp", "mxfp8_cublas", nullptr},
+}};
+
+ConversionRule rule(const char* match, const std::string& recipe_name) {
+  return {match, recipe_name, {}, "recipe " + recipe_name};
+}
+
+}  // namespace
+
+std::vector<std::string> training_recipes() {
+  std::vector<std::string> names{"bf16"};
+  for (const RecipeInfo& info : all_recipes()) names.push_back(info.name);
+  return names;
+}
+
+std::vector<ConversionRule> recipe_rules(const std::string& name) {
+  if (name == "bf16") return {};
+  const std::vector<std::string> names = training_recipes();
+  MOE8_CHECK(std::find(names.begin(), names.end(), name) != names.end(), "recipe", "name",
+             "expected one of ", join(names), ", got '", name, "'");
+  if (!is_grouped(recipe(name))) return {rule(kLinears, name)};
+  for (const LinearCompanion& companion : kCompanions) {
+    if (name != companion.experts) continue;
+    ConversionRule linears = rule(kLinears, companion.linear);
+    if (companion.scale_mode) {
+      linears.fields.emplace_back("scale_calculation_mode", companion.scale_mode);
+    }
+    return {rule(kExperts, name), linears};
+  }
+  fail("recipe", "name",
+       c10::str("the table of recipe_rules.cpp lacks a linear recipe beside '", name, "'"));
+}
+
+}  // namespace moe8

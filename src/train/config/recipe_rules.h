@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What `--recipe NAME` converts in the transformer of moe.h: the one table of it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "train/config/conversion_file.h"
+
+namespace moe8 {
+
+/// "bf16", which converts nothing, and every recipe of config.h.
+std::vector<std::string> training_recipes();
+
+/// A recipe of experts converts the routed experts, and the Linears of attention, feed_forward and
+/// shared_experts with the linear recipe of the same arithmetic. A recipe of Linears converts those
+/// Linears only. Router gates, embeddings and the output projection always stay as they are.
+/// @throws c10::Error for an unknown name; all names are listed.
+std::vector<ConversionRule> recipe_rules(const std::string& name);
+
+}  // namespace moe8

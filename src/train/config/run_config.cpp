@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Run configs: one table of settings that reading, checking and writing all use.
+#include "train/config/run_config.h"
+
+#include <array>
+#include <cmath>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+
+#include "base/check.h"
+#include "base/nearest.h"
+#include "train/config/conversion_rules.h"
+#include "train/config/recipe_rules.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "config";
+constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
+constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
+constexpr double kMany = 1e9;  // more than any count that makes sense
+
+struct Range {
+  double lowest;
+  double highest;
+  bool lowest_allowed = true;
+};
+
+// ---- one function a type: from TOML, to TOML, range -------------------------
+[[noreturn]] void wrong(const std::string& name, const std::string& expected,
+                        const std::string& got, const std::string& position) {
+  fail(kOp, name,
+       c10::str("expected ", expected, ", got ", got, position.empty() ? "" : " at ", position));
+}
+
+template <typename T>
+void read(const toml::node& node, T& value, const char* expected, const std::string& name,
+          const std::string& position) {
+  const std::optional<T> found = node.value_exact<T>();
+  if (!found) wrong(name, expected, describe(node), position);
+  value = *found;
+}
+
+void assign(const toml::node& node, int64_t& value, const std::string& name,
+            const std::string& at) {
+  read(node, value, "an integer", name, at);
+}
+void assign(const toml::node& node, bool& value, const std::string& name, const std::string& at) {
+  read(node, value, "true or false", name, at);
+}
+void assign(const toml::node& node, std::string& value, const std::string& name,
+            const std::string& at) {
+  read(node, value, "a string", name, at);
+}
+void assign(const toml::node& node, double& value, const std::string& name, const std::string& at) {
+  if (const auto* integer = node.as_integer()) {
+    value = static_cast<double>(integer->get());
+  } else {
+    read(node, value, "a number", name, at);
+  }
+}
+void assign(const toml::node& node, std::vector<std::string>& value, const std::string& name,
+            const std::string& at) {
+  value.clear();
+  if (node.is_string()) {
+    value.push_back(node.as_string()->get());
+    return;
+  }
+  if (!node.is_array()) wrong(name, "an array of strings", describe(node), at);
+  for (const toml::node& item : *node.as_array()) {
+    if (!item.is_string()) wrong(name, "an array of strings", describe(item) + " in it", at);
+    value.push_back(item.as_string()->get());
+  }
+}
+void assign(const toml::node& node, ScoreFunction& value, const std::string& name,
+            const std::string& at) {
+  std::string text;
+  read(node, text, "softmax or sigmoid", name, at);
+  try {
+    value = parse_score_function(text);
+  } catch (const c10::Error&) {
+    wrong(name, "softmax or sigmoid", describe(node), at);
+  }
+}
+
+// Which of three words.
+size_t index_in(const std::array<std::string_view, 3>& words, const char* expected,
+                const toml::node& node, const std::string& name, const std::string& at) {
+  std::string text;
+  read(node, text, expected, name, at);
+  const auto found = std::find(words.begin(), words.end(), text);
+  if (found == words.end()) wrong(name, expected, describe(node), at);
+  return static_cast<size_t>(found - words.begin());
+}
+void assign(const toml::node& node, Weights& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<Weights>(index_in(kWeights, "master, bf16 or float32", node, name, at));
+}
+void assign(const toml::node& node, TrainingDevice& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<TrainingDevice>(index_in(kDevices, "auto, cpu or cuda", node, name, at));
+}
+
+template <typename T>
+void print(std::ostream& out, const T& value) {
+  if constexpr (std::is_enum_v<T>) {
+    out << toml::value<std::string>(std::string(to_string(value)));
+  } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+    toml::array array;
+    for (const std::string& item : value) array.push_back(item);
+    out << array;
+  } else {
+    out << toml::value<T>(value);
+  }
+}
+
+// The config is written as TOML, which holds nothing else.
+void check_utf8(const std::string& text, const std::string& name, const std::string& position) {
+  try {
+    static_cast<void>(nlohmann::json(text).dump());
+  } catch (const nlohmann::json::exception&) {
+    wrong(name, "UTF-8", "'" + text + "'", position);
+  }
+}
+
+template <typename T>
+void check_range(const T& value, const Range& range, const std::string& name,
+                 const std::string& position) {
+  if constexpr (std::is_same_v<T, int64_t> || std::is_same_v<T, double>) {
+    const double number = static_cast<double>(value);
+    const bool above = range.lowest_allowed ? number >= range.lowest : number > range.lowest;
+    if (above && number <= range.highest) return;  // false for NaN
+    wrong(name,
+          c10::str(range.lowest_allowed ? "" : "more than ", static_cast<T>(range.lowest), " to ",
+                   static_cast<T>(range.highest)),
+          c10::str(value), position);
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    check_utf8(value, name, position);
+  } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+    for (const std::string& item : value) check_utf8(item, name, position);
+  }
+}
+
+// In one line, for a message.
+std::string rules_text(const std::vector<ConversionRule>& rules) {
+  std::vector<std::string> parts;
+  for (const ConversionRule& rule : rules) {
+    std::string part = c10::str("'", rule.match, "' ", rule.recipe);
+    for (const auto& [field, value] : rule.fields) part += c10::str(" ", field, "=", value);
+    parts.push_back(part);
+  }
+  return parts.empty() ? "no rules" : join(parts);
+}
+
+// ---- the table --------------------------------------------------------------
+constexpr Range kAny{-kMany, kMany};
+constexpr Range kCount{1, kMany};
+constexpr Range kCountOrZero{0, kMany};
+constexpr Range kPositive{0, kMany, false};
+constexpr Range kNotNegative{0, kMany};
+constexpr Range kBelowOne{0, 0.999999};
+
+// Visits every setting: visit(section, key, member, range). Ranges of the model that depend on
+// other fields are TransformerConfig::validate's.
+template <typename C, typename Visit>
+void for_each_setting(C& c, Visit&& visit) {
+  visit("model", "vocab_size", c.model.vocab_size, kCount);
+  visit("model", "dim", c.model.dim, kCount);
+  visit("model", "n_layers", c.model.n_layers, kCount);
+  visit("model", "n_heads", c.model.n_heads, kCount);
+  visit("model", "n_kv_heads", c.model.n_kv_heads, kCount);
+  visit("model", "head_dim", c.model.head_dim, kCountOrZero);
+  visit("model", "max_seq_len", c.model.max_seq_len, kCount);
+  visit("model", "n_dense_layers", c.model.n_dense_layers, kCountOrZero);
+  visit("model", "dense_hidden_dim", c.model.dense_hidden_dim, kCount);
+  visit("model", "n_experts", c.model.n_experts, kCount);
+  visit("model", "top_k", c.model.top_k, kCount);
+  visit("model", "hidden_dim", c.model.hidden_dim, kCount);
+  visit("model", "n_shared_experts", c.model.n_shared_experts, kCountOrZero);
+  visit("model", "score_function", c.model.score_function, kAny);
+  visit("model", "route_norm", c.model.route_norm, kAny);
+  visit("model", "route_scale", c.model.route_scale, kPositive);
+  visit("model", "score_before_experts", c.model.score_before_experts, kAny);
+  visit("model", "load_balance_coeff", c.model.load_balance_coeff, kNotNegative);
+  visit("model", "rope_theta", c.model.rope_theta, kPositive);
+  visit("model", "norm_eps", c.model.norm_eps, kPositive);
+  visit("data", "files", c.data.files, kAny);
+  visit("data", "validation_fraction", c.data.validation_fraction, Range{0, 0.9, false});
+  visit("optimizer", "learning_rate", c.optimizer.learning_rate, kPositive);
+  visit("optimizer", "min_learning_rate", c.optimizer.min_learning_rate, kNotNegative);
+  visit("optimizer", "warmup_steps", c.optimizer.warmup_steps, kCountOrZero);
+  visit("optimizer", "beta1", c.optimizer.beta1, kBelowOne);
+  visit("optimizer", "beta2", c.optimizer.beta2, kBelowOne);
+  visit("optimizer", "eps", c.optimizer.eps, kPositive);
+  visit("optimizer", "weight_decay", c.optimizer.weight_decay, kNotNegative);
+  visit("optimizer", "max_grad_norm", c.optimizer.max_grad_norm, kNotNegative);
+  visit("training", "steps", c.training.steps, kCount);
+  visit("training", "batch_size", c.training.batch_size, Range{1, 1 << 20});
+  visit("training", "seq_len", c.training.seq_len, Range{1, 1 << 24});
+  visit("training", "accumulation", c.training.accumulation, Range{1, 1 << 20});
+  visit("training", "seed", c.training.seed, Range{0, 9e18});
+  visit("training", "weights", c.training.weights, kAny);
+  visit("training", "recipe", c.training.recipe, kAny);
+  visit("training", "validation_interval", c.training.validation_interval, kCountOrZero);
+  visit("training", "validation_batches", c.training.validation_batches, kCount);
+  visit("training", "threads", c.training.threads, Range{0, 4096});
+  visit("training", "device", c.training.device, kAny);
+  visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
+  visit("checkpoint", "keep", c.checkpoint.keep, kCount);
+  visit("numerics", "interval", c.numerics.interval, kCountOrZero);
+  visit("output", "folder", c.output.folder, kAny);
+  visit("output", "checkpoint", c.output.checkpoint, kAny);
+}
+
+// A setting of one config, its type hidden: what reading needs.
+struct Setting {
+  std::string section, key;
+  std::function<void(const toml::node&, const std::string& position)> set;
+};
+
+std::vector<Setting> settings_of(RunConfig& config) {
+  std::vector<Setting> settings;
+  for_each_setting(config, [&](const char* section, const char* key, auto& member, Range range) {
+    const std::string name = c10::str(section, ".", key);
+    settings.push_back(
+        {section, key, [&member, range, name](const toml::node& node, const std::string& at) {
+           assign(node, member, name, at);
+           check_range(member, range, name, at);
+         }});
+  });
+  return settings;
+}
+
+std::vector<std::string> sections_of(const std::vector<Setting>& settings) {
+  std::vector<std::string> names;
+  for (const Setting& setting : settings) {
+    if (names.empty() || names.back() != setting.section) names.push_back(setting.section);
+  }
+  return names;
+}
+
+void set(const std::vector<Setting>& settings, std::string_view section, std::string_view key,
+         const toml::node& value, const std::string& position) {
+  std::vector<std::string> keys;
+  for (const Setting& setting : settings) {
+    if (setting.section == section) keys.push_back(setting.key);
+  }
+  check_known(kOp, key, keys, c10::str("key in [", section, "]"), position);
+  for (const Setting& setting : settings) {
+    if (setting.section == section && setting.key == key) setting.set(value, position);
+  }
+}
+
+// ---- documents and overrides ------------------------------------------------
+void apply_document(RunConfig& config, const toml::table& document, const std::string& source) {
+  const std::vector<Setting> settings = settings_of(config);
+  std::vector<std::string> sections = sections_of(settings);
+  sections.emplace_back("convert");
+  for (const auto& [section, node] : document) {
+    const std::string position = position_of(node, source);
+    check_known(kOp, section.str(), sections, "section", position);
+    if (section == "convert") {
+      config.convert = rules_from(node, source);
+      continue;
+    }
+    if (!node.is_table()) wrong(std::string(section.str()), "a table", describe(node), position);
+    for (const auto& [key, value] : *node.as_table()) {
+      set(settings, section.str(), key.str(), value, position_of(value, source));
+    }
+  }
+}
+
+// The value of an override: TOML, or a string as it stands (weights=bf16 needs no quotes).
+toml::table value_of(const std::string& text) {
+  try {
+    toml::table table = parse_toml(kOp, "value = " + text, "--set");
+    if (table.size() == 1) return table;
+  } catch (const c10::Error&) {
+  }
+  return toml::table{{"value", text}};
+}
+
+void apply_override(RunConfig& config, const std::string& text) {
+  const size_t equals = text.find('=');
+  const size_t dot = text.find('.');
+  MOE8_CHECK(equals != std::string::npos && dot < equals, kOp, "--set",
+             "expected section.key=value, got '", text, "'");
+  const std::string section = text.substr(0, dot);
+  const std::string key = text.substr(dot + 1, equals - dot - 1);
+  const std::vector<Setting> settings = settings_of(config);
+  const std::string position = "--set " + text;
+  check_known(kOp, section, sections_of(settings), "section", position);
+  const toml::table value = value_of(text.substr(equals + 1));
+  set(settings, section, key, *value.get("value"), position);
+}
+
+}  // namespace
+
+std::string_view to_string(Weights value) {
+  return kWeights.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(TrainingDevice value) {
+  return kDevices.at(static_cast<size_t>(value));
+}
+
+std::vector<ConversionRule> RunConfig::conversion() const {
+  return convert.empty() ? recipe_rules(training.recipe) : convert;
+}
+
+void RunConfig::validate() const {
+  for_each_setting(*this,
+                   [](const char* section, const char* key, const auto& member, Range range) {
+                     check_range(member, range, c10::str(section, ".", key), "");
+                   });
+  model.validate();
+  constexpr int64_t kBytes = 256;  // a token is a byte
+  MOE8_CHECK(model.vocab_size >= kBytes, kOp, "model.vocab_size", "expected at least ", kBytes,
+             " (tokens are bytes), got ", model.vocab_size);
+  MOE8_CHECK(training.seq_len <= model.max_seq_len, kOp, "training.seq_len",
+             "expected at most model.max_seq_len = ", model.max_seq_len, ", got ",
+             training.seq_len);
+  MOE8_CHECK(optimizer.min_learning_rate <= optimizer.learning_rate, kOp,
+             "optimizer.min_learning_rate",
+             "expected at most optimizer.learning_rate = ", optimizer.learning_rate, ", got ",
+             optimizer.min_learning_rate);
+  MOE8_CHECK(!output.folder.empty(), kOp, "output.folder",
+             "expected a folder, got an empty string");
+  MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom", kOp,
+             "training.recipe", "expected none beside [[convert]] tables, got '", training.recipe,
+             "'");
+  MOE8_CHECK(!convert.empty() || training.recipe != "custom", kOp, "training.recipe",
+             "expected [[convert]] tables beside recipe = \"custom\", got none");
+  to_fqn_config(conversion());
+}
+
+RunConfig parse_run_config(const std::string& text, const std::string& source,
+                           const std::vector<std::string>& overrides) {
+  RunConfig config;
+  apply_document(config, parse_toml(kOp, text, source), source);
+  for (const std::string& override_text : overrides) apply_override(config, override_text);
+  config.validate();
+  return config;
+}
+
+RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides) {
+  return parse_run_config(read_text_file(kOp, path), path, overrides);
+}
+
+std::string to_toml(const RunConfig& config) {
+  std::ostringstream out;
+  std::string open;
+  for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
+    if (open != section) {
+      out << (open.empty() ? "" : "\n") << '[' << section << "]\n";
+      open = section;
+    }
+    out << key << " = ";
+    print(out, member);
+    out << '\n';
+  });
+  return out.str() + to_toml(config.convert);
+}
+
+std::vector<std::pair<std::string, std::string>> settings_text(const RunConfig& config) {
+  std::vector<std::pair<std::string, std::string>> all;
+  for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
+    std::ostringstream value;
+    print(value, member);
+    all.emplace_back(c10::str(section, ".", key), value.str());
+  });
+  all.emplace_back("convert", rules_text(config.convert));
+  return all;
+}
+
+std::vector<SettingDifference> differences(const RunConfig& first, const RunConfig& second) {
+  const auto a = settings_text(first), b = settings_text(second);
+  std::vector<SettingDifference> found;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].second != b[i].second) found.push_back({a[i].first, a[i].second, b[i].second});
+  }
+  return found;
+}
+
+}  // namespace moe8

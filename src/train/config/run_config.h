@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a training run is: read from TOML, checked key by key, written back complete.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "moe8/transformer.h"
+#include "train/config/conversion_file.h"
+
+namespace moe8 {
+
+/// MASTER: the model computes in bf16, AdamW steps a float32 copy of every parameter.
+/// BF16: AdamW steps the bf16 parameters themselves. FLOAT32: everything in float32.
+enum class Weights { MASTER, BF16, FLOAT32 };
+
+std::string_view to_string(Weights value);  // "master", "bf16", "float32"
+
+/// AUTO: the first GPU if moe8 has kernels for it, else the CPU. A run keeps what AUTO chose.
+enum class TrainingDevice { AUTO, CPU, CUDA };
+
+std::string_view to_string(TrainingDevice value);  // "auto", "cpu", "cuda"
+
+struct DataConfig {
+  std::vector<std::string> files;
+  double validation_fraction = 0.05;
+
+  bool operator==(const DataConfig&) const = default;
+};
+
+/// AdamW with decoupled weight decay (never on norms and other 1-D parameters); the learning rate
+/// rises over warmup_steps, then falls along a cosine to min_learning_rate.
+struct OptimizerConfig {
+  double learning_rate = 1e-3;
+  double min_learning_rate = 1e-4;
+  int64_t warmup_steps = 20;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double max_grad_norm = 1.0;  // 0: gradients are not clipped
+
+  bool operator==(const OptimizerConfig&) const = default;
+};
+
+struct TrainingConfig {
+  int64_t steps = 100;
+  int64_t batch_size = 16;  // sequences of one forward and backward
+  int64_t seq_len = 256;
+  int64_t accumulation = 1;  // forwards and backwards of one step
+  int64_t seed = 1;
+  Weights weights = Weights::MASTER;
+  std::string recipe = "bf16";      // see recipe_rules.h; "custom" when [[convert]] tables decide
+  int64_t validation_interval = 0;  // steps between validations; 0: at the end only
+  int64_t validation_batches = 8;
+  int64_t threads = 0;  // 0: LibTorch's choice
+  TrainingDevice device = TrainingDevice::AUTO;
+
+  bool operator==(const TrainingConfig&) const = default;
+};
+
+/// Checkpoints, see docs/checkpoints.md. With an interval there is one after every so many steps,
+/// one at the end and one at every new lowest validation loss; with or without, one when a signal
+/// asks the run to stop.
+struct CheckpointConfig {
+  int64_t interval = 100;  // steps; 0: only when stopped
+  int64_t keep = 2;        // the newest that are kept, besides the best by validation loss
+
+  bool operator==(const CheckpointConfig&) const = default;
+};
+
+/// How often to look whether low precision is healthy (moe8/numerics.h).
+struct NumericsConfig {
+  int64_t interval = 50;  // steps from look to look, the first at step 1; 0: never
+
+  bool operator==(const NumericsConfig&) const = default;
+};
+
+struct OutputConfig {
+  std::string folder = "runs/train";
+  bool checkpoint = true;  // model.safetensors at the end
+
+  bool operator==(const OutputConfig&) const = default;
+};
+
+struct RunConfig {
+  TransformerConfig model;
+  DataConfig data;
+  OptimizerConfig optimizer;
+  TrainingConfig training;
+  CheckpointConfig checkpoint;
+  NumericsConfig numerics;
+  OutputConfig output;
+  std::vector<ConversionRule> convert;  // not empty: instead of training.recipe
+
+  /// The rules of `convert`, or else of training.recipe.
+  std::vector<ConversionRule> conversion() const;
+  /// Ranges, and what must fit together. @throws c10::Error "[config] section.key: expected ...".
+  void validate() const;
+  bool operator==(const RunConfig&) const = default;
+};
+
+/// Reads a config and applies overrides "section.key=value" in order. Keys that are not there keep
+/// their defaults. The result is validated.
+/// @throws c10::Error naming file and line: bad syntax, an unknown section or key (with the
+/// nearest),
+///         a wrong type, a value out of range.
+RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides = {});
+RunConfig parse_run_config(const std::string& text, const std::string& source,
+                           const std::vector<std::string>& overrides = {});
+
+/// Every setting as ("section.key", value in TOML), then ("convert", its tables): for tables.
+/// Always the same keys in the same order.
+std::vector<std::pair<std::string, std::string>> settings_text(const RunConfig& config);
+
+/// The complete config as TOML; parse_run_config gives an equal one.
+std::string to_toml(const RunConfig& config);
+
+/// A setting that two configs do not share, with both values as TOML.
+struct SettingDifference {
+  std::string name;  // "training.steps", or "convert" for the rules of the conversion
+  std::string first;
+  std::string second;
+};
+
+std::vector<SettingDifference> differences(const RunConfig& first, const RunConfig& second);
+
+}  // namespace moe8

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Sizes and sums. Which formats a config means is asked of src/autograd/training_formats.h, in
+// which form a kernel reads an operand of src/gemm/low_precision_gemm.h.
+#include "train/plan/memory_plan.h"
+
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include "autograd/training_formats.h"
+#include "convert/resolve.h"
+#include "gemm/low_precision_gemm.h"
+#include "moe8/mx.h"
+
+namespace moe8 {
+namespace {
+
+constexpr double kFloat = 4, kBf16 = 2, kLong = 8;  // bytes
+constexpr double kMoments = 2;                      // of AdamW
+
+double numel(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());
+}
+
+double ceil_div(double x, double y) {
+  return std::ceil(x / y);
+}
+
+double itemsize(at::ScalarType dtype) {
+  return double(c10::elementSize(dtype));
+}
+
+at::ScalarType dtype_of(Weights weights) {
+  return weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+// ---- quantized operands -----------------------------------------------------
+// What the products of one converted weight keep, in bytes of an element; 0: the source itself.
+struct KeptForms {
+  double of_weight = 0;  // along its in-features and along its out-features
+  double of_input = 0;   // for the gradient of the weight, instead of the input
+};
+
+// Of the right operand, as the kernel of the product reads it. The kernels themselves are asked.
+double form_bytes(Gemm gemm, const GemmFormats& formats, at::ScalarType left, at::ScalarType right,
+                  at::ScalarType out) {
+  const std::vector<int64_t> rows{64, 64}, weight{1, 64, 64};  // no kernel of a CPU asks for sizes
+  const GemmProblem problem{
+      .gemm = gemm,
+      .left = Operand::future(rows, left, at::kCPU),
+      .right = Operand::future(gemm == Gemm::GRAD_WEIGHT ? rows : weight, right, at::kCPU),
+      .groups = {},
+      .formats = formats,
+      .out_dtype = out};
+  const Encoding encoding = choose_gemm_kernel(problem).encoding;
+  const double bytes = encoding == Encoding::BF16 ? kBf16 : kFloat;
+  const bool is_source =
+      std::holds_alternative<HighPrecision>(formats.right) && bytes == itemsize(right);
+  return is_source ? 0 : bytes;
+}
+
+// Of a product's result; a grouped config has its own.
+at::ScalarType out_dtype_of(const Config& config, at::ScalarType input) {
+  if (const auto* fp8 = std::get_if<FP8GroupedMMConfig>(&config)) return fp8->out_dtype;
+  if (const auto* mx = std::get_if<MXFP8GroupedMMConfig>(&config)) return mx->out_dtype;
+  return input;
+}
+
+KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType input) {
+  const TrainingFormats formats = training_formats(config);
+  const at::ScalarType out = out_dtype_of(config, input);
+  KeptForms kept;
+  kept.of_weight = form_bytes(Gemm::OUT, formats.out, input, weight, out) +
+                   form_bytes(Gemm::GRAD_INPUT, formats.grad_input, out, weight, input);
+  kept.of_input = form_bytes(Gemm::GRAD_WEIGHT, formats.grad_weight, out, input, weight);
+  if (kept.of_input > itemsize(input)) kept.of_input = 0;  // the input itself is smaller
+  return kept;
+}
+
+// The configs of the converted weights, and the dtypes that follow.
+class Conversion {
+ public:
+  Conversion(const ConversionReport& report, at::ScalarType dtype) : dtype_(dtype) {
+    for (const ConversionRow& row : report.converted()) configs_.emplace(row.fqn, *row.config);
+  }
+
+  at::ScalarType dtype() const { return dtype_; }
+  const Config* config(const std::string& fqn) const {
+    const auto found = configs_.find(fqn);
+    return found == configs_.end() ? nullptr : &found->second;
+  }
+  /// Of the result of the product with this weight.
+  at::ScalarType out_dtype(const std::string& fqn) const {
+    const Config* found = config(fqn);
+    return found ? out_dtype_of(*found, dtype_) : dtype_;
+  }
+  /// w2 of the routed experts reads what w1 and w3 made.
+  at::ScalarType input_dtype(const std::string& fqn) const {
+    constexpr std::string_view kSecond = "experts.w2";
+    if (!fqn.ends_with(kSecond)) return dtype_;
+    const std::string part = fqn.substr(0, fqn.size() - 2);
+    return at::promote_types(out_dtype(part + "w1"), out_dtype(part + "w3"));
+  }
+  KeptForms forms(const std::string& fqn) const {
+    const Config* found = config(fqn);
+    return found ? kept_forms(*found, dtype_, input_dtype(fqn)) : KeptForms{};
+  }
+
+ private:
+  at::ScalarType dtype_;  // of the model
+  std::unordered_map<std::string, Config> configs_;
+};
+
+// ---- saved activations ------------------------------------------------------
+// Adds up the kinds of one layer over all layers; a kind keeps its place in the list.
+class SavedList {
+ public:
+  explicit SavedList(Conversion conversion) : conversion_(std::move(conversion)) {}
+
+  void add(const std::string& what, double bytes) {
+    for (SavedTensor& row : rows_) {
+      if (row.what == what) {
+        row.bytes += bytes;
+        return;
+      }
+    }
+    rows_.push_back({what, bytes});
+  }
+
+  /// An activation that products with `weights` read: each keeps a form of its own or the
+  /// activation, which they then share.
+  void add_input(const std::string& what, int64_t elements, const std::string& layer,
+                 std::initializer_list<const char*> weights) {
+    double itself = 0;
+    for (const char* weight : weights) {
+      const double form = conversion_.forms(layer + weight).of_input;
+      if (form > 0) add(what, form * double(elements));
+      if (form == 0) itself = itemsize(conversion_.input_dtype(layer + weight));
+    }
+    add(what, itself * double(elements));
+  }
+
+  double model_itemsize() const { return itemsize(conversion_.dtype()); }
+  double out_itemsize(const std::string& weight) const {
+    return itemsize(conversion_.out_dtype(weight));
+  }
+  std::vector<SavedTensor> take() { return std::move(rows_); }
+
+ private:
+  Conversion conversion_;
+  std::vector<SavedTensor> rows_;
+};
+
+// A layer that is not there: kept whatever the conversion.
+constexpr const char* kOther = "";
+
+// On a CPU LibTorch composes the norm: the input and the normalized input, both in float32, and the
+// reciprocal root of each row.
+void add_norm(SavedList& list, const TransformerConfig& c) {
+  list.add("norms", 2 * kFloat * double(c.dim) + kFloat);
+}
+
+void add_attention(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
+  list.add_input("attention: input", c.dim, layer + "attention.",
+                 {"wq.weight", "wk.weight", "wv.weight"});
+  list.add("attention: q, k, v", list.model_itemsize() * double(width + 2 * kv));
+  list.add_input("attention: output", width, layer + "attention.", {"wo.weight", kOther});
+  list.add("attention: softmax sums", kFloat * double(c.n_heads));
+}
+
+// w1's and silu's output, w3's output, and the product of the last two, which w2 reads.
+void add_hidden(SavedList& list, const std::string& what, int64_t elements, const std::string& part,
+                const std::string& suffix) {
+  const double w1 = list.out_itemsize(part + "w1" + suffix);
+  const double w3 = list.out_itemsize(part + "w3" + suffix);
+  list.add(what, (2 * w1 + w3) * double(elements));
+  list.add_input(what, elements, part, {("w2" + suffix).c_str()});
+}
+
+void add_dense(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  const std::string part = layer + "feed_forward.";
+  list.add_input("feed-forward: input", c.dim, part, {"w1.weight", "w3.weight"});
+  add_hidden(list, "feed-forward: hidden", c.dense_hidden_dim, part, ".weight");
+}
+
+void add_moe(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  const std::string part = layer + "moe.";
+  const double k = double(c.top_k);
+  const bool shared = c.n_shared_experts > 0;
+  list.add_input(
+      "router: input", c.dim, part,
+      shared ? std::initializer_list<const char*>{"router.gate.weight", "shared_experts.w1.weight",
+                                                  "shared_experts.w3.weight"}
+             : std::initializer_list<const char*>{"router.gate.weight"});
+  list.add("router: scores of all experts", kFloat * double(c.n_experts));
+  list.add("router: scores of the chosen", kFloat * (c.route_norm ? 2 * k + 1 : k));
+  list.add("router: indices", 3 * kLong * k);
+  list.add_input("experts: input and output rows", c.top_k * c.dim, part,
+                 {"experts.w1", "experts.w3"});
+  // Scores multiply the rows that go into the experts, or those that come out.
+  const double scaled =
+      c.score_before_experts ? list.model_itemsize() : list.out_itemsize(part + "experts.w2");
+  list.add("experts: input and output rows", scaled * k * double(c.dim));
+  add_hidden(list, "experts: hidden rows", c.top_k * c.hidden_dim, part + "experts.", "");
+  if (!shared) return;
+  add_hidden(list, "shared experts: hidden rows", c.hidden_dim * c.n_shared_experts,
+             part + "shared_experts.", ".weight");
+}
+
+// ---- weights as codes ---------------------------------------------------------
+struct CodeBytes {
+  const std::vector<int64_t>& shape;
+  size_t axis;
+
+  double operator()(const HighPrecision&) const { return 0; }
+  double operator()(const MxFormat& format) const {
+    const double length = double(shape[axis]), rest = numel(shape) / length;
+    const double last = double(shape.back());
+    const bool packed = format.elem == ElemDtype::E2M1;  // two codes a byte along the last axis
+    const double data = packed ? numel(shape) / last * ceil_div(last, 2) : numel(shape);
+    return data + rest * ceil_div(length, double(kMxBlock));
+  }
+  double operator()(const Float8Format& format) const {
+    const bool whole = format.granularity == ScalingGranularity::TENSORWISE;
+    return numel(shape) + kFloat * (whole ? 1 : numel(shape) / double(shape[axis]));
+  }
+};
+
+}  // namespace
+
+std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
+  const TransformerConfig& c = config.model;
+  SavedList list(Conversion(plan_conversion(config), dtype_of(config.training.weights)));
+  for (int64_t number = 0; number < c.n_layers; ++number) {
+    const std::string layer = c10::str("layers.", number, ".");
+    add_norm(list, c);
+    add_attention(list, c, layer);
+    add_norm(list, c);
+    number < c.n_dense_layers ? add_dense(list, c, layer) : add_moe(list, c, layer);
+  }
+  add_norm(list, c);
+  list.add_input("output projection: input", c.dim, "", {"output.weight"});
+  list.add("loss: log-probabilities", kFloat * double(c.vocab_size));
+  return list.take();
+}
+
+double code_bytes(const Config& config, const std::vector<int64_t>& shape) {
+  const TrainingFormats formats = training_formats(config);
+  const size_t in = shape.size() - 1, out = shape.size() - 2;
+  return std::visit(CodeBytes{shape, in}, formats.out.right) +
+         std::visit(CodeBytes{shape, out}, formats.grad_input.right);
+}
+
+ConversionReport plan_conversion(const RunConfig& config) {
+  const std::string dtype = c10::getDtypeNames(dtype_of(config.training.weights)).first;
+  std::vector<ParameterInfo> parameters;
+  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
+    parameters.push_back({.fqn = parameter.name,
+                          .shape = parameter.shape,
+                          .owner = guess_owner(parameter.name, parameter.shape),
+                          .dtype = dtype});
+  }
+  return resolve(parameters, {}, to_fqn_config(config.conversion()));
+}
+
+MemoryPlan plan_memory(const RunConfig& config) {
+  const TrainingConfig& t = config.training;
+  const double parameters = double(count_parameters(config.model).total);
+  const at::ScalarType dtype = dtype_of(t.weights);
+  const double b = itemsize(dtype);
+  const bool masters = t.weights == Weights::MASTER;
+  const double stepped = masters ? kFloat : b;
+  MemoryPlan plan;
+  plan.weights = parameters * b;
+  plan.masters = masters ? parameters * kFloat : 0;
+  plan.optimizer = parameters * kMoments * stepped;
+  // A backward writes gradients of the weights' dtype; with masters they are then added up in
+  // float32, and the next backward of the same step comes on top of that sum.
+  plan.gradients = parameters * (masters && t.accumulation > 1 ? stepped + b : stepped);
+  const ConversionReport report = plan_conversion(config);
+  const Conversion conversion(report, dtype);
+  for (const ConversionRow& row : report.converted()) {
+    plan.codes += code_bytes(*row.config, row.shape);
+    plan.weight_forms += conversion.forms(row.fqn).of_weight * numel(row.shape);
+  }
+  for (const SavedTensor& saved : saved_for_backward(config)) {
+    plan.saved_a_token += saved.bytes;
+  }
+  plan.tokens = double(t.batch_size) * double(t.seq_len);
+  return plan;
+}
+
+}  // namespace moe8

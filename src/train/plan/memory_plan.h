@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How much memory a run would take on this machine's CPU, from its config alone, with the settings
+// of moe8/memory.h at their defaults. The formulas are docs/plan.md's;
+// tests/train/plan/memory_plan_test.cpp compares each of them with a small model's real bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "moe8/quantize_model.h"
+#include "train/config/run_config.h"
+
+namespace moe8 {
+
+/// Something that autograd keeps from forward to backward.
+struct SavedTensor {
+  std::string what;
+  double bytes = 0;  // a token
+};
+
+/// What one forward pass and its loss keep for each token, summed over the layers: the tensors that
+/// LibTorch 2.11 and moe8 save on this CPU. A few bytes that do not depend on the tokens are left
+/// out.
+/// @throws c10::Error as quantize_.
+std::vector<SavedTensor> saved_for_backward(const RunConfig& config);
+
+/// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
+struct MemoryPlan {
+  double weights = 0;        // what the model computes with
+  double masters = 0;        // float32 copies that the optimizer steps
+  double optimizer = 0;      // the two moments of AdamW
+  double gradients = 0;      // at most, before the step
+  double weight_forms = 0;   // the quantized weights that the CPU path keeps (moe8/memory.h)
+  double codes = 0;          // the same as codes and scales; not in total()
+  double saved_a_token = 0;  // see saved_for_backward
+  double tokens = 0;         // of one forward and backward
+  double saved() const { return saved_a_token * tokens; }
+  double total() const {
+    return weights + masters + optimizer + gradients + weight_forms + saved();
+  }
+};
+
+/// The memory of a run with config.conversion(), which must fit the model.
+/// @throws c10::Error as quantize_ when a rule matches nothing.
+MemoryPlan plan_memory(const RunConfig& config);
+
+/// What quantize_ would do to the model of `config`, without making it.
+/// @throws c10::Error as quantize_.
+ConversionReport plan_conversion(const RunConfig& config);
+
+/// Codes and scales of one weight, quantized along its in-features (for the output) and along its
+/// out-features (for the gradient of the input), in the layout of quantize_mx and quantize_float8.
+double code_bytes(const Config& config, const std::vector<int64_t>& shape);
+
+}  // namespace moe8

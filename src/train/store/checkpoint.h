@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One checkpoint: a folder that appears whole or not at all. Which ones a run keeps is
+// checkpoint_folder.h's.
+//   model.safetensors      the weights, for any reader of safetensors
+//   training.safetensors   AdamW's moments, float32 masters, the random generator
+//   run.toml               the config that made it
+//   state.json             step, position in the data, losses so far, fingerprint of the text
+//   checksums.txt          XXH3 of the four others; `xxh128sum -c checksums.txt` checks them too
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "train/config/run_config.h"
+#include "train/store/named_tensors.h"
+#include "train/store/run_state.h"
+
+namespace moe8 {
+
+/// What the last bits of a loss may depend on besides the config: "threads" -> "2".
+using Environment = std::map<std::string, std::string>;
+Environment this_environment(const c10::Device& device = c10::kCPU);
+
+/// What a checkpoint says about itself.
+struct CheckpointInfo {
+  RunConfig config;
+  RunState state;
+  std::vector<std::string> text;  // TextData::fingerprints
+  Environment environment;
+
+  bool operator==(const CheckpointInfo&) const = default;
+};
+
+/// Weights, and what besides them decides how training goes on.
+struct CheckpointTensors {
+  NamedTensors model;
+  NamedTensors training;
+};
+
+/// Writes everything beside `path`, flushes it to the disk, and gives it the name.
+/// @throws c10::Error on a failure to write; nothing is left behind then, and nothing that was
+/// there
+///         is changed.
+void write_checkpoint(const std::string& path, const CheckpointInfo& info,
+                      const CheckpointTensors& tensors);
+
+/// Reads every byte. @throws c10::Error naming the file that is missing or not what was written.
+void check_checkpoint(const std::string& path);
+
+/// Of a checkpoint that check_checkpoint accepts.
+/// @throws c10::Error when another version of moe8 wrote it in another way.
+CheckpointInfo read_checkpoint_info(const std::string& path);
+
+struct CheckpointFiles {
+  std::string path;
+
+  std::string model() const { return path + "/model.safetensors"; }
+  std::string training() const { return path + "/training.safetensors"; }
+  std::string config() const { return path + "/run.toml"; }
+  std::string state() const { return path + "/state.json"; }
+  std::string checksums() const { return path + "/checksums.txt"; }
+};
+
+}  // namespace moe8

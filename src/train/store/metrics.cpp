@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// metrics.jsonl, written and read.
+#include "train/store/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "base/check.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "metrics";
+
+[[noreturn]] void fail_to_write(const std::string& path, int error) {
+  fail(kOp, path,
+       c10::str("expected a writable file, got: ", std::generic_category().message(error)));
+}
+
+// Where the lines of the steps up to `last_step` end.
+uint64_t end_of_step(const std::string& path, int64_t last_step) {
+  std::ifstream in(path, std::ios::binary);
+  uint64_t end = 0;
+  int64_t steps = 0;
+  for (std::string text; std::getline(in, text) && !in.eof(); end += text.size() + 1) {
+    const auto line = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!line.is_object() || !line.contains("step") || !line["step"].is_number_integer()) break;
+    const auto step = line["step"].get<int64_t>();
+    if (step > last_step) break;
+    if (line.contains("kind")) continue;
+    if (step != steps + 1) break;
+    steps = step;
+  }
+  MOE8_CHECK(steps == last_step, kOp, path, "expected the lines of steps 1 to ", last_step,
+             ", as the checkpoint was made after them, got ", steps,
+             ". Put the file back as it was.");
+  return end;
+}
+
+// Calls visit(line) for every line of the file.
+template <typename Visit>
+void for_each_line(const std::string& path, Visit visit) {
+  std::ifstream in(path);
+  MOE8_CHECK(in.is_open(), kOp, "file", "expected a readable file, got '", path, "'");
+  int64_t number = 0;
+  for (std::string text; std::getline(in, text) && !in.eof();) {  // half a line is none yet
+    ++number;
+    try {
+      visit(nlohmann::json::parse(text));
+    } catch (const nlohmann::json::exception& error) {
+      fail(kOp, "file",
+           c10::str("expected one step a line, got at ", path, ":", number, ": ", error.what()));
+    }
+  }
+}
+
+StepMetrics step_from(const nlohmann::json& line) {
+  StepMetrics m{line.at("step"),
+                line.at("loss"),
+                line.at("lr"),
+                line.at("grad_norm"),
+                line.at("tokens_per_s"),
+                line.at("expert_load_min"),
+                line.at("expert_load_max"),
+                std::nullopt};
+  if (line.contains("validation_loss")) m.validation_loss = line.at("validation_loss");
+  return m;
+}
+
+// JSON has no infinity and no NaN: they are null, and `otherwise` is which.
+double number_or(const nlohmann::json& value, double otherwise) {
+  return value.is_null() ? otherwise : value.get<double>();
+}
+
+NumericsLine::Product product_from(const std::string& weight, const std::string& name,
+                                   const nlohmann::json& json) {
+  NumericsLine::Product product{.weight = weight, .product = name};
+  product.sqnr_db = number_or(json.at("sqnr_db"), INFINITY);
+  for (const auto& [key, operand] : json.items()) {
+    if (!operand.is_object()) continue;
+    const double amax = number_or(operand.at("amax"), NAN);
+    product.underflow = std::max(product.underflow, operand.at("underflow").get<double>());
+    product.saturated = std::max(product.saturated, operand.at("saturated").get<double>());
+    if (!(amax <= product.amax) && !std::isnan(product.amax)) product.amax = amax;
+  }
+  return product;
+}
+
+NumericsLine numerics_from(const nlohmann::json& json) {
+  NumericsLine line;
+  line.step = json.at("step");
+  for (const auto& weight : json.at("weights")) {
+    for (const auto& [name, product] : weight.at("products").items()) {
+      line.products.push_back(product_from(weight.at("fqn"), name, product));
+    }
+  }
+  for (const auto& module : json.at("experts")) {
+    line.experts.push_back({module.at("fqn"), module.at("tokens")});
+  }
+  for (const auto& warning : json.at("warnings")) line.warnings.push_back(warning.at("text"));
+  return line;
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::string& path, int64_t last_step) : path_(path) {
+  const uint64_t end = last_step == 0 ? 0 : end_of_step(path, last_step);
+  fd_ = Descriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (fd_.get() < 0 || ::ftruncate(fd_.get(), static_cast<off_t>(end)) != 0) {
+    fail_to_write(path, errno);
+  }
+}
+
+void MetricsFile::sync() {
+  if (::fsync(fd_.get()) != 0) fail_to_write(path_, errno);
+}
+
+void MetricsFile::write(const StepMetrics& m) {
+  nlohmann::ordered_json line{{"step", m.step},
+                              {"loss", m.loss},
+                              {"lr", m.lr},
+                              {"grad_norm", m.grad_norm},
+                              {"tokens_per_s", m.tokens_per_s},
+                              {"expert_load_min", m.expert_load_min},
+                              {"expert_load_max", m.expert_load_max}};
+  if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
+  write(line.dump());
+}
+
+void MetricsFile::write(int64_t step, const NumericsReport& report) {
+  nlohmann::ordered_json line{{"kind", "numerics"}, {"step", step}};
+  line.update(nlohmann::ordered_json::parse(report.to_json()));
+  write(line.dump());
+}
+
+void MetricsFile::write(const std::string& line) {
+  const std::string text = line + '\n';
+  write_all(kOp, path_, fd_, text.data(), text.size());
+}
+
+std::vector<StepMetrics> read_metrics(const std::string& path) {
+  std::vector<StepMetrics> all;
+  for_each_line(path, [&](const nlohmann::json& line) {
+    if (!line.contains("kind")) all.push_back(step_from(line));
+  });
+  return all;
+}
+
+std::vector<NumericsLine> read_numerics(const std::string& path) {
+  std::vector<NumericsLine> all;
+  for_each_line(path, [&](const nlohmann::json& line) {
+    if (line.value("kind", "") == "numerics") all.push_back(numerics_from(line));
+  });
+  return all;
+}
+
+}  // namespace moe8

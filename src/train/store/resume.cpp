@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/store/resume.h"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "base/check.h"
+#include "base/nearest.h"
+
+namespace moe8 {
+namespace {
+
+// The keys that may change when a run goes on; "section." stands for all of a section. All others
+// decide what is trained and on which numbers, so a change would make it another run. Of data.files
+// the contents must be the same, which is checked by their fingerprints.
+constexpr std::array<std::string_view, 9> kMayChange{
+    "training.steps",  "training.threads", "training.validation_interval",
+    "training.device", "data.files",       "optimizer.",
+    "checkpoint.",     "numerics.",        "output."};
+
+// Resolved anew at every start and reported otherwise, or of no consequence.
+constexpr std::array<std::string_view, 3> kNotWorthALine{"training.threads", "data.files",
+                                                         "output.folder"};
+
+bool may_change(const std::string& name) {
+  return std::ranges::any_of(kMayChange, [&](std::string_view key) {
+    return key.ends_with('.') ? name.starts_with(key) : name == key;
+  });
+}
+
+}  // namespace
+
+std::vector<std::string> allowed_changes(const RunConfig& before, const RunConfig& now,
+                                         const std::string& where) {
+  std::vector<std::string> lines;
+  for (const SettingDifference& one : differences(before, now)) {
+    MOE8_CHECK(may_change(one.name), "resume", one.name, "expected ", one.first, ", as in ", where,
+               ", got ", one.second, ". This is another run: choose another folder with --out.");
+    if (std::ranges::find(kNotWorthALine, one.name) != kNotWorthALine.end()) continue;
+    lines.push_back(c10::str(one.name, " = ", one.second, " (was ", one.first, ")"));
+  }
+  return lines;
+}
+
+std::string changes(const Environment& before, const Environment& now) {
+  std::vector<std::string> parts;
+  for (const auto& [name, value] : now) {
+    const auto old = before.find(name);
+    if (old != before.end() && old->second == value) continue;
+    parts.push_back(c10::str(name, " ", value, " (was ",
+                             old == before.end() ? std::string("unknown") : old->second, ")"));
+  }
+  return join(parts);
+}
+
+}  // namespace moe8

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "weights/tags.h"
+
+#include <c10/core/TensorImpl.h>
+#include <c10/core/UndefinedTensorImpl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+
+namespace moe8 {
+namespace {
+
+std::atomic<int64_t> live_tags{0};
+std::atomic<uint64_t> last_id{0};
+
+// Shared by a weight and its aliases; one whose config was taken away marks nothing.
+struct Tag final : c10::BackendMeta {
+  explicit Tag(const Config& c) : Tag(c, ++last_id) {}
+  Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
+  ~Tag() override { --live_tags; }
+  Tag(const Tag&) = delete;
+  Tag& operator=(const Tag&) = delete;
+
+  // LibTorch calls this for every alias: data(), detach(), set_data().
+  c10::intrusive_ptr<c10::BackendMeta> clone(
+      const c10::intrusive_ptr<c10::BackendMeta>& self) const override {
+    ++aliases_made;
+    return self;
+  }
+
+  std::optional<Config> config;
+  const uint64_t id;
+  mutable std::atomic<uint64_t> aliases_made{0};
+};
+using TagPtr = c10::intrusive_ptr<Tag>;
+
+Tag* meta_tag(const at::TensorBase& tensor) {
+  return dynamic_cast<Tag*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+}
+
+// The bytes of its storage that a tensor covers.
+struct Extent {
+  const c10::StorageImpl* storage;
+  int64_t begin;
+  int64_t end;
+
+  bool contains(const Extent& other) const {
+    return storage == other.storage && begin <= other.begin && other.end <= end;
+  }
+};
+
+Extent extent_of(const at::TensorBase& tensor) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    last += std::max<int64_t>(tensor.size(i) - 1, 0) * tensor.stride(i);
+  }
+  const auto item = static_cast<int64_t>(tensor.itemsize());
+  const int64_t begin = tensor.storage_offset() * item;
+  return {tensor.storage().unsafeGetStorageImpl(), begin, begin + (last + 1) * item};
+}
+
+// True when `tensor` can only be a view of `weight`. Weights whose rows lie apart in memory (slices
+// of a larger buffer) may have others between their rows: of those only whole views are known.
+bool covers(const at::Tensor& weight, const at::Tensor& tensor, const Extent& extent) {
+  const Extent own = extent_of(weight);
+  if (!own.contains(extent)) return false;
+  const bool dense = own.end - own.begin == static_cast<int64_t>(weight.nbytes());
+  return dense || (own.begin == extent.begin && weight.numel() == tensor.numel());
+}
+
+// True for a weight whose views do not lead back to it by _base().
+bool views_lose(const at::Tensor& weight) {
+  return weight.has_storage() && (weight.is_inference() || weight.is_view());
+}
+
+class Registry {
+ public:
+  // Never destroyed: tensors in static storage may outlive it.
+  static Registry& instance() {
+    static Registry* registry = new Registry;
+    return *registry;
+  }
+
+  // The pointer stays valid while its tensor lives: entries go only with their tensor or clear().
+  Tag* find(const c10::TensorImpl* impl) const {
+    const std::shared_lock lock(mutex_);
+    const auto found = entries_.find(impl);
+    return found == entries_.end() ? nullptr : found->second.tag.get();
+  }
+
+  void insert(const at::Tensor& weight, TagPtr tag) {
+    const std::unique_lock lock(mutex_);
+    if (entries_.size() >= purge_at_) purge();
+    Entry entry{Weak(weight.getIntrusivePtr()), std::move(tag)};
+    entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
+    if (views_lose(weight)) has_scanned_ = true;
+  }
+
+  void erase(const c10::TensorImpl* impl) {
+    const std::unique_lock lock(mutex_);
+    entries_.erase(impl);
+  }
+
+  // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
+  // that are views themselves. Their memory tells.
+  std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
+    if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
+    const Extent extent = extent_of(tensor);
+    const std::shared_lock lock(mutex_);
+    for (const auto& [impl, entry] : entries_) {
+      const at::Tensor weight(entry.weight.lock());
+      if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
+      if (covers(weight, tensor, extent))
+        return Tagged{&*entry.tag->config, weight.dim(), entry.tag->id};
+    }
+    return std::nullopt;
+  }
+
+ private:
+  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
+  struct Entry {
+    Weak weight;  // keeps the address from being used again, not the tensor's memory
+    TagPtr tag;
+  };
+
+  static constexpr size_t kFewEntries = 64;
+
+  // Entries of dead weights go when the table has doubled: cheap per insertion.
+  void purge() {
+    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
+    has_scanned_ = std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) {
+      const at::Tensor weight(entry.second.weight.lock());
+      return weight.defined() && views_lose(weight);
+    });
+    purge_at_ = 2 * entries_.size() + kFewEntries;
+  }
+
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<const c10::TensorImpl*, Entry> entries_;
+  size_t purge_at_ = kFewEntries;
+  std::atomic<bool> has_scanned_{false};
+};
+
+// The tag of exactly this tensor.
+Tag* own_tag(const at::TensorBase& tensor) {
+  Tag* tag = meta_tag(tensor);
+  if (!tag) tag = Registry::instance().find(tensor.unsafeGetTensorImpl());
+  return tag && tag->config ? tag : nullptr;
+}
+
+}  // namespace
+
+bool any_tags() {
+  return live_tags.load(std::memory_order_relaxed) != 0;
+}
+
+std::optional<Tagged> find_tag(const at::Tensor& tensor) {
+  if (!any_tags() || !tensor.defined()) return std::nullopt;
+  if (const Tag* tag = own_tag(tensor)) return Tagged{&*tag->config, tensor.dim(), tag->id};
+  if (tensor.is_view()) {
+    const at::TensorBase& base = tensor._base();
+    if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim(), tag->id};
+  }
+  return Registry::instance().find_by_memory(tensor);
+}
+
+std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor) {
+  if (!any_tags() || !tensor.defined()) return std::nullopt;
+  const at::TensorBase& weight = tensor.is_view() ? tensor._base() : tensor;
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  const Tag* tag = meta_tag(weight);
+  if (!tag || !tag->config) return std::nullopt;
+  // One reference is the weight's own, one may be the registry's; the others are aliases'.
+  const auto references = impl->get_backend_meta_intrusive_ptr().use_count() - 1;
+  const bool is_registered = Registry::instance().find(impl) == tag;
+  return AliasWatch{tag->aliases_made.load(), references > (is_registered ? 2u : 1u)};
+}
+
+std::optional<Config> config_of(const at::Tensor& weight) {
+  const Tag* tag = own_tag(weight);
+  return tag ? tag->config : std::nullopt;
+}
+
+void set_tag(const at::Tensor& weight, const Config& config) {
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  Tag* existing = meta_tag(weight);
+  if (!existing) existing = Registry::instance().find(impl);
+  const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
+  tag->config = config;
+  impl->set_backend_meta(tag);
+  Registry::instance().insert(weight, tag);
+}
+
+void clear_tag(const at::Tensor& weight) {
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  if (Tag* tag = Registry::instance().find(impl)) tag->config.reset();
+  if (Tag* tag = meta_tag(weight)) {
+    tag->config.reset();
+    impl->set_backend_meta(nullptr);
+  }
+  Registry::instance().erase(impl);
+}
+
+void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
+  const std::optional<Tagged> tagged = find_tag(source);
+  // A slice of the experts, W3[e], is no expert weight: neither is its copy.
+  if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
+  auto tag = c10::make_intrusive<Tag>(*tagged->config, tagged->id);
+  copy.unsafeGetTensorImpl()->set_backend_meta(tag);
+  if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
+}
+
+}  // namespace moe8

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Quantized weights that are used again while the weight is unchanged. What counts as unchanged is
+// the contract of include/moe8/memory.h; the decision is made here and nowhere else.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "operand/operand.h"
+
+namespace moe8 {
+
+struct CachedOperand {
+  Operand operand;
+  bool is_kept;  // its forms outlive this call: worth making those that backward will ask for
+};
+
+/// The weight as operand of a forward pass; `for_training`: a backward will follow.
+CachedOperand weight_for_forward(const at::Tensor& W, bool for_training);
+
+/// The weight as operand of a backward pass.
+Operand weight_for_backward(const at::Tensor& W);
+
+/// To be called when a gradient of W has been computed: a change of W after that is an optimizer's.
+void note_weight_gradient(const at::Tensor& W);
+
+}  // namespace moe8

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Every number of a memory plan against the bytes that a small model really takes: LibTorch's
+// allocator is replaced by one that counts.
+#include "train/plan/memory_plan.h"
+
+#include <torch/torch.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "autograd/training_formats.h"
+#include "moe8/float8.h"
+#include "moe8/memory.h"
+#include "moe8/mx.h"
+#include "testing/compare.h"
+#include "testing/folder.h"
+#include "train/config/recipe_rules.h"
+#include "train/stepper.h"
+
+namespace moe8 {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+
+// Counts the bytes of tensors that are alive, rounded to nothing.
+class CountingAllocator : public c10::Allocator {
+ public:
+  static CountingAllocator& get() {
+    static CountingAllocator allocator;
+    return allocator;
+  }
+  c10::DataPtr allocate(size_t size) override {
+    auto* block = static_cast<char*>(std::aligned_alloc(kHeader, round_up(size) + kHeader));
+    if (!block) throw std::bad_alloc();
+    std::memcpy(block, &size, sizeof size);
+    alive_ += static_cast<int64_t>(size);
+    return {block + kHeader, block + kHeader, &release, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t size) const override {
+    std::memcpy(to, from, size);
+  }
+  int64_t alive() const { return alive_; }
+
+ private:
+  static constexpr size_t kHeader = 64;  // LibTorch wants that alignment
+
+  static size_t round_up(size_t size) { return (size + kHeader - 1) / kHeader * kHeader; }
+  static void release(void* data) {
+    if (!data) return;
+    char* block = static_cast<char*>(data) - kHeader;
+    size_t size = 0;
+    std::memcpy(&size, block, sizeof size);
+    get().alive_ -= static_cast<int64_t>(size);
+    std::free(block);
+  }
+
+  std::atomic<int64_t> alive_{0};
+};
+
+class MemoryPlanTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    c10::SetAllocator(c10::kCPU, &CountingAllocator::get(), /*priority=*/200);
+  }
+  static int64_t alive() { return CountingAllocator::get().alive(); }
+};
+
+constexpr int64_t kBatch = 3, kLength = 16;
+
+RunConfig small_config() {
+  RunConfig config;
+  config.model.vocab_size = 272;
+  config.model.dim = 40;
+  config.model.n_layers = 3;
+  config.model.n_heads = 5;
+  config.model.n_kv_heads = 1;
+  config.model.max_seq_len = kLength;
+  config.model.dense_hidden_dim = 56;
+  config.model.hidden_dim = 24;
+  config.model.n_experts = 6;
+  config.training.batch_size = kBatch;
+  config.training.seq_len = kLength;
+  return config;
+}
+
+// The shapes that models of configs/ differ in.
+std::vector<RunConfig> variants() {
+  std::vector<RunConfig> list(6, small_config());
+  list[1].model.n_dense_layers = 0;
+  list[1].model.n_shared_experts = 0;
+  list[2].model.n_shared_experts = 2;
+  list[2].model.score_function = ScoreFunction::SOFTMAX;
+  list[2].model.route_norm = false;
+  list[3].model.head_dim = 12;
+  list[3].model.n_kv_heads = 5;
+  list[3].model.top_k = 3;
+  list[4].model.score_before_experts = true;
+  list[5].model.n_dense_layers = 2;
+  list[5].model.load_balance_coeff = 0;
+  return list;
+}
+
+struct Batch {
+  at::Tensor tokens = at::randint(256, {kBatch, kLength}, at::kLong);
+  at::Tensor targets = at::randint(256, {kBatch * kLength}, at::kLong);
+};
+
+at::ScalarType dtype_of(Weights weights) {
+  return weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+at::Tensor loss_of(Transformer& model, const Batch& batch) {
+  const at::Tensor logits = model(batch.tokens).to(at::kFloat);
+  return torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets);
+}
+
+// Offsets and counts of experts, the loss, its number of tokens: what plans leave out.
+int64_t left_out(const TransformerConfig& c) {
+  return (c.n_layers - c.n_dense_layers) * c.n_experts * 4 + 8;
+}
+
+// Of a forward pass and its loss, which are alive.
+void expect_planned(const RunConfig& config, const Batch& batch) {
+  Transformer model(config.model, 1, dtype_of(config.training.weights));
+  const FqnToConfig keys = to_fqn_config(config.conversion());
+  if (!keys.empty()) quantize_(*model, keys);
+  clear_weight_cache();
+  const int64_t before = CountingAllocator::get().alive();
+  const at::Tensor loss = loss_of(model, batch);
+  const int64_t alive = CountingAllocator::get().alive() - before - left_out(config.model);
+  const MemoryPlan plan = plan_memory(config);
+  EXPECT_EQ(plan.weight_forms, double(weight_cache_use().bytes)) << to_toml(config);
+  EXPECT_EQ(plan.saved() + plan.weight_forms, double(alive)) << to_toml(config);
+}
+
+TEST_F(MemoryPlanTest, SavedActivationsAreWhatAForwardLeavesBehind) {
+  const Batch batch;
+  for (RunConfig config : variants()) {
+    for (const Weights weights : {Weights::MASTER, Weights::FLOAT32}) {
+      for (const char* recipe : {"bf16", "mxfp8_rceil", "fp8_rowwise"}) {
+        config.training.weights = weights;
+        config.training.recipe = recipe;
+        expect_planned(config, batch);
+      }
+    }
+  }
+}
+
+TEST_F(MemoryPlanTest, QuantizedFormsOfEveryRecipeAreCounted) {
+  const Batch batch;
+  RunConfig config = small_config();
+  for (const std::string& name : training_recipes()) {
+    config.training.recipe = name;
+    expect_planned(config, batch);
+  }
+  config.training.recipe = "custom";  // half of a pair, and the output projection
+  config.convert = {{"re:.*w1(.weight)?", "none", {}, ""},
+                    {"re:.*experts.w3", "mxfp8_rceil", {}, ""},
+                    {"_default", "mxfp8_cublas", {}, ""}};
+  expect_planned(config, batch);
+}
+
+TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {
+  const Batch batch;
+  for (const Weights weights : {Weights::MASTER, Weights::BF16, Weights::FLOAT32}) {
+    RunConfig config = small_config();
+    config.training.weights = weights;
+    config.training.accumulation = 2;
+    const MemoryPlan plan = plan_memory(config);
+    const int64_t start = alive();
+    Transformer model(config.model, 1, dtype_of(weights));
+    int64_t buffers = config.model.max_seq_len * config.model.head_width() / 2 * 8;  // rotations
+    for (const at::Tensor& buffer : model->buffers()) buffers += int64_t(buffer.nbytes());
+    EXPECT_EQ(plan.weights, double(alive() - start - buffers));
+
+    const int64_t made = alive();
+    Stepper stepper(*model, config.optimizer, weights);
+    EXPECT_EQ(plan.masters, double(alive() - made));
+
+    for (int i = 0; i < 2; ++i) {
+      const int64_t before = alive();
+      loss_of(model, batch).backward();
+      if (i == 1 && weights == Weights::MASTER) {  // the sum of the first, and the second
+        EXPECT_EQ(plan.gradients, double(alive() - made) - plan.masters);
+      } else if (i == 0 && weights != Weights::MASTER) {
+        EXPECT_EQ(plan.gradients, double(alive() - before));
+      }
+      stepper.accumulate();
+    }
+    stepper.step(1e-3);
+    EXPECT_EQ(plan.optimizer, double(alive() - made) - plan.masters);
+  }
+}
+
+TEST_F(MemoryPlanTest, WithoutAccumulationOnlyOneSetOfGradientsIsHeld) {
+  RunConfig config = small_config();
+  const double parameters = double(count_parameters(config.model).total);
+  EXPECT_EQ(plan_memory(config).gradients, 4 * parameters);
+  config.training.accumulation = 2;
+  EXPECT_EQ(plan_memory(config).gradients, 6 * parameters);
+}
+
+double bytes_of(const at::Tensor& weight, const OperandFormat& format, int64_t axis) {
+  if (const auto* mx = std::get_if<MxFormat>(&format)) {
+    const MXTensor x = quantize_mx(weight, mx->elem, mx->mode, axis);
+    return double(x.data.nbytes() + x.scale.nbytes());
+  }
+  const auto* fp8 = std::get_if<Float8Format>(&format);
+  if (!fp8) return 0;
+  const bool whole = fp8->granularity == ScalingGranularity::TENSORWISE;
+  const Float8Tensor x = quantize_float8(
+      weight, whole ? Float8Granularity::tensorwise() : Float8Granularity::axiswise(axis),
+      fp8->elem);
+  return double(x.data.nbytes() + x.scale.nbytes());
+}
+
+TEST_F(MemoryPlanTest, CodesAreAsLargeAsWhatTheQuantizersMake) {
+  for (const RecipeInfo& info : all_recipes()) {
+    const TrainingFormats formats = training_formats(info.config);
+    const std::vector<int64_t> shape =
+        is_grouped(info.config) ? std::vector<int64_t>{3, 40, 72} : std::vector<int64_t>{40, 71};
+    const at::Tensor weight = at::ones(shape, at::kBFloat16);
+    EXPECT_EQ(code_bytes(info.config, shape), bytes_of(weight, formats.out.right, -1) +
+                                                  bytes_of(weight, formats.grad_input.right, -2))
+        << info.name;
+  }
+}
+
+TEST_F(MemoryPlanTest, TheConversionIsThatOfTheRealModel) {
+  RunConfig config = small_config();
+  for (const std::string& name : training_recipes()) {
+    config.training.recipe = name;
+    Transformer model(config.model);
+    const FqnToConfig keys = to_fqn_config(config.conversion());
+    const ConversionReport planned = plan_conversion(config);
+    const ConversionReport real = quantize_(*model, keys, {.dry_run = true});
+    EXPECT_EQ(planned.to_json(), real.to_json()) << name;
+    double codes = 0;
+    for (const ConversionRow& row : real.converted()) codes += code_bytes(*row.config, row.shape);
+    EXPECT_EQ(plan_memory(config).codes, codes);
+  }
+}
+
+TEST_F(MemoryPlanTest, ARuleThatMatchesNothingIsAnError) {
+  RunConfig config = small_config();
+  config.convert = {{"re:.*expert", "mxfp8_rceil", {}, "a.toml:1"}};
+  EXPECT_THAT(error_of([&] { plan_memory(config); }), HasSubstr("re:.*expert"));
+}
+
+}  // namespace
+}  // namespace moe8

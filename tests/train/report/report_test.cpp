@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// report.html from the files of runs: what stands on it, that it is well formed, needs nothing from
+// outside, and that a browser has nothing to complain of.
+#include "train/report/report.h"
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+
+#include "testing/compare.h"
+#include "testing/folder.h"
+#include "train/report/charts.h"
+#include "train/report/html.h"
+#include "train/store/run_folder.h"
+
+namespace moe8 {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::TemporaryFolder;
+
+NumericsReport look(int64_t step) {
+  NumericsReport report;
+  for (const char* name : {"layers.0.attention.wq.weight", "layers.1.moe.experts.w1"}) {
+    WeightNumerics& weight = report.weights.emplace_back();
+    weight.fqn = name;
+    for (const char* product : {"out", "grad_input", "grad_weight"}) {
+      ProductNumerics& p = weight.products.emplace_back();
+      p.name = product;
+      p.left.name = "left";
+      p.right.name = "right";
+      p.sqnr_db = 25 + 0.1 * static_cast<double>(step % 50);
+    }
+  }
+  report.weights[1].products[0].sqnr_db = INFINITY;
+  report.experts = {{"layers.1.moe.experts", {30, 10, 0, 60 + step}}};
+  report.warnings = {{"layers.1.moe.experts",
+                      NumericsQuantity::IDLE_EXPERTS,
+                      0.25,
+                      {NumericsQuantity::IDLE_EXPERTS, {}, 0, 0.2}}};
+  return report;
+}
+
+struct MadeUp {
+  std::string recipe = "bf16";
+  int64_t steps = 40;
+  double worse = 0;
+  bool finished = true;
+  int64_t interval = 10;  // 0: no looks
+};
+
+// The folder of a run that never took place.
+std::string make_run(const TemporaryFolder& folder, const std::string& name, const MadeUp& run) {
+  std::filesystem::create_directories(folder / name);
+  const RunFolder files{folder / name};
+  RunConfig config;
+  config.training.recipe = run.recipe;
+  config.training.steps = 40;
+  config.data.files = {"a<b>&\"c\".txt"};
+  std::ofstream(files.config()) << to_toml(config);
+  MetricsFile metrics(files.metrics());
+  for (int64_t step = 1; step <= run.steps; ++step) {
+    if (run.interval > 0 && (step == 1 || step % run.interval == 0))
+      metrics.write(step, look(step));
+    StepMetrics m;
+    m.step = step;
+    m.loss = 2 + 3 * std::exp(-0.1 * static_cast<double>(step)) + run.worse;
+    m.tokens_per_s = 1000 + static_cast<double>(step % 3);
+    if (step == run.steps && run.finished) m.validation_loss = m.loss + 0.1;
+    metrics.write(m);
+  }
+  if (run.finished) {
+    std::ofstream(files.result()) << R"({"tokens_per_s": 1001, "peak_memory_bytes": 500000000})";
+  }
+  return files.path;
+}
+
+Report made_up(const TemporaryFolder& folder) {
+  return {.title = "Runs <compared>",
+          .introduction = "An introduction.",
+          .runs = read_runs(
+              {make_run(folder, "base", {}),
+               make_run(folder, "mx & co", {.recipe = "mxfp8_rceil", .worse = 0.01}),
+               make_run(folder, "half",
+                        {.recipe = "rowwise", .steps = 20, .finished = false, .interval = 0})}),
+          .bigram_loss = 2.4};
+}
+
+size_t count_of(const std::string& text, const std::string& part) {
+  size_t count = 0;
+  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++count;
+  return count;
+}
+
+// Empty when every tag is closed in order and every attribute quoted; else what is wrong.
+std::string malformed(const std::string& html) {
+  std::vector<std::string> open;
+  for (size_t at = html.find('<'); at != std::string::npos; at = html.find('<', at + 1)) {
+    const size_t end = html.find('>', at);
+    if (end == std::string::npos) return "'<' without '>'";
+    const std::string tag = html.substr(at + 1, end - at - 1);
+    const std::string name = tag.substr(0, tag.find_first_of(" /", 1));
+    if (count_of(tag, "\"") % 2 != 0 || count_of(tag, "=\"") * 2 != count_of(tag, "\"")) {
+      return "attributes of <" + tag + ">";
+    }
+    if (tag.starts_with("!") || name == "meta" || tag.ends_with("/")) continue;
+    if (!tag.starts_with("/")) {
+      open.push_back(name);
+    } else if (open.empty() || "/" + open.back() != name) {
+      return "<" + name + "> closes " + (open.empty() ? "nothing" : open.back());
+    } else {
+      open.pop_back();
+    }
+  }
+  return open.empty() ? "" : open.back() + " is not closed";
+}
+
+// ---- the page ---------------------------------------------------------------
+TEST(Report, HoldsEveryPartAndNothingFromOutside) {
+  const TemporaryFolder folder;
+  const std::string page = report_html(made_up(folder));
+  EXPECT_EQ(malformed(page), "");
+  for (const char* part :
+       {"<h1>Runs &lt;compared&gt;</h1>", "An introduction.", "mx &amp; co", "+0.46 %", "20 of 40",
+        "500 MB", "byte-bigram table", "Difference to the first run", "Tokens per second",
+        "layers.1.moe.experts.w1", ">grad_weight</text>",
+        "layers.0.attention.wq.weight, step 10: 26 dB", ": exact", "expert 3: 2.86 x mean",
+        "step 40: layers.1.moe.experts: idle experts 0.25, expected at most 0.2",
+        "prefers-color-scheme: dark", "width=device-width"}) {
+    EXPECT_THAT(page, HasSubstr(part));
+  }
+  for (const char* outside : {"<script", "href=", "src=", "url(", "@import", "nan", "inf,"}) {
+    EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+  }
+  EXPECT_EQ(count_of(page, "class=\"heat\""), 4u);   // SQNR and experts of two runs
+  EXPECT_EQ(count_of(page, "class=\"chart\""), 4u);  // loss, difference, speed, balance
+}
+
+TEST(Report, ConfigsStandSideBySideWithWhatDiffersFirst) {
+  const TemporaryFolder folder;
+  const std::string page = report_html(made_up(folder));
+  EXPECT_THAT(page, HasSubstr("<tr class=\"differs\"><td>training.recipe</td><td>'bf16'</td>"
+                              "<td>'mxfp8_rceil'</td><td>'rowwise'</td></tr>"));
+  EXPECT_EQ(count_of(page, "class=\"differs\""), 1u);
+  EXPECT_THAT(page, HasSubstr("<tr><td>data.files</td><td>[ 'a&lt;b&gt;&amp;&quot;c&quot;.txt' ]"));
+}
+
+TEST(Report, OneRunWithoutNumericsHasNoEmptyParts) {
+  const TemporaryFolder folder;
+  const std::string path = make_run(folder, "only", {.interval = 0});
+  const std::string page = report_html({.title = "One", .runs = read_runs({path})});
+  EXPECT_EQ(malformed(page), "");
+  for (const char* part : {"Difference to", "Error of the products", "Balance", "Warnings<"}) {
+    EXPECT_EQ(page.find(part), std::string::npos) << part;
+  }
+}
+
+TEST(Report, AShortRunAndALongOneAreDrawn) {
+  const TemporaryFolder folder;
+  const auto runs = read_runs({make_run(folder, "one", {.steps = 1, .interval = 1}),
+                               make_run(folder, "long", {.steps = 5000, .interval = 2})});
+  const std::string page = report_html({.title = "Both", .runs = runs});
+  EXPECT_EQ(malformed(page), "");
+  EXPECT_EQ(page.find("nan"), std::string::npos);
+  EXPECT_LT(page.size(), 400'000u);  // 2500 looks and 5000 steps are thinned out
+}
+
+// ---- reading runs -----------------------------------------------------------
+TEST(RunRecord, UnfinishedRunsAreReadToo) {
+  const TemporaryFolder folder;
+  const RunRecord run = read_run(make_run(folder, "half", {.steps = 20, .finished = false}));
+  EXPECT_FALSE(run.finished);
+  EXPECT_FALSE(run.validation_loss || run.peak_memory);
+  EXPECT_EQ(run.tokens_per_s, 1001);
+  EXPECT_EQ(run.numerics.size(), 3u);
+}
+
+TEST(RunRecord, NamesTellRunsApart) {
+  const TemporaryFolder folder;
+  const std::string a = make_run(folder, "a/run", {}), b = make_run(folder, "b/run", {});
+  const std::string c = make_run(folder, "c", {});
+  const auto runs = read_runs({a, b, c + "/"});
+  EXPECT_EQ(runs[0].name, a);
+  EXPECT_EQ(runs[1].name, b);
+  EXPECT_EQ(runs[2].name, "c");
+}
+
+TEST(RunRecord, MistakesAreNamed) {
+  const TemporaryFolder folder;
+  EXPECT_THAT(error_of([&] { read_runs({}); }), HasSubstr("at least one folder"));
+  EXPECT_THAT(error_of([&] { read_run(folder / "none"); }),
+              HasSubstr("none: expected the folder of a run, with run.toml and metrics.jsonl"));
+  const std::string empty = make_run(folder, "empty", {.steps = 0});
+  EXPECT_THAT(error_of([&] { read_run(empty); }), HasSubstr("expected at least one step"));
+  const std::string broken = make_run(folder, "broken", {});
+  folder.write("broken/result.json", "{}");
+  EXPECT_THAT(error_of([&] { read_run(broken); }), HasSubstr("expected the result of a run"));
+}
+
+// ---- charts -----------------------------------------------------------------
+TEST(Charts, SmoothingIsAMovingMean) {
+  EXPECT_EQ(smoothed({1, 2, 6, 3}, 1), (std::vector<double>{1.5, 3, 11.0 / 3, 4.5}));
+  EXPECT_EQ(smoothed({1, 2}, 0), (std::vector<double>{1, 2}));
+  EXPECT_EQ(smoothed({}, 3), std::vector<double>{});
+}
+
+TEST(Charts, ThinningKeepsThePeaks) {
+  Curve curve;
+  for (int i = 0; i < 1000; ++i) {
+    curve.x.push_back(i);
+    curve.y.push_back(i == 613 ? 50 : i == 614 ? -50 : 1);
+  }
+  const Curve thin = thinned(curve, 10);
+  EXPECT_EQ(thin.y.size(), 20u);
+  EXPECT_TRUE(std::ranges::is_sorted(thin.x));
+  EXPECT_THAT(thin.y, ::testing::AllOf(::testing::Contains(50), ::testing::Contains(-50)));
+  EXPECT_EQ(thinned(curve, 500).y, curve.y);
+}
+
+TEST(Charts, ValuesThatAreNoNumbersAreLeftOut) {
+  const LineChart chart{.label = "\"<&>\"", .curves = {{0, {1, 2, 3}, {1, NAN, INFINITY}}}};
+  const std::string svg = to_svg(chart);
+  EXPECT_EQ(malformed(svg), "");
+  EXPECT_EQ(svg.find("nan"), std::string::npos);
+  EXPECT_EQ(svg.find("inf"), std::string::npos);
+  EXPECT_EQ(malformed(to_svg(LineChart{.label = "empty"})), "");
+  EXPECT_EQ(malformed(to_svg(HeatMap{.label = "empty", .unit = "dB"})), "");
+}
+
+// ---- a browser --------------------------------------------------------------
+std::string output_of(const std::string& command) {
+  std::string text;
+  FILE* pipe = ::popen(command.c_str(), "r");
+  if (!pipe) return text;
+  char buffer[4096];
+  for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) text.append(buffer, n);
+  ::pclose(pipe);
+  return text;
+}
+
+TEST(Report, ABrowserRendersItWithoutAComplaint) {
+  const std::string browser =
+      output_of("command -v chromium || command -v chromium-browser || command -v google-chrome");
+  if (browser.empty()) GTEST_SKIP() << "no Chromium here: apt-get install chromium";
+  const TemporaryFolder folder;
+  write_report(made_up(folder), folder / "report.html");
+  folder.write("bad.html", "<!doctype html><title>x</title><svg><polyline points=\"nan\"/></svg>");
+  const auto open = [&](const std::string& page) {
+    return output_of("timeout 90 " + browser.substr(0, browser.find('\n')) +
+                     " --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage"
+                     " --no-first-run --user-data-dir='" +
+                     (folder / "profile") + "' --enable-logging=stderr --dump-dom 'file://" +
+                     (folder / page) + "' 2>&1");
+  };
+  const std::string complaint = open("bad.html");
+  ASSERT_THAT(complaint, HasSubstr("CONSOLE")) << "this browser does not say what is wrong";
+  const std::string text = open("report.html");
+  EXPECT_THAT(text, HasSubstr("Balance of the experts</h2>"));
+  EXPECT_THAT(text, HasSubstr("</html>"));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("CONSOLE")));
+  EXPECT_EQ(count_of(text, "<svg"), 8u);
+}
+
+}  // namespace
+}  // namespace moe8
