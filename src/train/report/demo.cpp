@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "base/check.h"
-#include "train/demo_config.h"
+#include "train/report/demo_config.h"
 #include "train/report/report.h"
 #include "train/text_data.h"
 
