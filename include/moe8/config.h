@@ -6,11 +6,13 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -50,11 +52,12 @@ enum class Float8LinearRecipeName { TENSORWISE, ROWWISE, ROWWISE_WITH_GW_HP };
 /// DYNAMIC: the scale follows from the tensor at hand. DISABLED: stay in high precision.
 enum class ScalingType { DYNAMIC, DISABLED };
 
-/// TENSORWISE: one scale a tensor. AXISWISE: one for each row along the contracted axis.
+/// TENSORWISE: one scale per tensor. AXISWISE: one per row along the contracted axis.
 enum class ScalingGranularity { TENSORWISE, AXISWISE };
 
 /// Expert weights (E, N, K) in FP8 with one power-of-two scale per row of every operand.
 struct FP8GroupedMMConfig {
+  static constexpr bool kGrouped = true;     // for 3-D weights of experts
   at::ScalarType out_dtype = at::kBFloat16;  // bf16 or float32
 
   /// @throws c10::Error for a number that is no enumerator.
@@ -66,6 +69,7 @@ struct FP8GroupedMMConfig {
 
 /// Expert weights (E, N, K) in MXFP8: e4m3 with one e8m0 scale per 32 elements.
 struct MXFP8GroupedMMConfig {
+  static constexpr bool kGrouped = true;
   KernelPreference kernel_preference = KernelPreference::AUTO;
   at::ScalarType out_dtype = at::kBFloat16;  // bf16 or float32
   bool wgrad_with_hp = false;                // true: grad_W from unquantized operands
@@ -80,7 +84,8 @@ struct MXFP8GroupedMMConfig {
 
 /// Linear weights (N, K) in an MX format. Input, weight and grad_output may differ in format.
 struct MXLinearConfig {
-  int64_t block_size = 32;  // 32 only: the block of OCP MX v1.0
+  static constexpr bool kGrouped = false;  // for 2-D weights of linears
+  int64_t block_size = kMxBlock;           // no other
   ElemDtype elem_dtype = ElemDtype::E4M3;
   std::optional<ElemDtype> elem_dtype_weight_override = std::nullopt;
   std::optional<ElemDtype> elem_dtype_grad_output_override = std::nullopt;
@@ -95,11 +100,12 @@ struct MXLinearConfig {
   bool operator==(const MXLinearConfig&) const = default;
 };
 
-/// How one operand of one GEMM is cast to FP8.
+/// How one operand of one GEMM is cast to FP8. A target_dtype that is not set is E5M2 for
+/// grad_output, E4M3 for input and weight.
 struct CastConfig {
   ScalingType scaling_type = ScalingType::DYNAMIC;
   ScalingGranularity scaling_granularity = ScalingGranularity::TENSORWISE;
-  ElemDtype target_dtype = ElemDtype::E4M3;  // E4M3 or E5M2
+  std::optional<ElemDtype> target_dtype = std::nullopt;  // E4M3 or E5M2
 
   bool operator==(const CastConfig&) const = default;
 };
@@ -114,9 +120,10 @@ struct Float8GemmConfig {
 /// Linear weights (N, K) in FP8 with float32 scales. The six casts are those of the three GEMMs;
 /// a *_for_grad_* cast that is not set equals the base cast of the same tensor.
 struct Float8LinearConfig {
+  static constexpr bool kGrouped = false;
   CastConfig cast_config_input = {};
   CastConfig cast_config_weight = {};
-  CastConfig cast_config_grad_output{.target_dtype = ElemDtype::E5M2};
+  CastConfig cast_config_grad_output = {};
   std::optional<CastConfig> cast_config_input_for_grad_weight = std::nullopt;
   std::optional<CastConfig> cast_config_weight_for_grad_input = std::nullopt;
   std::optional<CastConfig> cast_config_grad_output_for_grad_weight = std::nullopt;
@@ -129,10 +136,12 @@ struct Float8LinearConfig {
   /// @throws c10::Error for an unknown name; the message lists all of them.
   static Float8LinearConfig from_recipe_name(Float8LinearRecipeName recipe);
   static Float8LinearConfig from_recipe_name(std::string_view recipe);
-  /// Of the two casts of one GEMM both are DISABLED or none.
+  /// Of the two casts of one GEMM both are DISABLED or none; the two casts of one tensor have the
+  /// same target_dtype.
   /// @throws c10::Error "[Float8LinearConfig] field: expected ..., got ...".
   void validate() const;
-  bool operator==(const Float8LinearConfig&) const = default;
+  /// Equal when they mean the same: what is not set equals what it stands for.
+  bool operator==(const Float8LinearConfig& other) const;
 };
 
 /// What can be attached to a weight.
@@ -146,6 +155,20 @@ bool is_grouped(const Config& config);
 /// @throws c10::Error for an unknown name; the message lists all of them.
 Config recipe(std::string_view name);
 
+/// What a key of an FqnToConfig stands for: a config, the recipe of a name, or nothing ("leave
+/// alone"). Made from any of them: {{"re:.*experts.*", "mxfp8_rceil"}, {"output", std::nullopt}}.
+struct ConfigOrNone : std::optional<Config> {
+  // NOLINTBEGIN(google-explicit-constructor)
+  using std::optional<Config>::optional;
+  ConfigOrNone(std::optional<Config> config) : optional(std::move(config)) {}
+  /// @throws c10::Error for an unknown name; the message lists all of them.
+  ConfigOrNone(std::string_view recipe_name) : optional(recipe(recipe_name)) {}
+  ConfigOrNone(const char* recipe_name) : ConfigOrNone(std::string_view(recipe_name)) {}
+  ConfigOrNone(const std::string& recipe_name) : ConfigOrNone(std::string_view(recipe_name)) {}
+  ConfigOrNone(std::nullptr_t) = delete;
+  // NOLINTEND(google-explicit-constructor)
+};
+
 /// A recipe as `moe8 recipes` lists it.
 struct RecipeInfo {
   std::string name;         // "mxfp8_rceil"
@@ -158,6 +181,8 @@ struct RecipeInfo {
 const std::vector<RecipeInfo>& all_recipes();
 
 /// Sets one field by its name, from text: set_field(config, "scale_calculation_mode", "floor").
+/// A cast is "disabled", "tensorwise", "axiswise", or one of the latter with its target_dtype:
+/// "tensorwise:float8_e5m2"; a field that is optional can be "none".
 /// What fields demand of each other is checked by validate(), once all are set.
 /// @throws c10::Error naming the field or value and the allowed ones.
 void set_field(Config& config, std::string_view field, std::string_view value);
@@ -166,7 +191,8 @@ void set_field(Config& config, std::string_view field, std::string_view value);
 /// @throws c10::Error naming field, value and the allowed ones.
 void validate(const Config& config);
 
-/// One line, e.g. "MXFP8GroupedMMConfig(kernel_preference=auto, out_dtype=bfloat16, ...)".
+/// One line, e.g. "MXFP8GroupedMMConfig(kernel_preference=auto, out_dtype=bfloat16, ...)". Casts
+/// that are not set are printed as what they stand for.
 std::string to_string(const Config& config);
 
 /// The name of an enumerator as configs write it: "rceil", "mxfp8_rceil", "axiswise"; of an element

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Names of the element formats and scale rules. No Torch: kernels include this file too.
+// Names of the element formats and scale rules. No Torch: kernels include this file as well.
 // Bit layouts and limits are the table in src/formats/elem.h.
 #pragma once
+
+#include <cstdint>
 
 namespace moe8 {
 
@@ -16,5 +18,8 @@ enum class ElemDtype { E4M3, E5M2, E2M3, E3M2, E2M1 };
 ///   RCEIL  the smallest exponent with which amax fits the format; never saturates
 /// Source: OCP MX v1.0 (FLOOR); docs/numerics.md, section 3.
 enum class ScaleCalculationMode { FLOOR, RCEIL, CEIL, EVEN };
+
+/// Elements that share one scale of an MX format (OCP MX v1.0).
+inline constexpr int64_t kMxBlock = 32;
 
 }  // namespace moe8

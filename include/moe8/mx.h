@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// MX tensors: element codes plus one e8m0 scale (a power of two) per block of 32 elements.
+// MX tensors: element codes plus one e8m0 scale (a power of two) per block of kMxBlock elements.
 // The layouts in which block-scaled tensor cores want the scales are in blocked_scales.h.
 #pragma once
 
@@ -13,13 +13,10 @@
 
 namespace moe8 {
 
-/// Elements that share one scale (OCP MX v1.0).
-inline constexpr int64_t kMxBlock = 32;
-
 /// A tensor in an MX format: value = decode(data) * 2^(scale - 127).
 struct MXTensor {
   at::Tensor data;  // codes, shape of the source. e4m3, e5m2: float8 dtypes; e2m3, e3m2: uint8, one
-                    // code a byte; e2m1: float4_e2m1fn_x2, two codes a byte, last axis halved
+                    // code per byte; e2m1: float4_e2m1fn_x2, two per byte, last axis halved
   at::Tensor scale;  // float8_e8m0fnu, shape of the source with blocks counted along `axis`
   ElemDtype elem = ElemDtype::E4M3;
   int64_t axis = 0;  // along which blocks run, from the front

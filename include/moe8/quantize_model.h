@@ -17,9 +17,9 @@ class Module;
 
 namespace moe8 {
 
-/// An ordered list of (key, config); a config that is not set means "leave alone". A key is the
-/// name of a parameter or module, "re:PATTERN" (Perl-compatible, matched against the whole name) or
-/// "_default". Resolved parameter by parameter. A key counts for a parameter only if its config can
+/// An ordered list of (key, config); a config can be a recipe's name, and one that is not set means
+/// "leave alone". A key is the name of a parameter or module, "re:PATTERN" (Perl-compatible,
+/// matched against the whole name) or "_default". Resolved parameter by parameter. A key counts for a parameter only if its config can
 /// apply to it (grouped configs: 3-D parameters; linear configs: the weight of a Linear, or another
 /// 2-D parameter that is not an Embedding's) or is not set. The first of these that exists decides:
 ///   1. the key equal to the parameter's name (an inapplicable config here is an error)
@@ -27,7 +27,7 @@ namespace moe8 {
 ///   3. the first re: key that matches the parameter's name
 ///   4. the first re: key that matches the name of an enclosing module, the nearest first
 ///   5. _default: weights of Linear modules only
-using FqnToConfig = std::vector<std::pair<std::string, std::optional<Config>>>;
+using FqnToConfig = std::vector<std::pair<std::string, ConfigOrNone>>;
 
 /// Whether a module is to be converted; `fqn` is its name, "" for the root.
 using FilterFn = std::function<bool(const torch::nn::Module& module, const std::string& fqn)>;

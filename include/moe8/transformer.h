@@ -208,8 +208,7 @@ class TransformerImpl : public torch::nn::Module {
   /// @param seed   decides every weight; the same on every machine and for every number of threads,
   ///               and, up to rounding, for every dtype.
   /// @param dtype  of the parameters and activations, bf16 or float32. Buffers stay float32: cast
-  /// an
-  ///               existing model with cast_parameters_, as Module::to casts buffers too.
+  ///               an existing model with cast_parameters_, since Module::to casts buffers as well.
   /// @throws c10::Error when the config or dtype is invalid.
   explicit TransformerImpl(const TransformerConfig& config, uint64_t seed = 0,
                            at::ScalarType dtype = at::kBFloat16);
@@ -237,7 +236,7 @@ TORCH_MODULE(Transformer);
 /// Balances the experts without an auxiliary loss, for every MoE layer below `model`: raises the
 /// bias of experts that saw fewer tokens than the average since the last call by
 /// load_balance_coeff, lowers the others' likewise, removes the mean step, and zeroes the counts.
-/// To be called after each optimizer step; builds no graph.
+/// Call it after each optimizer step; it builds no graph.
 void update_expert_bias(torch::nn::Module& model);
 
 /// Casts the parameters below `module` and leaves buffers alone. Parameters keep their identity,

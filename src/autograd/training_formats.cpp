@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "autograd/training_formats.h"
 
+#include "config/filled.h"
+
 namespace moe8 {
 namespace {
 
@@ -33,25 +35,21 @@ TrainingFormats formats_of(const MXLinearConfig& c) {
           .kernel_preference = c.kernel_preference};
 }
 
-TrainingFormats formats_of(const Float8LinearConfig& c) {
-  const auto cast = [&](const std::optional<CastConfig>& chosen,
-                        const CastConfig& base) -> OperandFormat {
-    const CastConfig& config = chosen ? *chosen : base;
-    if (config.scaling_type == ScalingType::DISABLED) return HighPrecision{};
-    return Float8Format{config.target_dtype, config.scaling_granularity,
-                        c.round_scales_to_power_of_2};
+TrainingFormats formats_of(const Float8LinearConfig& config) {
+  const Float8LinearConfig c = filled(config);
+  const auto format = [&](const CastConfig& cast) -> OperandFormat {
+    if (cast.scaling_type == ScalingType::DISABLED) return HighPrecision{};
+    return Float8Format{*cast.target_dtype, cast.scaling_granularity, c.round_scales_to_power_of_2};
   };
-  const auto base = [&](const CastConfig& config) { return cast(std::nullopt, config); };
-  return {
-      .out = {base(c.cast_config_input), base(c.cast_config_weight),
-              c.gemm_config_output.use_fast_accum},
-      .grad_input = {base(c.cast_config_grad_output),
-                     cast(c.cast_config_weight_for_grad_input, c.cast_config_weight),
-                     c.gemm_config_grad_input.use_fast_accum},
-      .grad_weight = {cast(c.cast_config_grad_output_for_grad_weight, c.cast_config_grad_output),
-                      cast(c.cast_config_input_for_grad_weight, c.cast_config_input),
-                      c.gemm_config_grad_weight.use_fast_accum},
-      .kernel_preference = c.emulate ? KernelPreference::EMULATED : KernelPreference::AUTO};
+  return {.out = {format(c.cast_config_input), format(c.cast_config_weight),
+                  c.gemm_config_output.use_fast_accum},
+          .grad_input = {format(c.cast_config_grad_output),
+                         format(*c.cast_config_weight_for_grad_input),
+                         c.gemm_config_grad_input.use_fast_accum},
+          .grad_weight = {format(*c.cast_config_grad_output_for_grad_weight),
+                          format(*c.cast_config_input_for_grad_weight),
+                          c.gemm_config_grad_weight.use_fast_accum},
+          .kernel_preference = c.emulate ? KernelPreference::EMULATED : KernelPreference::AUTO};
 }
 
 }  // namespace

@@ -5,7 +5,9 @@
 #include <set>
 #include <unordered_set>
 
+#include "autograd/training_formats.h"
 #include "base/nearest.h"
+#include "moe8/quantize_model.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -41,8 +43,7 @@ TEST(Recipes, FieldsOfTorchaosRecipes) {
                                       ScaleCalculationMode::RCEIL}));
   EXPECT_EQ(MXLinearConfig::from_recipe_name("mxfp8_emulated"), MXLinearConfig{});
   EXPECT_EQ(MXLinearConfig{}.scale_calculation_mode, ScaleCalculationMode::FLOOR);
-  EXPECT_EQ(Float8LinearConfig::from_recipe_name("tensorwise").cast_config_grad_output.target_dtype,
-            ElemDtype::E5M2);
+  EXPECT_EQ(Float8LinearConfig::from_recipe_name("tensorwise"), Float8LinearConfig{});
   EXPECT_TRUE(Float8LinearConfig::from_recipe_name("rowwise").round_scales_to_power_of_2);
 }
 
@@ -111,6 +112,72 @@ TEST(Config, Float8OperandsOfAGemmMustMatch) {
   config = {};
   config.cast_config_weight.target_dtype = ElemDtype::E2M1;
   EXPECT_THAT(error_of([&] { config.validate(); }), HasSubstr("cast_config_weight"));
+}
+
+// ---- what a Float8LinearConfig leaves open ----------------------------------
+TEST(Config, AnUnsetTargetDtypeIsThatOfItsTensor) {
+  Float8LinearConfig config{.cast_config_grad_output = CastConfig{}};
+  const std::string text = to_string(Config(config));
+  EXPECT_THAT(text, AllOf(HasSubstr("cast_config_input=tensorwise:float8_e4m3fn"),
+                          HasSubstr("cast_config_weight=tensorwise:float8_e4m3fn"),
+                          HasSubstr("cast_config_grad_output=tensorwise:float8_e5m2")));
+  const TrainingFormats formats = training_formats(config);
+  EXPECT_EQ(std::get<Float8Format>(formats.out.left).elem, ElemDtype::E4M3);
+  EXPECT_EQ(std::get<Float8Format>(formats.out.right).elem, ElemDtype::E4M3);
+  EXPECT_EQ(std::get<Float8Format>(formats.grad_input.left).elem, ElemDtype::E5M2);
+  EXPECT_EQ(std::get<Float8Format>(formats.grad_weight.left).elem, ElemDtype::E5M2);
+}
+
+TEST(Config, WhatIsNotSetEqualsWhatItStandsFor) {
+  Float8LinearConfig written{.cast_config_grad_output = {.target_dtype = ElemDtype::E5M2}};
+  written.cast_config_input.target_dtype = ElemDtype::E4M3;
+  written.cast_config_input_for_grad_weight = CastConfig{};
+  EXPECT_EQ(written, Float8LinearConfig{});
+  EXPECT_EQ(std::hash<Config>{}(written), std::hash<Config>{}(Float8LinearConfig{}));
+  written.cast_config_grad_output.target_dtype = ElemDtype::E4M3;
+  EXPECT_NE(written, Float8LinearConfig{});
+  Config read = recipe("rowwise");
+  for (const char* field : {"cast_config_input", "cast_config_weight", "cast_config_grad_output"}) {
+    set_field(read, field, "tensorwise");
+  }
+  set_field(read, "round_scales_to_power_of_2", "false");
+  EXPECT_EQ(read, recipe("tensorwise"));
+}
+
+TEST(Config, ATensorHasOneDtypeInBothItsProducts) {
+  constexpr CastConfig kE4M3{.target_dtype = ElemDtype::E4M3},
+      kE5M2{.target_dtype = ElemDtype::E5M2};
+  const auto error = [](const Float8LinearConfig& config) {
+    return error_of([&] { config.validate(); });
+  };
+  EXPECT_THAT(error({.cast_config_input_for_grad_weight = kE5M2}),
+              HasSubstr("[Float8LinearConfig] cast_config_input_for_grad_weight: expected "
+                        "float8_e4m3fn as cast_config_input has it, got float8_e5m2"));
+  EXPECT_THAT(error({.cast_config_weight = kE5M2, .cast_config_weight_for_grad_input = kE4M3}),
+              HasSubstr("cast_config_weight_for_grad_input: expected float8_e5m2"));
+  EXPECT_THAT(error({.cast_config_grad_output_for_grad_weight = kE4M3}),
+              HasSubstr("cast_config_grad_output_for_grad_weight: expected float8_e5m2"));
+  Float8LinearConfig of_both{.cast_config_input = kE5M2};
+  of_both.validate();  // the other cast of the input follows
+  for (const RecipeInfo& info : all_recipes()) validate(info.config);  // disabled casts have none
+}
+
+// ---- keys -------------------------------------------------------------------
+TEST(FqnToConfig, AConfigCanBeARecipesName) {
+  const FqnToConfig keys{{"experts", "mxfp8_rceil"},
+                         {"re:.*attention.*", std::string("rowwise")},
+                         {"output", std::nullopt},
+                         {"gate", MXLinearConfig{}},
+                         {"norm", std::optional<Config>{}}};
+  EXPECT_EQ(keys[0].second, recipe("mxfp8_rceil"));
+  EXPECT_EQ(keys[1].second, recipe("rowwise"));
+  EXPECT_FALSE(keys[2].second.has_value());
+  EXPECT_EQ(keys[3].second, Config(MXLinearConfig{}));
+  EXPECT_FALSE(keys[4].second.has_value());
+  EXPECT_THAT(error_of([] {
+                FqnToConfig{{"experts", "mxfp9"}};
+              }),
+              AllOf(HasSubstr("mxfp8_rceil"), HasSubstr("got 'mxfp9'")));
 }
 
 TEST(Config, EqualConfigsHashAlike) {
