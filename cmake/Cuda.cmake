@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # What the CUDA kernels need: nvcc 13.0 for sm_90a, and CUTLASS's headers for their PTX wrappers.
 enable_language(CUDA)
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 knows nvcc only to C++17

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # What `cmake --install` puts where, and the package that find_package(moe8) finds.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Finds the LibTorch of a torch wheel (or an unpacked LibTorch) and defines imported targets
 #   moe8::c10  moe8::torch_cpu  and, with MOE8_CUDA, moe8::c10_cuda
 # libtorch_cuda is loaded at run time, where there is a GPU (src/device/cuda_backend.h).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # moe8_test(SOURCE [LABELS l...]): one executable and one ctest entry for a test file; the name is the
 # path below tests/, so tests/quantize/mx_test.cpp is `ctest -R quantize/mx`.
 function(moe8_test source)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # `cpack` (./dev package): the installed files as moe8-VERSION-Linux-ARCH.tar.gz and .deb.
 # LibTorch is in neither: no Debian package has the version that moe8 is built for, and the wheel is
 # 1.5 GB. docs/decisions/014-packages.md says how it is found.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # MOE8_SANITIZE=address,undefined or thread (the presets asan and tsan): flags for everything that is
 # built, and what the tests run with. What is suppressed, and why: tools/suppressions/.
 set(MOE8_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Warnings of our own targets. LibTorch's headers are system headers (imported targets), so they stay
 # silent.
 add_library(moe8_warnings INTERFACE)

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
 """Kernels that may start while the one before them ends (src/cuda/launch.cuh) must wait for it before
 they touch global memory. Reads the machine code of the quantizers' object files.
 

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Standard headers are included where they are used, and only there.
+"""Standard headers are included where they are used, and only there; rooms of src/ include one way.
 
 A header must include the standard header of every name of the table below that it uses, so that it does
 not depend on who includes it; no file may include one of the table's headers without using it. Deliberately
 a table of plain words: enough to find what compiles by chance, at no cost.
 
-  check_includes.py [FILE...]       without files: all that git knows
+A file of src/ may include files of its own room and of rooms that ROOMS names before it. Section 2 of
+docs/architecture.md describes the rooms in the same order.
+
+  check_includes.py [FILE...]       without files: all of FOLDERS
 """
 import pathlib
 import re
-import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = ("include", "src", "apps", "tests", "bench", "examples", "tools")
 
 # header: names after std:: that it alone should provide, as alternatives of a regular expression
 NAMES = {
@@ -69,6 +72,9 @@ MAY_SEEM_UNUSED = {"algorithm", "cmath", "cstdio", "cstdlib", "exception", "func
 # Headers that promise another one's names.
 IMPLIED = {"string_view": {"string"}, "exception": {"stdexcept"}, "utility": {"map", "unordered_map"},
            "string": {"c10/util/Exception.h", "ATen/core/Tensor.h"}}
+# The rooms of src/, each above those that it may include. "moe8" is the public API, include/moe8/.
+ROOMS = ["moe8", "base", "formats", "kernels", "reference", "cpu", "cuda", "config", "device", "groups",
+         "quantize", "operand", "weights", "gemm", "numerics", "autograd", "ops", "convert", "io", "nn", "train"]
 COMMENT_OR_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 INCLUDE = re.compile(r'^\s*#include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 
@@ -77,22 +83,54 @@ def includes_of(text):
     return {name for bracket, name in INCLUDE.findall(text) if bracket == "<"}
 
 
+def room_of(name):
+    """The room of a path as #include writes it, None for what is no room's (a file beside, a system header)."""
+    room = name.split("/")[0]
+    return room if "/" in name and room in ROOMS else None
+
+
+def upward_includes(path, text):
+    parts = path.relative_to(ROOT).parts
+    room = parts[1] if parts[0] in ("src", "include") and len(parts) > 2 else None
+    if room is None:
+        return
+    for bracket, name in INCLUDE.findall(text):
+        other = room_of(name) if bracket == '"' else None
+        if other and ROOMS.index(other) > ROOMS.index(room):
+            yield f"includes {name}: the room {other} stands above {room} (ROOMS in tools/check_includes.py)"
+
+
+def rooms_without_a_place():
+    """Folders of src/ that ROOMS or the table of docs/architecture.md lacks, or has in another order."""
+    folders = {path.name for path in (ROOT / "src").iterdir() if path.is_dir()}
+    if folders != set(ROOMS) - {"moe8"}:
+        yield f"tools/check_includes.py: ROOMS and the folders of src/ differ: {sorted(folders ^ set(ROOMS[1:]))}"
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    described = re.findall(r"^\| `(?:src|include)/(\w+)/` \|", page, re.MULTILINE)
+    if described != ROOMS:
+        yield f"docs/architecture.md: expected the rooms of section 2 in the order {ROOMS}, got {described}"
+
+
 def complaints(path):
     text = path.read_text(encoding="utf-8")
+    yield from upward_includes(path, text)
     included = includes_of(text)
     code = COMMENT_OR_TEXT.sub('""', INCLUDE.sub("", text))
     for header, names in NAMES.items():
         used = re.search(rf"\bstd::(?:{names})", code)
-        if path.suffix == ".h" and used and not {header, *IMPLIED.get(header, set())} & included:
+        if path.suffix in (".h", ".cuh") and used and not {header, *IMPLIED.get(header, set())} & included:
             yield f"uses {used.group(0)} without <{header}>"
         if not used and header in included and header not in MAY_SEEM_UNUSED:
             yield f"includes <{header}> and does not use it"
 
 
 def main():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.cpp", "*.h"], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout.split()
+    listed = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*")
+                    if path.suffix in (".cpp", ".h", ".cu", ".cuh"))
     failed = 0
+    for complaint in rooms_without_a_place():
+        print(complaint)
+        failed += 1
     for name in sys.argv[1:] or listed:
         for complaint in complaints(ROOT / name):
             print(f"{name}: {complaint}")

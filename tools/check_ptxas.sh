@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs a CUDA compiler command and fails when ptxas spills registers or serializes wgmma (C7510 and
 # its kin) in it. Both compile quietly and cost half the speed of a GEMM. Used as CMake's launcher.
 log=$(mktemp) || exit 1

@@ -59,8 +59,7 @@ std::map<std::string, at::Tensor> load_safetensors(const std::string& path);
 /// written out whole: sharing of storage is not kept. The file appears under its name only when it
 /// is complete (temporary name, fsync, rename).
 /// @throws c10::Error on an unsupported dtype, a duplicate name, text that is not UTF-8, or a
-/// failure
-///         to write; an existing file is then untouched.
+///         failure to write; an existing file is then untouched.
 void save_safetensors(const std::string& path,
                       const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});

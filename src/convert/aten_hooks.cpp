@@ -31,6 +31,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/overloaded.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
 #include "weights/tags.h"
@@ -182,11 +183,10 @@ Tensor linear(DispatchKeySet keys, const Tensor& x, const Tensor& weight,
 
 Config with_out_dtype(Config config, std::optional<at::ScalarType> out_dtype) {
   if (!out_dtype) return config;
-  std::visit(
-      [&](auto& c) {
-        if constexpr (requires { c.out_dtype; }) c.out_dtype = *out_dtype;
-      },
-      config);
+  std::visit(Overloaded{[&](FP8GroupedMMConfig& c) { c.out_dtype = *out_dtype; },
+                        [&](MXFP8GroupedMMConfig& c) { c.out_dtype = *out_dtype; },
+                        [](MXLinearConfig&) {}, [](Float8LinearConfig&) {}},
+             config);
   return config;
 }
 

@@ -8,13 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "formats/host_device.h"
 #include "moe8/formats.h"
-
-#if defined(__CUDACC__)
-#define MOE8_HD __host__ __device__
-#else
-#define MOE8_HD
-#endif
 
 namespace moe8 {
 

@@ -33,8 +33,7 @@ PaddedTokens pad_tokens(const at::Tensor& offs, int64_t tokens);
 ///   OUT, GRAD_INPUT  a [P, C], b [E, C, columns], scale_a [P, round_up(C / 32, 4)],
 ///                    scale_b [E, round_up(columns, 128) * round_up(C / 32, 4)]; gives [P, columns]
 ///   GRAD_WEIGHT      a [N, P], b [P, K], scale_a [round_up(N, 128), P / 32 + 4 E], scale_b the
-///   same
-///                    of K; gives [E, N, K]
+///                    same of K; gives [E, N, K]
 /// float8_e4m3fn codes, a row-major, b column-major; float8_e8m0fnu scales.
 struct BlockScaledCall {
   at::Tensor a, b, scale_a, scale_b;

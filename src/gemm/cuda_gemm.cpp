@@ -7,7 +7,7 @@
 #include "cuda/gemm/grouped_gemm.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
-#include "operand/cuda_groups.h"
+#include "groups/cuda_groups.h"
 
 namespace moe8 {
 namespace {

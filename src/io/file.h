@@ -74,8 +74,7 @@ class MappedFile {
 class AtomicFile {
  public:
   /// @throws c10::Error when the folder is missing or cannot be written to, or when the name
-  /// belongs
-  ///         to something other than a regular file.
+  ///         belongs to something other than a regular file.
   AtomicFile(const char* op, const std::string& path);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;

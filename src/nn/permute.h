@@ -20,8 +20,7 @@ ExpertOrder sort_by_expert(const at::Tensor& experts, const at::Tensor& tokens_p
 
 /// Copies each token to the rows of its experts: out[r] = x[slot_of_row[r] / top_k].
 /// @param x  [T, N], T the number of tokens. Differentiable; the gradient sums a token's copies in
-/// a
-///           fixed order (index_select's own backward adds atomically on a GPU).
+///           a fixed order (index_select's own backward adds atomically on a GPU).
 at::Tensor permute_by_expert(const at::Tensor& x, const ExpertOrder& order);
 
 /// Back to slots: out[s] = rows[row_of_slot[s]]. Differentiable, a pure gather both ways.

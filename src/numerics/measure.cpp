@@ -15,7 +15,9 @@
 #include <cmath>
 #include <limits>
 #include <utility>
+#include <variant>
 
+#include "base/overloaded.h"
 #include "formats/elem.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
@@ -185,14 +187,14 @@ double amax_of(const at::Tensor& x) {
 }
 
 OperandSums measure_operand(const Sample& sample, const OperandFormat& format, double amax) {
-  OperandSums sums;
-  if (const auto* mx = std::get_if<MxFormat>(&format)) {
-    sums = sums_over(sample.x, quantized(sample, *mx), mx->elem);
-  } else if (const auto* f8 = std::get_if<Float8Format>(&format)) {
-    sums = sums_over(sample.x, quantized(sample, *f8, amax), f8->elem);
-  } else {
-    sums = sums_in_high_precision(sample.x);
-  }
+  OperandSums sums = std::visit(
+      Overloaded{
+          [&](const HighPrecision&) { return sums_in_high_precision(sample.x); },
+          [&](const MxFormat& f) { return sums_over(sample.x, quantized(sample, f), f.elem); },
+          [&](const Float8Format& f) {
+            return sums_over(sample.x, quantized(sample, f, amax), f.elem);
+          }},
+      format);
   sums.amax = amax;
   return sums;
 }

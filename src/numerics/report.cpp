@@ -9,6 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <variant>
+
+#include "base/overloaded.h"
 
 namespace moe8 {
 namespace {
@@ -21,9 +24,11 @@ double share(int64_t part, int64_t whole) {
 }
 
 std::optional<ElemDtype> elem_of(const OperandFormat& format) {
-  if (const auto* mx = std::get_if<MxFormat>(&format)) return mx->elem;
-  if (const auto* f8 = std::get_if<Float8Format>(&format)) return f8->elem;
-  return std::nullopt;
+  using Elem = std::optional<ElemDtype>;
+  return std::visit(Overloaded{[](const HighPrecision&) -> Elem { return std::nullopt; },
+                               [](const MxFormat& f) -> Elem { return f.elem; },
+                               [](const Float8Format& f) -> Elem { return f.elem; }},
+                    format);
 }
 
 OperandNumerics operand_numerics(const char* name, const OperandFormat& format,

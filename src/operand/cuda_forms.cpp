@@ -2,12 +2,14 @@
 #include "operand/cuda_forms.h"
 
 #include <algorithm>
+#include <variant>
 
+#include "base/overloaded.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
-#include "operand/cuda_groups.h"
+#include "groups/cuda_groups.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
@@ -189,8 +191,12 @@ Form* partner_of(std::vector<Form>& forms, size_t i) {
   return nullptr;
 }
 
+// Whether a kernel of src/cuda/ makes the form; LibTorch's operations make the others.
 bool needs_source_groups(const FormKey& key) {
-  return key.encoding == Encoding::FLOAT8 || std::holds_alternative<MxFormat>(key.format);
+  return std::visit(
+      Overloaded{[](const HighPrecision&) { return false; }, [](const MxFormat&) { return true; },
+                 [&](const Float8Format&) { return key.encoding == Encoding::FLOAT8; }},
+      key.format);
 }
 
 at::ScalarType dtype_of(Encoding encoding) {
@@ -199,11 +205,12 @@ at::ScalarType dtype_of(Encoding encoding) {
 
 void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
                cudaStream_t stream) {
-  if (key.encoding == Encoding::FLOAT8) {
-    Float8Forms(s, std::get<Float8Format>(key.format), stream).make(rows, columns);
-  } else {
-    make_mx(s, std::get<MxFormat>(key.format), dtype_of(key.encoding), rows, columns, stream);
-  }
+  std::visit(
+      Overloaded{
+          [](const HighPrecision&) {},  // never here, see needs_source_groups
+          [&](const MxFormat& f) { make_mx(s, f, dtype_of(key.encoding), rows, columns, stream); },
+          [&](const Float8Format& f) { Float8Forms(s, f, stream).make(rows, columns); }},
+      key.format);
 }
 
 }  // namespace

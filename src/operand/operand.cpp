@@ -8,8 +8,8 @@
 #include "base/overloaded.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
-#include "operand/both_axes.h"
 #include "operand/cuda_forms.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "groups/token_groups.h"
 #include "operand/operand_format.h"
-#include "operand/token_groups.h"
 
 namespace moe8 {
 

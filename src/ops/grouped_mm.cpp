@@ -2,8 +2,11 @@
 // Grouped products: checks of the arguments, then src/autograd.
 #include "moe8/grouped_mm.h"
 
+#include <variant>
+
 #include "autograd/low_precision_mm.h"
 #include "base/check.h"
+#include "base/overloaded.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
@@ -30,6 +33,11 @@ at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Ten
   check_dtype(op, "A", A);
   check_operands(op, A.sizes(), A.device(), B_t, offs);
   return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype);
+}
+
+[[noreturn]] void refuse_linear_config(const Config& config) {
+  fail("quantize_then_scaled_grouped_mm", "config",
+       c10::str("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
 }
 
 }  // namespace
@@ -71,14 +79,16 @@ at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& 
 
 at::Tensor quantize_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs, const Config& config) {
-  if (const auto* fp8 = std::get_if<FP8GroupedMMConfig>(&config)) {
-    return to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, offs, fp8->out_dtype);
-  }
-  if (const auto* mx = std::get_if<MXFP8GroupedMMConfig>(&config)) {
-    return to_mxfp8_then_scaled_grouped_mm(A, B_t, offs, *mx);
-  }
-  fail("quantize_then_scaled_grouped_mm", "config",
-       c10::str("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
+  return std::visit(
+      Overloaded{[&](const FP8GroupedMMConfig& c) {
+                   return to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, offs, c.out_dtype);
+                 },
+                 [&](const MXFP8GroupedMMConfig& c) {
+                   return to_mxfp8_then_scaled_grouped_mm(A, B_t, offs, c);
+                 },
+                 [](const MXLinearConfig& c) -> at::Tensor { refuse_linear_config(c); },
+                 [](const Float8LinearConfig& c) -> at::Tensor { refuse_linear_config(c); }},
+      config);
 }
 
 }  // namespace moe8

@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "base/check.h"
+#include "formats/integers.h"
 #include "quantize/check_input.h"
 #include "quantize/cuda_quantize.h"
 
@@ -16,10 +17,6 @@ namespace {
 
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileCols = 4;
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 void check_scale(const char* op, const char* argument, const at::Tensor& scale, int64_t dim) {
   MOE8_CHECK(scale.defined() && scale.dim() == dim &&

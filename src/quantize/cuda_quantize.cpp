@@ -12,17 +12,14 @@
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
 #include "device/cuda_launch.h"
-#include "operand/cuda_groups.h"
-#include "operand/token_groups.h"
+#include "formats/integers.h"
+#include "groups/cuda_groups.h"
+#include "groups/token_groups.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
 
 namespace moe8 {
 namespace {
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // The rows of x around an axis, and which of them belong together.
 struct Rows {
@@ -201,8 +198,8 @@ MxCodes cuda_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMo
   const at::Tensor source = x.detach().contiguous();
   const Rows rows = rows_around(source, axis, offs);
   const int64_t length = rows.view.length;
-  const int64_t scale_rows = offs ? (length + (kMxBlock - 1) * offs->numel()) / kMxBlock
-                                  : round_up(length, kMxBlock) / kMxBlock;
+  const int64_t scale_rows =
+      offs ? (length + (kMxBlock - 1) * offs->numel()) / kMxBlock : ceil_div(length, kMxBlock);
   std::vector<int64_t> scale_sizes = x.sizes().vec();
   scale_sizes[axis] = scale_rows;
   const MxCodes out{empty_on(x, x.sizes(), at::kByte), empty_on(x, scale_sizes, at::kByte)};

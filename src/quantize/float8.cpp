@@ -11,7 +11,7 @@
 #include "device/parallel.h"
 #include "formats/float8_scale.h"
 #include "kernels/float8_args.h"
-#include "operand/both_axes.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
 #include "quantize/cuda_quantize.h"

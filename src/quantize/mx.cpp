@@ -8,7 +8,7 @@
 #include "device/allocate.h"
 #include "device/parallel.h"
 #include "kernels/mx_args.h"
-#include "operand/both_axes.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "quantize/composite.h"
 #include "quantize/cuda_quantize.h"

@@ -29,8 +29,7 @@ struct Batch {
 class TextData {
  public:
   /// @throws c10::Error when there is no path, a file is missing, unreadable or empty, or the
-  /// fraction
-  ///         is not between 0 and 1.
+  ///         fraction is not between 0 and 1.
   explicit TextData(const std::vector<std::string>& paths, double validation_fraction = 0.05);
 
   /// Of each file one text that changes when a byte does. Reads everything.
@@ -40,9 +39,8 @@ class TextData {
   int64_t validation_bytes() const;
 
   /// @throws c10::Error that says how many bytes are missing when the text has not one training
-  /// window
-  ///         or not one full validation batch of these sizes. Worth calling before a model is
-  ///         built.
+  ///         window or not one full validation batch of these sizes. Worth calling before a model
+  ///         is built.
   void check_sizes(int64_t batch_size, int64_t seq_len) const;
 
   /// Windows drawn uniformly from all positions in the training text (Philox, key `seed`, counter

@@ -29,10 +29,9 @@ struct RunResult {
   int stopped_by = 0;          // the signal because of which steps are missing; 0: none are
   double train_loss = 0;       // mean of the last steps, see kLastSteps
   double validation_loss = 0;  // after the last step
-  double tokens_per_s =
-      0;  // of training, without the first step of a process and without validation
-  int64_t peak_memory = 0;  // bytes, see training_device.h
-  double seconds = 0;       // the whole run
+  double tokens_per_s = 0;     // without the first step of a process and without validation
+  int64_t peak_memory = 0;     // bytes, see training_device.h
+  double seconds = 0;          // the whole run
   int64_t parameters = 0;
   int64_t active_parameters = 0;
   int64_t converted_parameters = 0;  // how many of the tensors compute in low precision

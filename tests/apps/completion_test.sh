@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Completes command lines in bash, and in zsh and fish where they are installed.
 #   completion_test.sh MOE8
 set -u

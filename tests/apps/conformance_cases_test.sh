@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
 # conformance_cases_test.sh COMMAND FOLDER [--device cuda]: the recorded cases, or "skipped" (77) on
 # a machine without them, or without the GPU that was asked for.
 command=$1

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
 # Every function, type and alias that a public header declares must have a /// comment above it, or
 # stand directly below a declaration that has one (overloads that share it).
 #   headers_test.sh ROOT

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
 # Every file that README.md, CONTRIBUTING.md and docs/ point to must exist: targets of relative
 # links, and `paths` in backticks that start with a folder of this repository. Every environment
 # variable that the product reads must have a row in docs/env.md.
@@ -17,7 +18,7 @@ for page in README.md CONTRIBUTING.md docs/*.md docs/decisions/*.md; do
   for link in $(grep -oE '\]\([^)#:]+[)#]' "$page" | sed -E 's/^\]\(//; s/[)#]$//'); do
     [ -e "$folder/$link" ] || complain "$page" "$link"
   done
-  for path in $(grep -oE '`(src|include|tests|apps|bench|cmake|configs|data|docs|examples)/[A-Za-z0-9_./-]+`' \
+  for path in $(grep -oE '`(src|include|tests|apps|bench|cmake|tools|configs|data|docs|examples)/[A-Za-z0-9_./-]+`' \
                 "$page" | tr -d '`'); do
     [ -e "$path" ] || complain "$page" "$path"
   done

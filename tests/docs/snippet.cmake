@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # The first C++ block of a page must be the marked part of an example that is built and run.
 #   cmake -DPAGE=README.md -DEXAMPLE=examples/02_readme.cpp -DMARK=readme -P snippet.cmake
 

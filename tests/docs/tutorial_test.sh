@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs docs/tutorial.md as a reader would: every ```sh block in order, in one shell. A ```text block
 # after one shows some of its output: each line must occur, in that order, numbers aside.
 #   tutorial_test.sh ROOT MOE8 PROGRAM        PROGRAM: the tutorial's C++ block, built

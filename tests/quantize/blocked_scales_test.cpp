@@ -4,6 +4,7 @@
 
 #include <torch/torch.h>
 
+#include "formats/integers.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
 
@@ -14,10 +15,6 @@ using testing::error_of;
 using ::testing::HasSubstr;
 using testing::offs_of;
 using testing::same_bits;
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // Where byte (r, c) of a [rows, cols] matrix of scales lies.
 int64_t position(int64_t r, int64_t c, int64_t cols) {

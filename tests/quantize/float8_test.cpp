@@ -6,7 +6,7 @@
 #include <torch/torch.h>
 
 #include "cpu/float8.h"
-#include "operand/both_axes.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "reference/float8.h"
 #include "testing/compare.h"

@@ -7,7 +7,7 @@
 
 #include "cpu/mx.h"
 #include "kernels/mx_args.h"
-#include "operand/both_axes.h"
+#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 #include "reference/mx.h"
 #include "testing/compare.h"

@@ -8,6 +8,8 @@
 // blocks among the other 4, by two shuffles each. No shared memory.
 #pragma once
 
+#include <bit>
+
 #include "cuda/launch.cuh"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/mx.h"

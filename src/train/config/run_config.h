@@ -106,8 +106,7 @@ struct RunConfig {
 /// Reads a config and applies overrides "section.key=value" in order. Keys that are not there keep
 /// their defaults. The result is validated.
 /// @throws c10::Error naming file and line: bad syntax, an unknown section or key (with the
-/// nearest),
-///         a wrong type, a value out of range.
+///         nearest), a wrong type, a value out of range.
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides = {});
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {});

@@ -9,8 +9,10 @@
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 
 #include "autograd/training_formats.h"
+#include "base/overloaded.h"
 #include "convert/resolve.h"
 #include "gemm/low_precision_gemm.h"
 #include "moe8/mx.h"
@@ -64,9 +66,11 @@ double form_bytes(Gemm gemm, const GemmFormats& formats, at::ScalarType left, at
 
 // Of a product's result; a grouped config has its own.
 at::ScalarType out_dtype_of(const Config& config, at::ScalarType input) {
-  if (const auto* fp8 = std::get_if<FP8GroupedMMConfig>(&config)) return fp8->out_dtype;
-  if (const auto* mx = std::get_if<MXFP8GroupedMMConfig>(&config)) return mx->out_dtype;
-  return input;
+  return std::visit(Overloaded{[](const FP8GroupedMMConfig& c) { return c.out_dtype; },
+                               [](const MXFP8GroupedMMConfig& c) { return c.out_dtype; },
+                               [&](const MXLinearConfig&) { return input; },
+                               [&](const Float8LinearConfig&) { return input; }},
+                    config);
 }
 
 KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType input) {

@@ -76,8 +76,7 @@ std::string table(const Report& report) {
                      "tokens/s", "peak memory", "warnings"},
                     rows) +
          "<p>Losses in nats per token. Train loss: mean of the last steps. Peak memory: most "
-         "resident "
-         "memory of the whole process, LibTorch's libraries included; known when a run has ended. "
+         "resident memory of the whole process, LibTorch's libraries included; known when a run has ended. "
          "Warnings: values that left their bounds, summed over all looks at the numerics.</p>\n";
 }
 

@@ -39,9 +39,8 @@ struct CheckpointTensors {
 };
 
 /// Writes everything beside `path`, flushes it to the disk, and gives it the name.
-/// @throws c10::Error on a failure to write; nothing is left behind then, and nothing that was
-/// there
-///         is changed.
+/// @throws c10::Error on a failure to write; nothing is left behind then, and nothing that
+///         was there is changed.
 void write_checkpoint(const std::string& path, const CheckpointInfo& info,
                       const CheckpointTensors& tensors);
 

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "autograd/training_formats.h"
+#include "formats/integers.h"
 #include "moe8/float8.h"
 #include "moe8/memory.h"
 #include "moe8/mx.h"
@@ -32,7 +33,8 @@ class CountingAllocator : public c10::Allocator {
     return allocator;
   }
   c10::DataPtr allocate(size_t size) override {
-    auto* block = static_cast<char*>(std::aligned_alloc(kHeader, round_up(size) + kHeader));
+    auto* block =
+        static_cast<char*>(std::aligned_alloc(kHeader, round_up(size, kHeader) + kHeader));
     if (!block) throw std::bad_alloc();
     std::memcpy(block, &size, sizeof size);
     alive_ += static_cast<int64_t>(size);
@@ -47,7 +49,6 @@ class CountingAllocator : public c10::Allocator {
  private:
   static constexpr size_t kHeader = 64;  // LibTorch wants that alignment
 
-  static size_t round_up(size_t size) { return (size + kHeader - 1) / kHeader * kHeader; }
   static void release(void* data) {
     if (!data) return;
     char* block = static_cast<char*>(data) - kHeader;

@@ -10,7 +10,7 @@
 
 namespace moe8 {
 
-/// What CUDA kernels read of the groups: src/operand/cuda_groups.h.
+/// What CUDA kernels read of the groups: src/groups/cuda_groups.h.
 struct DeviceGroups;
 
 /// The groups of rows of one product. Copies share what was derived for a device.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "operand/cuda_groups.h"
+#include "groups/cuda_groups.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -10,7 +10,7 @@
 #include "cuda/gemm/grouped_gemm.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
-#include "operand/token_groups.h"
+#include "groups/token_groups.h"
 
 namespace moe8 {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "operand/token_groups.h"
+#include "groups/token_groups.h"
 
 #include <mutex>
 #include <utility>
