@@ -13,16 +13,16 @@ LibTorch's bf16 grouped product as the same side measured it.
 import argparse
 import json
 import os
+import pathlib
+import re
 import statistics
 import subprocess
 import tempfile
 
-SHAPES = {  # bench/shapes.h: M, N, K, E
-    "S1": (131072, 8192, 5120, 8),
-    "S2": (131072, 2048, 7168, 8),
-    "S3": (65536, 768, 2048, 128),
-    "S4": (32768, 2880, 2880, 32),
-}
+# Name to M, N, K, E: the rows S1, S2, ... of bench/shapes.h.
+SHAPES = {name: tuple(map(int, sizes.split(",")))
+          for name, sizes in re.findall(r'\{"(S\d)", ([\d, ]+)\}',
+                                        pathlib.Path(__file__).with_name("shapes.h").read_text())}
 RECIPES = ("bf16", "fp8_rowwise", "mxfp8_rceil")
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Times every grouped GEMM kernel of src/cuda/gemm/ on the shapes of the issue with ragged groups,
+// Times every grouped GEMM kernel of src/cuda/gemm/ on kGpuGroupedShapes with ragged groups,
 // interleaved, with the error against float64 sums of the same codes on sampled outputs. No Torch.
 //
 //   cuda_gemm_bench [ROUNDS] [SHAPE...]
@@ -17,19 +17,13 @@
 #include <vector>
 
 #include "cuda/gemm/grouped_gemm.h"
+#include "shapes.h"
 
 namespace {
 
 using namespace moe8::cuda;
 
-struct Shape {
-  const char* name;
-  int64_t M, N, K, E;
-};
-constexpr Shape kShapes[] = {{"S1", 131072, 8192, 5120, 8},
-                             {"S2", 131072, 2048, 7168, 8},
-                             {"S3", 65536, 768, 2048, 128},
-                             {"S4", 32768, 2880, 2880, 32}};
+using Shape = moe8::bench::GroupedShape;
 
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -325,7 +319,7 @@ int main(int argc, char** argv) {
   cudaDeviceProp device;
   require(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   std::printf("%s, ragged groups, bf16 output, median of %d\n", device.name, rounds - 1);
-  for (const Shape& s : kShapes) {
+  for (const Shape& s : moe8::bench::kGpuGroupedShapes) {
     bool wanted = argc <= 2;
     for (int i = 2; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], s.name) == 0;
     if (!wanted) continue;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// `moe8 compare`: a table of several runs, and their page. What is read and drawn is src/train/'s.
+// `moe8 compare`: a table of several runs, and their page. Reading and drawing: src/train/report/.
 #include <cstdio>
 #include <iostream>
 #include <memory>

@@ -33,7 +33,7 @@ std::string printable(std::string text) {
   return text;
 }
 
-// Prints a line a case and counts.
+// Prints a line per case, and counts.
 class Score {
  public:
   void add(const std::string& kind, const std::string& file, const Outcome& outcome) {

@@ -105,7 +105,7 @@ void print_speeds(const Speeds& speeds) {
   }
 }
 
-// A doctor looks at ill machines, too: what cannot be measured is said, and the rest follows.
+// Ill machines are what a doctor is for: what cannot be measured is said, and the rest follows.
 void print_measured() {
   std::cout << "measured (about two seconds)" << std::endl;
   try {

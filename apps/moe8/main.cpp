@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The command moe8: one file a subcommand, listed here in the order of the help.
+// The command moe8: a file per subcommand, listed here in the order of the help.
 #include "cli.h"
 #include "commands.h"
 #include "train.h"

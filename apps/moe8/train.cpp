@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// `moe8 train` and `moe8 demo`: options to configs; the work is src/train/'s.
+// `moe8 train` and `moe8 demo`: options to configs. The work is done in src/train/.
 #include "train.h"
 
 #include <unistd.h>

@@ -41,7 +41,7 @@ at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& 
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config = {});
 
-/// One of the above, by config. @throws c10::Error when the config is one of a linear.
+/// One of the above, by config. @throws c10::Error when the config is that of a linear.
 at::Tensor quantize_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs, const Config& config);
 

@@ -78,7 +78,7 @@ enum class NumericsQuantity {
 /// "amax", "underflow", "saturated", ...
 std::string_view to_string(NumericsQuantity quantity);
 
-/// Values outside [least, most] give a warning; NaN does, too.
+/// Values outside [least, most] give a warning, and so does NaN.
 struct NumericsBound {
   NumericsQuantity quantity;
   std::optional<ElemDtype> elem{};  // not set: every format, high precision too

@@ -83,7 +83,7 @@ std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 /// What stays in high precision: a converted weight as the left operand of mm, or in bmm, baddbmm,
 /// einsum, mv, convolutions and out= overloads; one expert's slice of a 3-D weight in a 2-D
 /// product, and at::_grouped_mm without offs (these two warn once). Copies of a converted weight
-/// (clone, casts, autocast) are converted, too. A weight reassigned (linear->weight = other) is
+/// (clone, casts, autocast) are converted as well. A weight reassigned (linear->weight = other) is
 /// not. A tensor put into it by set_data computes as the weight does; detach() of it then is plain
 /// until quantize_ is called again. The out_dtype of an at::_grouped_mm call, when given, replaces
 /// the config's.

@@ -101,7 +101,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
     const Operand a(A);
     const CachedOperand w = weight_for_forward(W, layer->needs_grad_input);
     const Operand grad_out = Operand::future({A.size(0), W.size(1)}, layer->out_dtype, A.device());
-    // Said before the product, so that its pass over a tensor makes these, too.
+    // Said before the product, so that its pass over a tensor makes these as well.
     layer->saved_form = form_to_save(*layer, A, grad_out, a);
     if (layer->saved_form) a.expect(*layer->saved_form);
     if (layer->needs_grad_input && w.is_kept) {
@@ -130,8 +130,8 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
         for_weight = layer->grad_weight(grad_out, saved_input(*layer, saved));
         grad_out.expect(left_key(*for_weight));
       }
-      // The weights' product first: it has the fewest tiles, so that the other one has the more to
-      // fill its last, partial wave with.
+      // The weights' product first: it has the fewest tiles, and the product after it fills the
+      // multiprocessors that its last, partial wave leaves idle.
       if (for_weight) {
         grads[1] = low_precision_gemm(*for_weight);
         if (saved[kWeight].defined()) note_weight_gradient(saved[kWeight]);

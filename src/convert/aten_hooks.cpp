@@ -4,12 +4,12 @@
 //
 // Three layers of hooks, because no single dispatch key sees every call:
 //   AutogradCPU/CUDA  products, training and no_grad. nn::Linear calls addmm or matmul, seldom
-//                     linear; linear and matmul are hooked, too, because with a frozen weight they
+//                     linear; linear and matmul are hooked as well, because with a frozen weight they
 //                     may become bmm on an expanded view, which nobody could recognise.
 //                     Also the fused optimizers, so that their writes to weights are counted.
 //   BackendSelect     products in InferenceMode, where autograd keys are skipped.
 //   CPU/CUDA          _to_copy and clone, in every mode: the copy of a converted weight (autocast,
-//                     Module::to, Module::clone) is one, too.
+//                     Module::to, Module::clone) is one as well.
 // Not hooked: bmm, baddbmm, einsum, mv, embedding, out= and dtype overloads. A converted weight
 // there, or as the left operand of mm, computes in high precision.
 #include "convert/aten_hooks.h"

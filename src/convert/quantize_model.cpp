@@ -73,7 +73,7 @@ Names names_of(const Module& model) {
   return names;
 }
 
-// ---- one decision a tensor --------------------------------------------------
+// ---- one decision per tensor ------------------------------------------------
 struct Decision {
   at::Tensor tensor;
   ConversionRow row;

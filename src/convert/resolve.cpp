@@ -167,7 +167,7 @@ class Resolver {
     row.reason = key.config ? "converted" : "left alone by its key";
   }
 
-  // A key that says "leave alone" is right about a module without parameters, too.
+  // A key that says "leave alone" is right even about a module without parameters.
   void count_modules_without_parameters() {
     for (Key& key : keys_) {
       if (key.config || key.counted) continue;

@@ -41,7 +41,7 @@ OwnerKind guess_owner(const std::string& fqn, const std::vector<int64_t>& shape)
 /// Resolves `config` by the precedence of FqnToConfig (moe8/quantize_model.h).
 /// @param modules  names of all modules; may be empty: the enclosing modules of parameters follow
 ///                 from the parameters' names, the others matter to keys without a config only.
-/// @return one row a parameter, in order: config set: convert to it; not set with a key: that key
+/// @return one row per parameter, in order: config set: convert to it; not set with a key: that key
 ///         leaves it alone; neither: nothing decided, and `reason` says what came closest.
 /// @throws c10::Error as quantize_ does, a key that matched nothing included (Unmatched::ERROR). A
 ///         key also matched nothing when its config can apply to none of the parameters it names.

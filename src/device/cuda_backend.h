@@ -8,7 +8,7 @@
 
 namespace moe8 {
 
-/// Loads libtorch_cuda unless it is there. To be called before the first tensor is made.
+/// Loads libtorch_cuda unless it is there. Call it before the first tensor is made.
 /// @return nothing when CUDA tensors can be made, else why not: no driver, no GPU, a library that
 ///         is missing, or a build of moe8 without CUDA.
 std::optional<std::string> load_cuda_backend();

@@ -54,7 +54,7 @@ FormKey GemmProblem::right_key(Encoding encoding) const {
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
       // On Hopper: codes where there are codes, else values. One group may also go to LibTorch,
-      // which takes E5M2 on the right, too, and serves other GPUs.
+      // which also takes E5M2 on the right, and serves other GPUs.
       {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
       {"cuda_scaled_mm", Encoding::FLOAT8, &cuda_scaled_mm_refusal, &cuda_scaled_mm_gemm},
       {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},

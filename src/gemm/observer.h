@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Where the products of converted weights are watched: every low-precision GEMM passes here when
 // somebody listens. While nobody does, a product costs one atomic load. What a listener makes of a
-// product is monitor.cpp's.
+// product: src/numerics/monitor.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,7 +41,7 @@ class GemmObserver {
  protected:
   GemmObserver() = default;
   void start();
-  /// Returns when no observe() of this listener runs any more. To be called by the destructor of
+  /// Returns when no observe() of this listener runs any more. Called by the destructor of
   /// the class that has observe(), not later. Harmless when it does not listen.
   void stop();
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The arguments of every Float8 kernel, reference, CPU and CUDA alike: pointers and sizes, no
-// Torch.
+// The arguments of the Float8 kernels of the reference and the CPU: pointers and sizes, no Torch.
+// Those of CUDA are in src/cuda/quantize/float8.h.
 #pragma once
 
 #include <cstdint>

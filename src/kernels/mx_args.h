@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The arguments of every MX kernel, reference, CPU and CUDA alike: pointers and sizes, no Torch.
+// The arguments of the MX kernels of the reference and the CPU: pointers and sizes, no Torch. Those
+// of CUDA are in src/cuda/quantize/mx.h.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace moe8 {
 
-/// Elements [begin, begin + size) of the quantized axis that share one scale; size <= 32.
+/// Elements [begin, begin + size) of the quantized axis that share one scale; size <= kMxBlock.
 struct MxBlock {
   int64_t begin;
   int64_t size;
@@ -36,7 +37,7 @@ struct MxQuantizeArgs {
   int64_t scale_rows;  // rows that `scale` has along the axis, >= block_count
 
   // Outputs; those that are null are not wanted. Elements in no block are not written.
-  uint8_t* data;      // [outer, length, inner], one code a byte in every format
+  uint8_t* data;      // [outer, length, inner], one code per byte in every format
   uint8_t* scale;     // [outer, scale_rows, inner]
   void* dequantized;  // [outer, length, inner], the value of each code
   FloatType dequantized_type;
@@ -57,7 +58,7 @@ struct MxQuantizeBothArgs {
 /// The way back: value = decode(data) * 2^(scale - 127), rounded once.
 struct MxDequantizeArgs {
   ElemDtype elem;
-  const uint8_t* data;   // [outer, length, inner], one code a byte
+  const uint8_t* data;   // [outer, length, inner], one code per byte
   const uint8_t* scale;  // [outer, scale_rows, inner]
   int64_t outer;
   int64_t length;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// NumericsMonitor: whose product it is, and the sums of each. What a product is measured for is
-// measure.cpp's.
+// NumericsMonitor: whose product it is, and the sums of each. Measuring a product: measure.cpp.
 #include <torch/torch.h>
 
 #include <algorithm>

@@ -11,7 +11,7 @@
 namespace moe8 {
 
 /// decode(codes) * 2^(scale - 127), rounded once to `dtype`.
-/// @param codes  uint8, one code a byte, shape of the source; the rest of x as it is
+/// @param codes  uint8, one code per byte, shape of the source; the rest of x as it is
 at::Tensor composite_dequantize_mx(const MXTensor& x, const at::Tensor& codes,
                                    at::ScalarType dtype);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The health of a run: when its numerics are looked at, and whose experts got how much. What is
-// looked at is src/numerics/'s.
+// looked at: src/numerics/.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace moe8 {
 
-/// To be told of every step: start(), then stop() after the batch that is to be watched, finish()
+/// Call for every step start(), then stop() after the batch that is to be watched, finish()
 /// when gradients and counts are complete. take() has a report after the steps that were due.
 class Health {
  public:

@@ -21,7 +21,7 @@ class Stepper {
  public:
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
 
-  /// To be called after every backward: with master weights moves the gradients into float32.
+  /// Call it after every backward: with master weights moves the gradients into float32.
   void accumulate();
 
   /// Clips the gradients to max_grad_norm, steps, and clears the gradients.

@@ -66,7 +66,7 @@ class TextData {
   Bytes validation_window(int64_t index, int64_t seq_len) const;  // seq_len + 1 bytes
 
   std::vector<MappedFile> files_;
-  std::vector<Bytes> train_;  // one part a file
+  std::vector<Bytes> train_;  // one part per file
   std::vector<Bytes> validation_;
 };
 

@@ -41,7 +41,7 @@ struct RunResult {
 inline constexpr int64_t kLastSteps = 20;
 
 /// Trains, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
-/// run), metrics.jsonl (a line a step), checkpoints/ (docs/checkpoints.md), and at the end
+/// run), metrics.jsonl (a line per step), checkpoints/ (docs/checkpoints.md), and at the end
 /// result.json and, when asked for, model.safetensors. The folder is locked meanwhile.
 /// The same config gives the same losses on the same machine with the same number of threads,
 /// however often the run is killed and resumed.

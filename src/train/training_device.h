@@ -13,7 +13,7 @@
 
 namespace moe8 {
 
-/// The device that the setting stands for. To be called before the first tensor is made.
+/// The device that the setting stands for. Call it before the first tensor is made.
 /// @throws c10::Error when CUDA was asked for and moe8 cannot train there; the message says why.
 c10::Device training_device(TrainingDevice setting);
 

@@ -20,7 +20,7 @@ CachedOperand weight_for_forward(const at::Tensor& W, bool for_training);
 /// The weight as operand of a backward pass.
 Operand weight_for_backward(const at::Tensor& W);
 
-/// To be called when a gradient of W has been computed: a change of W after that is an optimizer's.
+/// Call it when a gradient of W has been computed: an optimizer makes the next change of W.
 void note_weight_gradient(const at::Tensor& W);
 
 }  // namespace moe8

@@ -65,18 +65,10 @@ Results in_high_precision(const Inputs& in) {
       });
 }
 
-std::vector<RecipeInfo> grouped_recipes() {
-  std::vector<RecipeInfo> grouped;
-  for (const RecipeInfo& recipe : all_recipes()) {
-    if (is_grouped(recipe.config)) grouped.push_back(recipe);
-  }
-  return grouped;
-}
-
 TEST(GroupedMM, ReachesTheAccuracyBarOfEveryRecipe) {
   const Inputs in = make_inputs({0, 100, 33, 260, 1, 118}, 0, 96, 256);
   const Results expected = in_high_precision(in);
-  for (const RecipeInfo& recipe : grouped_recipes()) {
+  for (const RecipeInfo& recipe : testing::recipes_of_experts()) {
     const Results got = forward_backward(in, [&](const auto& A, const auto& B_t, const auto& offs) {
       return quantize_then_scaled_grouped_mm(A, B_t, offs, recipe.config);
     });
@@ -89,7 +81,7 @@ TEST(GroupedMM, ReachesTheAccuracyBarOfEveryRecipe) {
 
 TEST(GroupedMM, EachGradientIsTheGemmThatTheTableSays) {
   const Inputs in = make_inputs({40, 0, 25}, 6, 48, 64);
-  for (const RecipeInfo& recipe : grouped_recipes()) {
+  for (const RecipeInfo& recipe : testing::recipes_of_experts()) {
     const TrainingFormats formats = training_formats(recipe.config);
     const Results got = forward_backward(in, [&](const auto& A, const auto& B_t, const auto& offs) {
       return quantize_then_scaled_grouped_mm(A, B_t, offs, recipe.config);
@@ -160,7 +152,7 @@ TEST(GroupedMM, SizesOfNothing) {
   for (const auto& [groups, tail] :
        {std::pair<std::vector<int64_t>, int64_t>{{0, 0}, 0}, {{0, 0}, 5}}) {
     const Inputs in = make_inputs(groups, tail, 16, 32);
-    for (const RecipeInfo& recipe : grouped_recipes()) {
+    for (const RecipeInfo& recipe : testing::recipes_of_experts()) {
       const Results got =
           forward_backward(in, [&](const auto& A, const auto& B_t, const auto& offs) {
             return quantize_then_scaled_grouped_mm(A, B_t, offs, recipe.config);

@@ -9,6 +9,14 @@
 
 namespace moe8::testing {
 
+std::vector<RecipeInfo> recipes_of_experts() {
+  std::vector<RecipeInfo> recipes;
+  for (const RecipeInfo& recipe : all_recipes()) {
+    if (is_grouped(recipe.config)) recipes.push_back(recipe);
+  }
+  return recipes;
+}
+
 const std::vector<AccuracyBar>& accuracy_bars() {
   static const std::vector<AccuracyBar> bars = {
       {"fp8_rowwise", 27, 25, 24},

@@ -11,6 +11,9 @@
 
 namespace moe8::testing {
 
+/// Of all_recipes() those of grouped configs.
+std::vector<RecipeInfo> recipes_of_experts();
+
 /// SQNR in dB that a recipe must reach against the same product in high precision.
 struct AccuracyBar {
   std::string recipe;

@@ -28,7 +28,7 @@ struct Range {
   bool lowest_allowed = true;
 };
 
-// ---- one function a type: from TOML, to TOML, range -------------------------
+// ---- per type: from TOML, to TOML, range ------------------------------------
 [[noreturn]] void wrong(const std::string& name, const std::string& expected,
                         const std::string& got, const std::string& position) {
   fail(kOp, name,

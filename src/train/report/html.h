@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The frame of a self-contained page: no scripts, no network, light and dark by the reader's
-// setting, narrow screens too. What stands on the page is report.cpp's.
+// setting, for narrow screens as well. What stands on the page: report.cpp.
 #pragma once
 
 #include <cstdio>

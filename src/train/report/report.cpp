@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What stands on report.html. How it looks is html.cpp's and charts.cpp's.
+// What stands on report.html. How it looks: html.cpp and charts.cpp.
 #include "train/report/report.h"
 
 #include <algorithm>

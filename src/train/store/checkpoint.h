@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One checkpoint: a folder that appears whole or not at all. Which ones a run keeps is
-// checkpoint_folder.h's.
+// One checkpoint: a folder that appears whole or not at all. Which ones a run keeps:
+// checkpoint_folder.h.
 //   model.safetensors      the weights, for any reader of safetensors
 //   training.safetensors   AdamW's moments, float32 masters, the random generator
 //   run.toml               the config that made it

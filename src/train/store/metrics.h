@@ -54,7 +54,7 @@ class MetricsFile {
   /// Appends one line, which other programs see at once. @throws c10::Error on a failure to write.
   void write(const StepMetrics& metrics);
   /// The same for {"kind": "numerics", "step": step, ...}, the rest as NumericsReport::to_json().
-  /// To be called before the step's own line is written.
+  /// Call it before the step's own line is written.
   void write(int64_t step, const NumericsReport& report);
   /// Waits until the disk has all lines.
   void sync();
