@@ -2,11 +2,13 @@
 // The names of enumerators, as configs write them. Those of recipes are in recipes.h.
 #pragma once
 
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/nearest.h"
+#include "formats/elem.h"
 #include "moe8/config.h"
 
 namespace moe8 {
@@ -35,6 +37,9 @@ struct EnumNames<ElemDtype> {
       {E2M1, "e2m1"}, {E2M3, "fp6_e2m3"}, {E3M2, "fp6_e3m2"},
   };
 };
+
+static_assert(std::size(EnumNames<ElemDtype>::list) == kElemLayouts.size(),
+              "an element format has a name here and a row in formats/elem.h");
 
 template <>
 struct EnumNames<KernelPreference> {

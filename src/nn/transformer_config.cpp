@@ -20,12 +20,12 @@ constexpr std::array<std::string_view, 2> kScoreFunctions{"softmax", "sigmoid"};
 constexpr int64_t kWidthMultiple = 8;
 
 // Far above any model, low enough that products of two fields stay in 64 bits.
-constexpr int64_t kLargest = int64_t{1} << 30;
+constexpr int64_t kMaxSize = int64_t{1} << 30;
 
 // Far above any model, low enough that counts and bytes stay in 64 bits.
-constexpr double kMostParameters = 1e16;
+constexpr double kMaxParameters = 1e16;
 
-void check_range(const char* field, int64_t value, int64_t lowest, int64_t highest = kLargest) {
+void check_range(const char* field, int64_t value, int64_t lowest, int64_t highest = kMaxSize) {
   MOE8_CHECK(value >= lowest && value <= highest, kOp, field, "expected ", lowest, " to ", highest,
              ", got ", value);
 }
@@ -136,8 +136,8 @@ ParameterCounts count_parameters(const TransformerConfig& config) {
     // Of three fields the product may not fit 64 bits.
     const double about =
         std::accumulate(parameter.shape.begin(), parameter.shape.end(), 1.0, std::multiplies<>());
-    MOE8_CHECK(static_cast<double>(counts.total) + about <= kMostParameters, kOp, "parameters",
-               "expected at most ", kMostParameters, " in all, got more by ", parameter.name);
+    MOE8_CHECK(static_cast<double>(counts.total) + about <= kMaxParameters, kOp, "parameters",
+               "expected at most ", kMaxParameters, " in all, got more by ", parameter.name);
     const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
                                          std::multiplies<>());
     const bool routed = parameter.shape.size() == 3;  // the routed experts are the only 3-D ones

@@ -25,9 +25,9 @@
 namespace moe8 {
 namespace {
 
-constexpr int64_t kFewest = 4;          // rows or columns of a sample, however long they are
+constexpr int64_t kMinSlices = 4;       // rows or columns of a sample, however long they are
 constexpr int64_t kResultColumns = 32;  // of OUT and GRAD_INPUT
-constexpr double kLeastSqnr = -200;
+constexpr double kMinSqnr = -200;
 
 // The high-precision side of a product.
 struct Product {
@@ -83,7 +83,7 @@ at::Tensor on_cpu(const at::Tensor& x, at::ScalarType dtype) {
 
 // As many slices of `length` values as fit the wish.
 std::vector<int64_t> slices(int64_t size, int64_t length, int64_t values, double phase) {
-  return spaced(size, std::max(kFewest, values / std::max<int64_t>(length, 1)), phase);
+  return spaced(size, std::max(kMinSlices, values / std::max<int64_t>(length, 1)), phase);
 }
 
 // Part of an operand, float32 on the CPU, and how it is quantized.
@@ -250,7 +250,7 @@ ErrorSums measure_result(const Product& p, const at::Tensor& result,
   const auto side = static_cast<int64_t>(std::sqrt(static_cast<double>(share)));
   for (const Group& group : groups) {
     if (p.gemm == Gemm::GRAD_WEIGHT) {
-      add_block_of_group(sums, p, result, group, std::max(kFewest, side), s.phase);
+      add_block_of_group(sums, p, result, group, std::max(kMinSlices, side), s.phase);
     } else {
       add_rows_of_group(sums, p, result, group, std::max<int64_t>(1, share / kResultColumns),
                         s.phase);
@@ -271,7 +271,7 @@ void ErrorSums::add(const ErrorSums& other) {
 
 double ErrorSums::sqnr_db() const {
   if (noise == 0) return std::numeric_limits<double>::infinity();
-  return std::max(kLeastSqnr, 10 * std::log10(signal / noise));
+  return std::max(kMinSqnr, 10 * std::log10(signal / noise));
 }
 
 void OperandSums::add(const OperandSums& other) {

@@ -33,9 +33,9 @@ int64_t starts_in(std::span<const uint8_t> part, int64_t seq_len) {
 }
 
 void check_positive(int64_t batch_size, int64_t seq_len) {
-  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();  // products fit int64
+  constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();  // products fit int64
   for (const auto& [name, value] : {std::pair("batch_size", batch_size), {"seq_len", seq_len}}) {
-    MOE8_CHECK(value >= 1 && value <= kLargest, kOp, name, "expected 1 to ", kLargest, ", got ",
+    MOE8_CHECK(value >= 1 && value <= kMaxSize, kOp, name, "expected 1 to ", kMaxSize, ", got ",
                value);
   }
 }
