@@ -131,7 +131,7 @@ void add_conformance_command(CLI::App& app) {
   command->footer(
       "One line a case: ok or FAILED, kind, file, what was measured, the bar; then\n"
       "\"N passed, N failed\". A case that cannot be read or is of no known kind has failed.\n" +
-      examples("moe8 conformance ../shared/conformance"));
+      examples("moe8 conformance data/conformance"));
   command->callback([options] { run(*options); });
 }
 
