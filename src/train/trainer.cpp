@@ -175,19 +175,21 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
 // The loss of one step, its gradients left in the stepper.
 double Run::backward(int64_t number) {
   const TrainingConfig& t = config_.training;
-  double sum = 0;
+  torch::Tensor sum;  // stays on the device until the step's products are under way
   health_->start(number);
   for (int64_t i = 0; i < t.accumulation; ++i) {
     const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
                                           t.batch_size, t.seq_len);
     const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
-    sum += loss.item<double>();
-    check_finite(sum, "loss", number);
+    const torch::Tensor part = loss.detach().to(at::kDouble);
+    sum = sum.defined() ? sum + part : part;
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
   }
-  return sum;
+  const auto total = sum.item<double>();
+  check_finite(total, "loss", number);
+  return total;
 }
 
 StepMetrics Run::step() {
@@ -403,13 +405,14 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
   model.eval();
   const int64_t batches = std::min(config.validation_batches,
                                    data.validation_batches(config.batch_size, config.seq_len));
-  double sum = 0;
+  torch::Tensor sum = torch::zeros({}, at::kDouble);
   for (int64_t i = 0; i < batches; ++i) {
-    sum +=
-        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len)).item<double>();
+    const torch::Tensor loss =
+        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len));
+    sum = sum.to(loss.device()) + loss.to(at::kDouble);
   }
   model.train(was_training);
-  return sum / static_cast<double>(batches);
+  return sum.item<double>() / static_cast<double>(batches);
 }
 
 }  // namespace moe8
