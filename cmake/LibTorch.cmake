@@ -4,10 +4,16 @@
 # libtorch_cuda is loaded at run time, where there is a GPU (src/device/cuda_backend.h).
 # Why not the wheel's TorchConfig.cmake: it insists on nvcc even for CPU programs and rewrites flags.
 #
-# Looked for, in this order: -DLIBTORCH_PREFIX=, $LIBTORCH_PREFIX, the torch of the active Python.
+# Looked for, in this order: -DLIBTORCH_PREFIX=, $LIBTORCH_PREFIX, what find_package(Torch) found before,
+# the torch of the active Python. Its folder is that of a wheel (site-packages/torch) or of a LibTorch
+# archive (libtorch): both have include/ and lib/.
 
 set(LIBTORCH_PREFIX "$ENV{LIBTORCH_PREFIX}" CACHE PATH "Folder with include/ and lib/ of LibTorch")
 
+# TorchConfig.cmake sets it. A program links one LibTorch: the one that its project chose.
+if(NOT LIBTORCH_PREFIX AND TORCH_INSTALL_PREFIX)
+  set(LIBTORCH_PREFIX "${TORCH_INSTALL_PREFIX}" CACHE PATH "" FORCE)
+endif()
 if(NOT LIBTORCH_PREFIX)
   find_program(MOE8_PYTHON NAMES python3 python)
   if(MOE8_PYTHON)
@@ -23,7 +29,7 @@ endif()
 
 if(NOT EXISTS "${LIBTORCH_PREFIX}/include/torch/csrc/api/include/torch/torch.h")
   message(FATAL_ERROR "LibTorch was not found ('${LIBTORCH_PREFIX}'). Pass -DLIBTORCH_PREFIX=DIR, "
-                      "the folder 'torch' of an installed torch==2.11.0 wheel, or activate its Python.")
+                      "the folder 'torch' of an installed torch wheel or an unpacked LibTorch, or activate its Python.")
 endif()
 
 file(READ "${LIBTORCH_PREFIX}/include/torch/headeronly/version.h" _torch_version_h)
@@ -31,8 +37,13 @@ string(REGEX MATCH "TORCH_VERSION_MAJOR ([0-9]+)" _ "${_torch_version_h}")
 set(_major ${CMAKE_MATCH_1})
 string(REGEX MATCH "TORCH_VERSION_MINOR ([0-9]+)" _ "${_torch_version_h}")
 set(LIBTORCH_VERSION "${_major}.${CMAKE_MATCH_1}")
-if(NOT LIBTORCH_VERSION VERSION_EQUAL 2.11)
-  message(WARNING "moe8 is tested with LibTorch 2.11; ${LIBTORCH_PREFIX} holds ${LIBTORCH_VERSION}.")
+if(LIBTORCH_VERSION VERSION_LESS 2.11 OR LIBTORCH_VERSION VERSION_GREATER 2.15)
+  message(WARNING
+    "moe8 is tested with LibTorch 2.11 to 2.15; ${LIBTORCH_PREFIX} holds ${LIBTORCH_VERSION}. moe8 hooks "
+    "into LibTorch's dispatcher, whose inside changes: before you trust a result, run\n"
+    "  ./dev test -R 'convert/|ops/|autograd/|weights/'\n"
+    "in a checkout of moe8 that is configured with this LibTorch. The first conversion of a process "
+    "also tests the hooks and refuses to go on where they do not work.")
 endif()
 
 function(_moe8_import_torch name)

@@ -34,7 +34,7 @@ struct Options {
 std::string dtype_name(const std::string& name) {
   const SafetensorsDtype* dtype = find_safetensors_dtype(name);
   if (!dtype || dtype->type == at::ScalarType::Undefined) return name;
-  return c10::getDtypeNames(dtype->type).first;
+  return std::string(c10::getDtypeNames(dtype->type).first);
 }
 
 std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) {

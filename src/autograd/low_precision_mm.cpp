@@ -3,8 +3,9 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
-#include <torch/torch.h>
+#include <torch/custom_class.h>
 
 #include "moe8/memory.h"
 #include "weights/weight_cache.h"

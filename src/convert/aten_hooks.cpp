@@ -18,7 +18,6 @@
 #include <ATen/ops/_to_copy_native.h>
 #include <ATen/ops/clone_native.h>
 #include <torch/library.h>
-#include <torch/torch.h>
 
 #include <mutex>
 #include <optional>
@@ -271,7 +270,7 @@ std::vector<torch::Library> make_hooks() {
 }
 
 // LibTorch's autograd must still be what an unconverted tensor meets: the way on
-// (AutogradLayer::rest) rests on how LibTorch 2.11 fills its dispatch table.
+// (AutogradLayer::rest) rests on how LibTorch (2.11 to 2.15) fills its dispatch table.
 std::string grad_fn_of_plain_mm() {
   const c10::InferenceMode normal_mode(false);
   const at::AutoGradMode grad(true);
@@ -307,7 +306,7 @@ void install_aten_hooks() {
   state().libraries.clear();
   fail("quantize_", "LibTorch",
        c10::str("expected MmBackward0 from a plain mm beside moe8's hooks, got ", grad_fn,
-                ". Use LibTorch 2.11, or call moe8::quantize_then_linear and "
+                ". Use LibTorch 2.11 to 2.15, or call moe8::quantize_then_linear and "
                 "moe8::quantize_then_scaled_grouped_mm directly."));
 }
 

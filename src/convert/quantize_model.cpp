@@ -3,7 +3,8 @@
 #include "moe8/quantize_model.h"
 
 #include <ATen/autocast_mode.h>
-#include <torch/torch.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
 
 #include <algorithm>
 #include <unordered_map>
@@ -42,7 +43,7 @@ OwnerKind owner_kind(const Module& module) {
 }
 
 std::string dtype_of(const at::Tensor& tensor) {
-  const std::string name = c10::getDtypeNames(tensor.scalar_type()).first;
+  const std::string name(c10::getDtypeNames(tensor.scalar_type()).first);
   return tensor.layout() == at::kStrided ? name : c10::str(name, " with layout ", tensor.layout());
 }
 

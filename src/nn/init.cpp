@@ -2,8 +2,6 @@
 // Linears without bias and random initial weights.
 #include "nn/init.h"
 
-#include <torch/torch.h>
-
 #include <cmath>
 #include <numbers>
 

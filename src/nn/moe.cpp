@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Router, experts and the MoE layer. The order of rows is in permute.cpp.
-#include <torch/torch.h>
-
 #include "moe8/transformer.h"
 #include "nn/init.h"
 #include "nn/permute.h"

@@ -2,7 +2,8 @@
 // Permutation of token rows by expert, with gradients that are gathers too.
 #include "nn/permute.h"
 
-#include <torch/torch.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/types.h>
 
 namespace moe8 {
 namespace {

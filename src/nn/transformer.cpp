@@ -3,7 +3,6 @@
 #include "moe8/transformer.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/torch.h>
 
 #include <cmath>
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What can be said about a model from its config alone: validity, names and shapes, parameter
 // counts.
+#include "moe8/transformer_config.h"
+
 #include <array>
 #include <cmath>
 #include <functional>
@@ -8,7 +10,6 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "moe8/transformer.h"
 
 namespace moe8 {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // NumericsMonitor: whose product it is, and the sums of each. Measuring a product: measure.cpp.
-#include <torch/torch.h>
+#include <torch/nn/module.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/health.h"
 
-#include <torch/torch.h>
-
 #include <utility>
 
 #include "numerics/bounds.h"

@@ -2,7 +2,7 @@
 // AdamW on parameters or on their float32 masters.
 #include "train/stepper.h"
 
-#include <torch/torch.h>
+#include <torch/nn/utils/clip_grad.h>
 
 #include <cmath>
 

@@ -2,7 +2,7 @@
 // The training loop.
 #include "train/trainer.h"
 
-#include <torch/torch.h>
+#include <torch/nn/functional/loss.h>
 
 #include <algorithm>
 #include <chrono>

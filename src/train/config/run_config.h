@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "moe8/transformer.h"
+#include "moe8/transformer_config.h"
 #include "train/config/conversion_file.h"
 
 namespace moe8 {

@@ -260,7 +260,7 @@ double code_bytes(const Config& config, const std::vector<int64_t>& shape) {
 }
 
 ConversionReport plan_conversion(const RunConfig& config) {
-  const std::string dtype = c10::getDtypeNames(dtype_of(config.training.weights)).first;
+  const std::string dtype(c10::getDtypeNames(dtype_of(config.training.weights)).first);
   std::vector<ParameterInfo> parameters;
   for (const ParameterShape& parameter : parameter_shapes(config.model)) {
     parameters.push_back({.fqn = parameter.name,

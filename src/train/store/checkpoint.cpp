@@ -2,7 +2,9 @@
 // Writing, checking and reading one checkpoint.
 #include "train/store/checkpoint.h"
 
-#include <torch/torch.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <torch/headeronly/version.h>
 
 #include <array>
 #include <nlohmann/json.hpp>

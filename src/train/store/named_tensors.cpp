@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/store/named_tensors.h"
 
-#include <torch/torch.h>
+#include <torch/nn/module.h>
 
 #include "base/check.h"
 
@@ -39,7 +39,7 @@ void load_into(const NamedTensors& tensors, const std::string& path) {
              " tensors of this run's model, got ", file.entries().size());
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : tensors) values.push_back(read_like(file, path, name, tensor));
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   for (size_t i = 0; i < tensors.size(); ++i) tensors[i].second.copy_(values[i]);
 }
 

@@ -2,13 +2,15 @@
 // Tensors by name: what a model consists of, and from a file back into it.
 #pragma once
 
-#include <torch/nn/module.h>
-
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "moe8/safetensors.h"
+
+namespace torch::nn {
+class Module;
+}
 
 namespace moe8 {
 
