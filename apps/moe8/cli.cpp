@@ -27,21 +27,66 @@ std::vector<std::string> command_names(const CLI::App& app) {
   return names;
 }
 
+std::vector<std::string> option_names(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  return names;
+}
+
+// ---- wrong usage ------------------------------------------------------------
+std::string unexpected(const std::string& word, const CLI::App& command) {
+  const std::string name = word.substr(0, word.find('='));
+  return c10::str("unexpected argument '", word, "'",
+                  name.starts_with("-") ? did_you_mean(name, option_names(command)) : "");
+}
+
+std::string no_command(const std::string& word, const CLI::App& app) {
+  const std::vector<std::string> names = command_names(app);
+  return c10::str("expected a command (", join(names), "), got '", word, "'",
+                  did_you_mean(word, names));
+}
+
+std::string problem_of(const CLI::App& app, const CLI::Error& error) {
+  const auto chosen = app.get_subcommands();
+  const std::vector<std::string> rest = app.remaining(/*recurse=*/true);
+  if (rest.empty()) return error.what();
+  if (!chosen.empty()) return unexpected(rest.front(), *chosen.front());
+  return rest.front().starts_with("-") ? unexpected(rest.front(), app)
+                                       : no_command(rest.front(), app);
+}
+
 std::string usage_error(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
-  std::string problem = error.what();
-  if (chosen.empty()) {
-    const std::vector<std::string> rest = app.remaining();
-    problem = c10::str("expected a command (", join(command_names(app)), ")",
-                       rest.empty() ? "" : ", got '" + rest.front() + "'");
+  const std::string command = chosen.empty() ? "" : chosen.front()->get_name() + " ";
+  const std::string problem = one_line(problem_of(app, error));
+  return c10::str("moe8: ", problem, problem.ends_with("?") ? "" : ".", " See: moe8 ", command,
+                  "--help\n");
+}
+
+// ---- from words to a status -------------------------------------------------
+// `moe8` alone and `moe8 help` are `moe8 --help`; `moe8 help train` is `moe8 train --help`.
+std::vector<std::string> words_of(int argc, char** argv, const CLI::App& app) {
+  std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+  if (words.empty()) return {"--help"};
+  if (words.front() != "help") return words;
+  words.erase(words.begin());
+  if (!words.empty() && !words.front().starts_with("-")) {
+    const std::vector<std::string> names = command_names(app);
+    if (std::find(names.begin(), names.end(), words.front()) == names.end()) {
+      throw CLI::ParseError(no_command(words.front(), app), kUsage);
+    }
   }
-  const std::string name = chosen.empty() ? "" : chosen.front()->get_name() + " ";
-  return c10::str("moe8: ", one_line(problem), ". See: moe8 ", name, "--help\n");
+  words.emplace_back("--help");
+  return words;
 }
 
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> words = words_of(argc, argv, app);
+    std::reverse(words.begin(), words.end());  // as CLI11 wants them
+    app.parse(std::move(words));
   } catch (const CLI::RuntimeError& error) {  // before ParseError, which it is one of
     return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
@@ -52,13 +97,21 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
   return kOk;
 }
 
+constexpr const char* kFooter =
+    "`moe8 help COMMAND` explains a command.\n\n"
+    "Environment (all of it: docs/env.md of the sources):\n"
+    "  MOE8_LOG=dispatch    print the kernel of every product, and why others were not taken\n"
+    "  MOE8_CPU_ISA, MOE8_CPU_GEMM, MOE8_WEIGHT_CACHE   choose among ways to the same result\n"
+    "  OMP_NUM_THREADS      threads, of quantizers and of LibTorch\n"
+    "Begin with docs/tutorial.md; docs/benchmarking.md says which recipe is fast where.\n\n"
+    "Exit status: 0 ok, 1 failed, 2 wrong usage, 128 + n stopped by signal n.\n";
+
 }  // namespace
 
 int run_command_line(CLI::App& app, int argc, char** argv) {
   app.set_version_flag("--version", std::string("moe8 ") + version());
   app.require_subcommand(1);
-  app.footer("Exit status: 0 ok, 1 failed, 2 wrong usage, 128 + n stopped by signal n.\n" +
-             examples("moe8 recipes\nmoe8 COMMAND --help"));
+  app.footer(kFooter + examples("moe8 recipes\nmoe8 COMMAND --help"));
   try {
     const int status = parse_and_run(app, argc, argv);
     MOE8_CHECK(std::cout.flush(), "moe8", "standard output", "cannot be written to");

@@ -15,6 +15,8 @@
 #include "io/safetensors_header.h"
 #include "moe8/safetensors.h"
 #include "plan/config_plan.h"
+#include "plan/proposal.h"
+#include "run_options.h"
 #include "train/config/conversion_file.h"
 #include "train/config/recipe_rules.h"
 
@@ -27,6 +29,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::string recipe;
   std::string convert;
+  std::string device;
   bool json = false;
 };
 
@@ -51,27 +54,37 @@ std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) 
   return parameters;
 }
 
-std::vector<ConversionRule> rules_of(const Options& options) {
-  return options.convert.empty() ? recipe_rules(options.recipe)
-                                 : read_conversion_file(options.convert);
-}
-
-void plan_checkpoint(const Options& options) {
-  const FqnToConfig config = to_fqn_config(rules_of(options));
-  const ConversionReport report = resolve(parameters_of(options.models), {}, config);
+void print(const Options& options, const ConversionReport& report) {
   std::cout << (options.json ? report.to_json() + "\n" : report.to_table());
 }
 
+void plan_checkpoint(const Options& options) {
+  const std::vector<ParameterInfo> parameters = parameters_of(options.models);
+  if (!options.convert.empty()) {
+    const FqnToConfig config = to_fqn_config(read_conversion_file(options.convert));
+    return print(options, resolve(parameters, {}, config));
+  }
+  const std::vector<ConversionRule> rules = recipe_rules(options.recipe);
+  if (rules.empty() || name_any(rules, parameters)) {
+    return print(options, resolve(parameters, {}, to_fqn_config(rules)));
+  }
+  const Proposal proposal = propose_rules(parameters, options.recipe);
+  print(options, resolve(parameters, {}, to_fqn_config(proposal.rules)));
+  if (!options.json) std::cout << '\n' << to_text(proposal);
+}
+
 void plan_config(const Options& options) {
-  ConfigPlan plan{.config = load_run_config(options.config, options.overrides),
+  ConfigPlan plan{.config = load_with_overrides(options.config, options.overrides),
                   .recipes = training_recipes()};
+  if (options.device == "cuda") plan.config.training.device = TrainingDevice::CUDA;
+  if (options.device == "cpu") plan.config.training.device = TrainingDevice::CPU;
   if (!options.recipe.empty()) {
     plan.config.convert.clear();
     plan.config.training.recipe = options.recipe;
     plan.recipes = {"bf16"};
   }
   if (!options.convert.empty()) {
-    plan.config.convert = rules_of(options);
+    plan.config.convert = read_conversion_file(options.convert);
     plan.config.training.recipe = "custom";
     plan.recipes = {"bf16"};
   }
@@ -102,28 +115,33 @@ void add_plan_command(CLI::App& app) {
   CLI::Option* config =
       command->add_option("--config", options->config, "TOML file of a run, see configs/")
           ->type_name("FILE");
-  command->add_option("--set", options->overrides, "Change a key: --set training.seq_len=4096")
-      ->type_name("SECTION.KEY=VALUE")
-      ->allow_extra_args(false)
-      ->needs(config);
+  add_set_option(*command, options->overrides)->needs(config);
   command
       ->add_option("--model", options->models,
                    "Checkpoint (*.safetensors), instead of a config; may be repeated")
       ->type_name("FILE")
       ->excludes(config);
   CLI::Option* recipe =
-      command->add_option("--recipe", options->recipe, "What would compute in low precision")
-          ->type_name("RECIPE");
+      add_recipe_option(*command, options->recipe, "What would compute in low precision");
   command->add_option("--convert", options->convert, "The same, key by key, as a TOML file")
       ->type_name("FILE")
       ->excludes(recipe);
+  command
+      ->add_option("--device", options->device,
+                   "Whose memory to estimate, instead of the config's training.device")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->needs(config);
   command->add_flag("--json", options->json, "Print JSON instead of tables");
   command->footer(
       "No weights are made or loaded: a config says all, and of a checkpoint only the headers are\n"
       "read. A checkpoint does not say which module owns a parameter. The rule: a 2-D *.weight\n"
       "belongs to a Linear, unless the name of its module speaks of embeddings (emb, wte, wpe).\n"
+      "With --recipe, names of other models (Hugging Face's, say) get rules of their own, which are\n"
+      "printed as a conversion file.\n"
       "What the memory counts and what not: docs/plan.md.\n\n" +
       examples("moe8 plan --config configs/qwen3_30b_a3b_like.toml --recipe mxfp8_rceil\n"
+               "moe8 plan --config configs/qwen3_30b_a3b_like.toml --device cuda\n"
+               "moe8 plan --model model.safetensors --recipe fp8_rowwise\n"
                "moe8 plan --model model.safetensors --convert convert.toml\n"
                "with convert.toml:\n"
                "  [[convert]]\n"

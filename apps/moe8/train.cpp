@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "cli.h"
+#include "run_options.h"
 #include "train/interrupt.h"
 #include "train/report/demo.h"
 
@@ -64,7 +65,7 @@ void restart_with_short_spins() {
 RunConfig config_of(const TrainArguments& arguments) {
   const std::string file =
       arguments.config.empty() ? RunFolder{arguments.out}.config() : arguments.config;
-  RunConfig config = load_run_config(file, arguments.overrides);
+  RunConfig config = load_with_overrides(file, arguments.overrides);
   if (!arguments.recipe.empty() || !arguments.convert.empty()) {
     config.convert.clear();  // the command line decides, not the file
     config.training.recipe = arguments.recipe.empty() ? "custom" : arguments.recipe;
@@ -112,8 +113,8 @@ void run_demo_command(const DemoArguments& arguments) {
   restart_with_short_spins();
   RunConfig config =
       arguments.config.empty()
-          ? parse_run_config(demo_config_text(), "configs/demo.toml", arguments.overrides)
-          : load_run_config(arguments.config, arguments.overrides);
+          ? parse_with_overrides(demo_config_text(), "configs/demo.toml", arguments.overrides)
+          : load_with_overrides(arguments.config, arguments.overrides);
   if (!arguments.data.empty()) config.data.files = arguments.data;
   config.output.folder = arguments.out;
   const DemoResult result = run_demo(config, arguments.recipes, progress_options());
@@ -133,16 +134,12 @@ void add_train_command(CLI::App& app) {
       ->add_option("--config", arguments->config,
                    "TOML file of the run, see configs/; --resume does without")
       ->type_name("FILE");
-  CLI::Option* recipe = command
-                            ->add_option("--recipe", arguments->recipe,
-                                         "What computes in low precision; see moe8 recipes")
-                            ->type_name("RECIPE");
+  CLI::Option* recipe = add_recipe_option(*command, arguments->recipe,
+                                          "What computes in low precision; see moe8 recipes");
   command->add_option("--convert", arguments->convert, "The same, key by key, as a TOML file")
       ->type_name("FILE")
       ->excludes(recipe);
-  command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
-      ->type_name("SECTION.KEY=VALUE")
-      ->allow_extra_args(false);
+  add_set_option(*command, arguments->overrides);
   command->add_option("--data", arguments->data, "Text files, instead of data.files")
       ->type_name("FILE");
   command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
@@ -173,14 +170,13 @@ void add_demo_command(CLI::App& app) {
   command->add_option("--recipes", arguments->recipes, "Recipes, the baseline first")
       ->capture_default_str()
       ->type_name("RECIPE,...")
+      ->check(is_recipe())
       ->delimiter(',');
   command
       ->add_option("--config", arguments->config,
                    "Another config than the built-in configs/demo.toml")
       ->type_name("FILE");
-  command->add_option("--set", arguments->overrides, "Change a key: --set training.steps=100")
-      ->type_name("SECTION.KEY=VALUE")
-      ->allow_extra_args(false);
+  add_set_option(*command, arguments->overrides);
   command->add_option("--out", arguments->out, "Folder of the runs and report.html")
       ->capture_default_str()
       ->type_name("DIR");

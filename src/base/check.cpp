@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "base/check.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "base/printable.h"
 
 namespace moe8 {
@@ -9,6 +12,13 @@ namespace {
 // Names may come from hostile files: what is longer than a few screens is cut.
 constexpr size_t kLongestMessage = 10'000;
 
+// A wrong argument is the caller's to mend: twenty lines of LibTorch's frames below the sentence that
+// says how would only hide it. LibTorch's own variable brings them back.
+bool backtraces_wanted() {
+  const char* value = std::getenv("TORCH_SHOW_CPP_STACKTRACES");
+  return value && std::string_view(value) == "1";
+}
+
 }  // namespace
 
 void fail(const char* op, const std::string& argument, const std::string& message) {
@@ -16,7 +26,10 @@ void fail(const char* op, const std::string& argument, const std::string& messag
   if (!argument.empty()) text += argument + ": ";
   text += message;
   if (text.size() > kLongestMessage) text = text.substr(0, kLongestMessage) + "...";
-  throw c10::Error({__func__, __FILE__, static_cast<uint32_t>(__LINE__)}, printable(text));
+  if (backtraces_wanted()) {
+    throw c10::Error({__func__, __FILE__, static_cast<uint32_t>(__LINE__)}, printable(text));
+  }
+  throw c10::Error(printable(text), nullptr);
 }
 
 std::string message_of(const std::exception& error) {

@@ -39,6 +39,14 @@ std::vector<std::string> nearest(std::string_view word, const std::vector<std::s
   return best;
 }
 
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& candidates) {
+  const std::vector<std::string> best = nearest(word, candidates, 1);
+  if (best.empty()) return "";
+  const size_t longer = std::max(word.size(), best.front().size());
+  if (edits_between(word, best.front()) > std::max<size_t>(2, longer / 3)) return "";
+  return ". Did you mean '" + best.front() + "'?";
+}
+
 std::string join(const std::vector<std::string>& words, std::string_view separator) {
   std::string text;
   for (const std::string& word : words) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/nearest.h"
 #include "config/fields.h"
 
 namespace moe8 {
@@ -73,7 +74,8 @@ Config recipe(std::string_view name) {
     if (info.name == name) return info.config;
     names.push_back(info.name);
   }
-  fail("recipe", "name", c10::str("expected one of ", join(names), ", got '", name, "'"));
+  fail("recipe", "name",
+       c10::str("expected one of ", join(names), ", got '", name, "'", did_you_mean(name, names)));
 }
 
 }  // namespace moe8

@@ -15,6 +15,7 @@
 namespace moe8::testing {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -114,6 +115,80 @@ TEST_F(Plan, WhatIsWrongIsSaidInOneLine) {
   expect_failure(plan(kConvert), "model.safetensors");
 }
 
+// ---- names of other models ---------------------------------------------------
+// The conversion file that plan proposes: from its first table to the blank line after the last.
+std::string proposed_file(const std::string& out) {
+  const size_t begin = out.find("\n[[convert]]");
+  const size_t end = out.find("\n\nEach expert");
+  return begin == std::string::npos ? "" : out.substr(begin, end - begin) + "\n";
+}
+
+class PlanOfOtherNames : public ::testing::Test {
+ protected:
+  // The proposal must mean the same when it comes back as a file.
+  void expect_file_works(const std::string& out, const std::string& converted) {
+    EXPECT_THAT(out, HasSubstr(converted));
+    const std::string file = folder_.write("convert.toml", proposed_file(out));
+    const Ran ran = run_moe8({"plan", "--model", model_, "--convert", file});
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    EXPECT_EQ(ran.out, out.substr(0, ran.out.size()));
+  }
+
+  TemporaryFolder folder_;
+  std::string model_ = folder_ / "model.safetensors";
+  at::TensorOptions bf16_{at::kBFloat16};
+};
+
+TEST_F(PlanOfOtherNames, SeparateExpertsAreLinears) {
+  std::vector<std::pair<std::string, at::Tensor>> tensors{
+      {"model.embed_tokens.weight", at::zeros({16, 8}, bf16_)},
+      {"lm_head.weight", at::zeros({16, 8}, bf16_)}};
+  for (const std::string layer : {"model.layers.0.", "model.layers.11."}) {
+    tensors.emplace_back(layer + "self_attn.q_proj.weight", at::zeros({8, 8}, bf16_));
+    tensors.emplace_back(layer + "self_attn.o_proj.weight", at::zeros({8, 8}, bf16_));
+    tensors.emplace_back(layer + "self_attn.q_norm.weight", at::zeros({8}, bf16_));
+    tensors.emplace_back(layer + "mlp.gate.weight", at::zeros({2, 8}, bf16_));
+    for (const std::string expert : {"0.", "1."}) {
+      for (const std::string name : {"gate_proj", "up_proj", "down_proj"}) {
+        tensors.emplace_back(layer + "mlp.experts." + expert + name + ".weight",
+                             at::zeros({8, 8}, bf16_));
+      }
+    }
+  }
+  save_safetensors(model_, tensors);
+  const Ran ran = run_moe8({"plan", "--model", model_, "--recipe", "mxfp8_rceil"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("experts\\.\\d+\\.(gate_proj|up_proj|down_proj)\\.weight"));
+  EXPECT_THAT(ran.out, HasSubstr("Each expert is a Linear of its own"));
+  expect_file_works(ran.out, "16 of 22 parameters converted");
+}
+
+TEST_F(PlanOfOtherNames, StackedExpertsTakeTheRecipeItself) {
+  save_safetensors(model_,
+                   {{"model.embed_tokens.weight", at::zeros({16, 8}, bf16_)},
+                    {"model.layers.0.self_attn.q_proj.weight", at::zeros({8, 8}, bf16_)},
+                    {"model.layers.0.self_attn.q_proj.bias", at::zeros({8}, bf16_)},
+                    {"model.layers.0.mlp.router.weight", at::zeros({2, 8}, bf16_)},
+                    {"model.layers.0.mlp.experts.gate_up_proj", at::zeros({2, 8, 8}, bf16_)},
+                    {"model.layers.0.mlp.experts.gate_up_proj_bias", at::zeros({2, 8}, bf16_)},
+                    {"model.layers.0.mlp.experts.down_proj", at::zeros({2, 8, 8}, bf16_)}});
+  const Ran ran = run_moe8({"plan", "--model", model_, "--recipe", "fp8_rowwise"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_THAT(ran.out, ContainsRegex("recipe = .fp8_rowwise.\n"));
+  EXPECT_THAT(ran.out, ContainsRegex("recipe = .rowwise.\n"));
+  expect_file_works(ran.out, "3 of 7 parameters converted");
+  const Ran linears = run_moe8({"plan", "--model", model_, "--recipe", "tensorwise"});
+  expect_file_works(linears.out, "1 of 7 parameters converted");
+}
+
+TEST_F(PlanOfOtherNames, NothingToConvertIsAnError) {
+  save_safetensors(model_, {{"model.embed_tokens.weight", at::zeros({16, 8}, bf16_)},
+                            {"model.layers.0.experts_blocks", at::zeros({2, 8, 8}, at::kByte)}});
+  const Ran ran = run_moe8({"plan", "--model", model_, "--recipe", "fp8_rowwise"});
+  EXPECT_EQ(ran.status, 1);
+  EXPECT_THAT(ran.err, HasSubstr("experts (3-D) or Linears"));
+}
+
 // ---- plan --config ----------------------------------------------------------
 constexpr const char* kSmall = R"(
 [model]
@@ -178,6 +253,25 @@ TEST(PlanConfig, AConversionFileAndOverridesCount) {
   EXPECT_EQ(plan["memory"].size(), 2u);
   EXPECT_EQ(plan["memory"][0]["recipe"], "custom");
   EXPECT_EQ(plan["memory"][1]["recipe"], "bf16");
+}
+
+TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
+  const std::string config = std::string(MOE8_CONFIGS) + "/qwen3_30b_a3b_like.toml";
+  const auto memory_of = [&](const std::string& device, const std::string& recipe) {
+    const Ran ran =
+        run_moe8({"plan", "--config", config, "--device", device, "--recipe", recipe, "--json"});
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    return nlohmann::json::parse(ran.out)["memory"][0];
+  };
+  const nlohmann::json fp8 = memory_of("cuda", "fp8_rowwise"),
+                       mx = memory_of("cuda", "mxfp8_rceil");
+  EXPECT_EQ(2 * fp8["quantized_weights"].get<double>(), mx["quantized_weights"].get<double>());
+  EXPECT_LT(fp8["saved_a_token"], mx["saved_a_token"]);
+  EXPECT_EQ(fp8["weights"], memory_of("cpu", "fp8_rowwise")["weights"]);
+  const Ran table = run_moe8({"plan", "--config", config, "--device", "cuda"});
+  EXPECT_THAT(table.out, HasSubstr("on a Hopper GPU"));
+  EXPECT_THAT(table.out, HasSubstr("H200 141 GB"));
+  EXPECT_THAT(run_moe8({"plan", "--config", config}).out, ::testing::Not(HasSubstr("H200")));
 }
 
 TEST(PlanConfig, AModelOfTerabytesIsPlannedInLittleMemory) {

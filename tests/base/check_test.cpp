@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "base/check.h"
 
+#include "base/nearest.h"
 #include "base/printable.h"
 #include "testing/compare.h"
 
@@ -23,6 +24,30 @@ TEST(Fail, IsShort) {
   const std::string message = error_of([] { fail("op", "x", std::string(1 << 20, 'a')); });
   EXPECT_LT(message.size(), 10'100);
   EXPECT_TRUE(message.ends_with("aaa..."));
+}
+
+TEST(Fail, CarriesNoBacktraceUnlessAskedFor) {
+  const auto text = [] {
+    try {
+      fail("op", "x", "expected 1, got 2");
+    } catch (const c10::Error& error) {
+      return std::string(error.what());
+    }
+  };
+  EXPECT_EQ(text(), "[op] x: expected 1, got 2");
+  setenv("TORCH_SHOW_CPP_STACKTRACES", "1", 1);
+  EXPECT_GT(text().size(), 40u);
+  unsetenv("TORCH_SHOW_CPP_STACKTRACES");
+}
+
+TEST(DidYouMean, NamesWhatIsNearAndNothingElse) {
+  const std::vector<std::string> names{"train", "plan", "mxfp8_rceil", "mxfp8_floor"};
+  EXPECT_EQ(did_you_mean("trian", names), ". Did you mean 'train'?");
+  EXPECT_EQ(did_you_mean("straining", names), "");
+  EXPECT_EQ(did_you_mean("mxfp8_rciel", names), ". Did you mean 'mxfp8_rceil'?");
+  EXPECT_EQ(did_you_mean("xyz", names), "");
+  EXPECT_EQ(did_you_mean("", names), "");
+  EXPECT_EQ(did_you_mean("x", {}), "");
 }
 
 TEST(Printable, KeepsTextAndEscapesControls) {

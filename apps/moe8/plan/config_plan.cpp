@@ -2,6 +2,7 @@
 #include "plan/config_plan.h"
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -178,9 +179,37 @@ std::string memory_table(const ConfigPlan& plan) {
                     bytes_text(m.gradients), bytes_text(m.weight_forms), bytes_text(m.saved()),
                     bytes_text(m.total()), bytes_text(m.codes)});
   }
-  return c10::str("memory of one process on this CPU: weights = \"", to_string(t.weights), "\", ",
-                  t.batch_size, " x ", t.seq_len, " tokens a backward, accumulation ",
-                  t.accumulation, "\n", text_table(rows));
+  const bool on_gpu = t.device == TrainingDevice::CUDA;
+  return c10::str("memory of one process on ", on_gpu ? "a Hopper GPU" : "this CPU",
+                  ": weights = \"", to_string(t.weights), "\", ", t.batch_size, " x ", t.seq_len,
+                  " tokens a backward, accumulation ", t.accumulation, "\n", text_table(rows));
+}
+
+// ---- GPUs -------------------------------------------------------------------
+struct Gpu {
+  const char* name;
+  double gib;  // as the driver reports it
+};
+constexpr std::array<Gpu, 4> kGpus{
+    {{"L40S 48 GB", 44.4}, {"H100 80 GB", 79.1}, {"H200 141 GB", 139.8}, {"B200 180 GB", 178.4}}};
+constexpr double kUsable = 0.9;  // the rest: temporary tensors, LibTorch, what the allocator holds
+
+// How many hold the plan: what autograd saves for the batch on each, the rest in equal parts.
+std::string gpus_for(const MemoryPlan& memory, const Gpu& gpu) {
+  const double usable = kUsable * gpu.gib * 1024 * 1024 * 1024;
+  if (memory.total() <= usable) return "1";
+  if (memory.saved() >= usable) return "the batch alone is too large";
+  return with_commas(static_cast<int64_t>(
+      std::ceil((memory.total() - memory.saved()) / (usable - memory.saved()))));
+}
+
+std::string gpu_table(const ConfigPlan& plan) {
+  const RecipeMemory first = memory_of(plan).front();
+  Rows rows{{"GPUs by memory, " + first.recipe, "needed"}};
+  for (const Gpu& gpu : kGpus) rows.push_back({gpu.name, gpus_for(first.memory, gpu)});
+  return c10::str(text_table(rows),
+                  "Of more than one: each with a batch of its own and an equal part of weights,\n"
+                  "masters, optimizer and gradients. `moe8 train` itself uses one GPU.\n");
 }
 
 std::string saved_table(const RunConfig& config) {
@@ -209,6 +238,7 @@ nlohmann::json parameters_json(const TransformerConfig& config) {
 std::string to_table(const ConfigPlan& plan) {
   return c10::str(model_line(plan.config.model), "\n\n", parameter_table(plan.config.model), "\n",
                   conversion_table(plan.config), "\n", memory_table(plan), "\n",
+                  plan.config.training.device == TrainingDevice::CUDA ? gpu_table(plan) + "\n" : "",
                   saved_table(plan.config));
 }
 

@@ -45,7 +45,7 @@ std::vector<ConversionRule> recipe_rules(const std::string& name) {
   if (name == "bf16") return {};
   const std::vector<std::string> names = training_recipes();
   MOE8_CHECK(std::find(names.begin(), names.end(), name) != names.end(), "recipe", "name",
-             "expected one of ", join(names), ", got '", name, "'");
+             "expected one of ", join(names), ", got '", name, "'", did_you_mean(name, names));
   if (!is_grouped(recipe(name))) return {rule(kLinears, name)};
   for (const LinearCompanion& companion : kCompanions) {
     if (name != companion.experts) continue;

@@ -46,7 +46,16 @@ struct KeptForms {
   double of_input = 0;   // for the gradient of the weight, instead of the input
 };
 
-// Of the right operand, as the kernel of the product reads it. The kernels themselves are asked.
+// Of the right operand, as a Hopper GPU's kernels read it: codes of FP8, values of MX formats. A build
+// without CUDA has no kernel that could be asked.
+double hopper_form_bytes(const OperandFormat& right) {
+  return std::visit(
+      Overloaded{[](const HighPrecision&) { return 0.0; }, [](const MxFormat&) { return kBf16; },
+                 [](const Float8Format&) { return 1.0; }},
+      right);
+}
+
+// Of the right operand, as the CPU's kernel of the product reads it. The kernels themselves are asked.
 double form_bytes(Gemm gemm, const GemmFormats& formats, at::ScalarType left, at::ScalarType right,
                   at::ScalarType out) {
   const std::vector<int64_t> rows{64, 64}, weight{1, 64, 64};  // no kernel of a CPU asks for sizes
@@ -73,10 +82,17 @@ at::ScalarType out_dtype_of(const Config& config, at::ScalarType input) {
                     config);
 }
 
-KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType input) {
+KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType input,
+                     bool on_gpu) {
   const TrainingFormats formats = training_formats(config);
   const at::ScalarType out = out_dtype_of(config, input);
   KeptForms kept;
+  if (on_gpu) {
+    kept.of_weight =
+        hopper_form_bytes(formats.out.right) + hopper_form_bytes(formats.grad_input.right);
+    kept.of_input = hopper_form_bytes(formats.grad_weight.right);
+    return kept;
+  }
   kept.of_weight = form_bytes(Gemm::OUT, formats.out, input, weight, out) +
                    form_bytes(Gemm::GRAD_INPUT, formats.grad_input, out, weight, input);
   kept.of_input = form_bytes(Gemm::GRAD_WEIGHT, formats.grad_weight, out, input, weight);
@@ -87,7 +103,8 @@ KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType
 // The configs of the converted weights, and the dtypes that follow.
 class Conversion {
  public:
-  Conversion(const ConversionReport& report, at::ScalarType dtype) : dtype_(dtype) {
+  Conversion(const ConversionReport& report, const TrainingConfig& training)
+      : dtype_(dtype_of(training.weights)), on_gpu_(training.device == TrainingDevice::CUDA) {
     for (const ConversionRow& row : report.converted()) configs_.emplace(row.fqn, *row.config);
   }
 
@@ -110,11 +127,12 @@ class Conversion {
   }
   KeptForms forms(const std::string& fqn) const {
     const Config* found = config(fqn);
-    return found ? kept_forms(*found, dtype_, input_dtype(fqn)) : KeptForms{};
+    return found ? kept_forms(*found, dtype_, input_dtype(fqn), on_gpu_) : KeptForms{};
   }
 
  private:
   at::ScalarType dtype_;  // of the model
+  bool on_gpu_;
   std::unordered_map<std::string, Config> configs_;
 };
 
@@ -238,7 +256,7 @@ struct CodeBytes {
 
 std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
   const TransformerConfig& c = config.model;
-  SavedList list(Conversion(plan_conversion(config), dtype_of(config.training.weights)));
+  SavedList list(Conversion(plan_conversion(config), config.training));
   for (int64_t number = 0; number < c.n_layers; ++number) {
     const std::string layer = c10::str("layers.", number, ".");
     add_norm(list, c);
@@ -286,7 +304,7 @@ MemoryPlan plan_memory(const RunConfig& config) {
   // float32, and the next backward of the same step comes on top of that sum.
   plan.gradients = parameters * (masters && t.accumulation > 1 ? stepped + b : stepped);
   const ConversionReport report = plan_conversion(config);
-  const Conversion conversion(report, dtype);
+  const Conversion conversion(report, t);
   for (const ConversionRow& row : report.converted()) {
     plan.codes += code_bytes(*row.config, row.shape);
     plan.weight_forms += conversion.forms(row.fqn).of_weight * numel(row.shape);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How much memory a run would take on this machine's CPU, from its config alone, with the settings
-// of moe8/memory.h at their defaults. The formulas are docs/plan.md's;
-// tests/train/plan/memory_plan_test.cpp compares each of them with a small model's real bytes.
+// How much memory a run would take, from its config alone, with the settings of moe8/memory.h at
+// their defaults: on a Hopper GPU where training.device is CUDA, else on this machine's CPU. The formulas are docs/plan.md's;
+// tests/train/plan/memory_plan_test.cpp compares those of a CPU with a small model's real bytes.
 #pragma once
 
 #include <cstdint>
