@@ -8,7 +8,7 @@ set(CPACK_PACKAGE_CONTACT "the maintainers of moe8 <moe8@localhost>")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
 set(CPACK_PACKAGE_DESCRIPTION
 "Library, headers and the command moe8.
- LibTorch 2.11 is needed and not included: the torch==2.11.0 wheel, found at
+ LibTorch ${LIBTORCH_VERSION} is needed and not included: the torch wheel of that version, found at
  /opt/libtorch (the wheel's folder 'torch' or a link to it) or by LD_LIBRARY_PATH.")
 set(CPACK_RESOURCE_FILE_LICENSE "${PROJECT_SOURCE_DIR}/LICENSE")
 set(CPACK_PACKAGE_DIRECTORY "${PROJECT_SOURCE_DIR}/dist")
