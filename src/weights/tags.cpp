@@ -10,6 +10,7 @@
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace moe8 {
 namespace {
@@ -18,28 +19,46 @@ std::atomic<int64_t> live_tags{0};
 std::atomic<uint64_t> last_id{0};
 
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
-struct Tag final : c10::BackendMeta {
+struct Tag final : c10::intrusive_ptr_target {
   explicit Tag(const Config& c) : Tag(c, ++last_id) {}
   Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
 
-  // LibTorch calls this for every alias: data(), detach(), set_data().
-  c10::intrusive_ptr<c10::BackendMeta> clone(
-      const c10::intrusive_ptr<c10::BackendMeta>& self) const override {
-    ++aliases_made;
-    return self;
-  }
-
   std::optional<Config> config;
   const uint64_t id;
-  mutable std::atomic<uint64_t> aliases_made{0};
+  std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
 
+// What a tensor itself carries: its tag, and what goes with the tensor, not with its aliases.
+struct Mark final : c10::BackendMeta {
+  explicit Mark(TagPtr t) : tag(std::move(t)) {}
+  ~Mark() override;
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
+
+  // LibTorch calls this for every alias: data(), detach(), set_data().
+  c10::intrusive_ptr<c10::BackendMeta> clone(
+      const c10::intrusive_ptr<c10::BackendMeta>&) const override {
+    if (!tag) return nullptr;
+    ++tag->aliases_made;
+    return c10::make_intrusive<Mark>(tag);
+  }
+
+  const TagPtr tag;  // null: no converted weight, only one whose forms are kept
+  std::shared_ptr<KeptForms> kept;
+  c10::TensorImpl* keeper = nullptr;  // set: the tensor that carries this, and may keep forms
+};
+
+Mark* mark_of(const at::TensorBase& tensor) {
+  return dynamic_cast<Mark*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+}
+
 Tag* meta_tag(const at::TensorBase& tensor) {
-  return dynamic_cast<Tag*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+  const Mark* mark = mark_of(tensor);
+  return mark ? mark->tag.get() : nullptr;
 }
 
 // The bytes of its storage that a tensor covers.
@@ -73,7 +92,7 @@ bool covers(const at::Tensor& weight, const at::Tensor& tensor, const Extent& ex
 }
 
 // True for a weight whose views do not lead back to it by _base().
-bool views_lose(const at::Tensor& weight) {
+bool views_lose(const at::TensorBase& weight) {
   return weight.has_storage() && (weight.is_inference() || weight.is_view());
 }
 
@@ -93,9 +112,12 @@ class Registry {
   }
 
   void insert(const at::Tensor& weight, TagPtr tag) {
+    std::vector<at::Tensor> alive;  // outlives the lock, as in find_by_memory
     const std::unique_lock lock(mutex_);
-    if (entries_.size() >= purge_at_) purge();
-    Entry entry{Weak(weight.getIntrusivePtr()), std::move(tag)};
+    if (entries_.size() >= purge_at_) purge(alive);
+    const Mark* const mark = mark_of(weight);
+    Entry entry{std::nullopt, std::move(tag)};
+    if (!mark || !mark->keeper) entry.weight = Weak(weight.getIntrusivePtr());
     entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
     if (views_lose(weight)) has_scanned_ = true;
   }
@@ -105,14 +127,34 @@ class Registry {
     entries_.erase(impl);
   }
 
+  // A weak reference leaves a dead TensorImpl its mark, and that the forms. The entry of a weight
+  // that keeps forms does without: its mark says when it goes.
+  void rely_on_mark(const at::TensorBase& weight) {
+    const std::unique_lock lock(mutex_);
+    const auto found = entries_.find(weight.unsafeGetTensorImpl());
+    if (found != entries_.end()) found->second.weight.reset();
+  }
+
+  void lose_mark(c10::TensorImpl* impl) {
+    const std::unique_lock lock(mutex_);
+    const auto found = entries_.find(impl);
+    if (found == entries_.end() || found->second.weight) return;
+    if (c10::raw::intrusive_ptr::use_count(impl) == 0) {
+      entries_.erase(found);  // the tensor is being destroyed
+    } else {
+      found->second.weight = Weak(Strong::unsafe_reclaim_from_nonowning(impl));  // set_data()
+    }
+  }
+
   // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
   // that are views themselves. Their memory tells.
   std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
     if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
     const Extent extent = extent_of(tensor);
+    std::vector<at::Tensor> alive;  // outlives the lock: the last reference to one may be here
     const std::shared_lock lock(mutex_);
     for (const auto& [impl, entry] : entries_) {
-      const at::Tensor weight(entry.weight.lock());
+      const at::Tensor& weight = alive.emplace_back(entry.lock());
       if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
       if (covers(weight, tensor, extent))
         return Tagged{&*entry.tag->config, weight.dim(), entry.tag->id};
@@ -121,20 +163,28 @@ class Registry {
   }
 
  private:
+  using Strong = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
   using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
   struct Entry {
-    Weak weight;  // keeps the address from being used again, not the tensor's memory
+    // Keeps the address from being used again, not the tensor's memory. Not set: the tensor lives,
+    // and its mark tells when it does not.
+    std::optional<Weak> weight;
     TagPtr tag;
+
+    // Undefined for those without a weak reference: their views have a base, nobody scans for them.
+    at::Tensor lock() const { return weight ? at::Tensor(weight->lock()) : at::Tensor(); }
   };
 
   static constexpr size_t kFewEntries = 64;
 
   // Entries of dead weights go when the table has doubled: cheap per insertion.
-  void purge() {
-    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
-    has_scanned_ = std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) {
-      const at::Tensor weight(entry.second.weight.lock());
+  void purge(std::vector<at::Tensor>& alive) {
+    std::erase_if(entries_, [](const auto& item) {
+      return item.second.weight && item.second.weight->expired();
+    });
+    for (const auto& [impl, entry] : entries_) alive.push_back(entry.lock());
+    has_scanned_ = std::any_of(alive.begin(), alive.end(), [](const at::Tensor& weight) {
       return weight.defined() && views_lose(weight);
     });
     purge_at_ = 2 * entries_.size() + kFewEntries;
@@ -145,6 +195,14 @@ class Registry {
   size_t purge_at_ = kFewEntries;
   std::atomic<bool> has_scanned_{false};
 };
+
+const at::TensorBase& weight_of(const at::Tensor& tensor) {
+  return tensor.is_view() ? tensor._base() : tensor;
+}
+
+Mark::~Mark() {
+  if (keeper) Registry::instance().lose_mark(keeper);
+}
 
 // The tag of exactly this tensor.
 Tag* own_tag(const at::TensorBase& tensor) {
@@ -169,16 +227,29 @@ std::optional<Tagged> find_tag(const at::Tensor& tensor) {
   return Registry::instance().find_by_memory(tensor);
 }
 
-std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor) {
+std::optional<uint64_t> aliases_made(const at::Tensor& tensor) {
   if (!any_tags() || !tensor.defined()) return std::nullopt;
-  const at::TensorBase& weight = tensor.is_view() ? tensor._base() : tensor;
-  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  const Tag* tag = meta_tag(weight);
+  const Tag* tag = meta_tag(weight_of(tensor));
   if (!tag || !tag->config) return std::nullopt;
-  // One reference is the weight's own, one may be the registry's; the others are aliases'.
-  const auto references = impl->get_backend_meta_intrusive_ptr().use_count() - 1;
-  const bool is_registered = Registry::instance().find(impl) == tag;
-  return AliasWatch{tag->aliases_made.load(), references > (is_registered ? 2u : 1u)};
+  return tag->aliases_made.load();
+}
+
+std::shared_ptr<KeptForms>* kept_forms(const at::Tensor& tensor) {
+  Mark* mark = mark_of(weight_of(tensor));
+  return mark ? &mark->kept : nullptr;
+}
+
+std::shared_ptr<KeptForms>* make_room_for_forms(const at::Tensor& tensor) {
+  const at::TensorBase& weight = weight_of(tensor);
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  if (!impl->get_backend_meta()) impl->set_backend_meta(c10::make_intrusive<Mark>(nullptr));
+  Mark* mark = mark_of(weight);
+  if (!mark || views_lose(weight)) return nullptr;
+  if (!mark->keeper) {
+    mark->keeper = impl;
+    Registry::instance().rely_on_mark(weight);
+  }
+  return &mark->kept;
 }
 
 std::optional<Config> config_of(const at::Tensor& weight) {
@@ -192,7 +263,7 @@ void set_tag(const at::Tensor& weight, const Config& config) {
   if (!existing) existing = Registry::instance().find(impl);
   const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
   tag->config = config;
-  impl->set_backend_meta(tag);
+  if (meta_tag(weight) != tag.get()) impl->set_backend_meta(c10::make_intrusive<Mark>(tag));
   Registry::instance().insert(weight, tag);
 }
 
@@ -211,7 +282,7 @@ void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
   // A slice of the experts, W3[e], is no expert weight: neither is its copy.
   if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
   auto tag = c10::make_intrusive<Tag>(*tagged->config, tagged->id);
-  copy.unsafeGetTensorImpl()->set_backend_meta(tag);
+  copy.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Mark>(tag));
   if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
 }
 
