@@ -7,6 +7,8 @@
 #include <torch/torch.h>
 
 #include "moe8/memory.h"
+#include "weights/tags.h"
+#include "weights/usage.h"
 #include "weights/weight_cache.h"
 
 namespace moe8 {
@@ -169,6 +171,12 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   }
 };
 
+void note_use(const at::Tensor& W) {
+  const std::optional<Tagged> tagged = find_tag(W);
+  if (!tagged) return;
+  for (const uint64_t id : tagged->ids) note_low_precision(id);
+}
+
 }  // namespace
 
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
@@ -184,6 +192,7 @@ at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
   layer->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
   layer->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
   if (numerics_observed()) layer->weight = weight_id(W);
+  note_use(W);
   return LowPrecisionMM::apply(A, W, layer);
 }
 

@@ -7,6 +7,7 @@
 #include "autograd/low_precision_mm.h"
 #include "base/check.h"
 #include "base/overloaded.h"
+#include "ops/products.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
@@ -26,15 +27,6 @@ void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& d
   check_offs(op, offs, B_t.size(0), a_sizes[0], device);
 }
 
-at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Tensor& B_t,
-                              const at::Tensor& offs, const Config& config,
-                              at::ScalarType out_dtype) {
-  validate(config);
-  check_dtype(op, "A", A);
-  check_operands(op, A.sizes(), A.device(), B_t, offs);
-  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype);
-}
-
 [[noreturn]] void refuse_linear_config(const Config& config) {
   fail("quantize_then_scaled_grouped_mm", "config",
        c10::str("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
@@ -42,17 +34,24 @@ at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Ten
 
 }  // namespace
 
+at::Tensor grouped_product(const char* op, const at::Tensor& A, const at::Tensor& B_t,
+                           const at::Tensor& offs, const Config& config, at::ScalarType out_dtype) {
+  validate(config);
+  check_dtype(op, "A", A);
+  check_operands(op, A.sizes(), A.device(), B_t, offs);
+  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype);
+}
+
 at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                                  const at::Tensor& offs, at::ScalarType out_dtype) {
-  return checked_grouped_mm("to_fp8_rowwise_then_scaled_grouped_mm", A, B_t, offs,
-                            FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype);
+  return grouped_product("to_fp8_rowwise_then_scaled_grouped_mm", A, B_t, offs,
+                         FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config) {
-  return checked_grouped_mm("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config,
-                            config.out_dtype);
+  return grouped_product("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config, config.out_dtype);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,
