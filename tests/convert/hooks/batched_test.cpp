@@ -176,17 +176,17 @@ TEST(Batched, WeightsOnTheLeft) {
   };
   expect_all({
       {"bmm",
-       {E, K, T},
+       {E, K, 8},
        {E, N, K},
        [](const Tensor& x, const Tensor& w) { return at::bmm(w, x); },
        transposed},
       {"matmul",
-       {E, K, T},
+       {E, K, 8},
        {E, N, K},
        [](const Tensor& x, const Tensor& w) { return at::matmul(w, x); },
        transposed},
       {"_grouped_mm without offs",
-       {E, K, T},
+       {E, K, 8},
        {E, N, K},
        [](const Tensor& x, const Tensor& w) {
          return at::_grouped_mm(w, x, {}, {}, x.scalar_type());
