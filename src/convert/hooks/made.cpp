@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Tensors made of converted weights by moving elements alone are converted weights: copies (clone,
 // autocast, Module::to), cat, stack and chosen experts. Views need no hook: they lead to their
-// base. A copy's conversion outlives set_data, too, as that of an original does.
+// base. A copy's conversion outlives set_data as an original's does.
 #include <ATen/ops/_to_copy_native.h>
 #include <ATen/ops/_unsafe_view_native.h>
 #include <ATen/ops/clone_native.h>

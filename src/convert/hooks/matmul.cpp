@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <variant>
 
+#include "base/check.h"
 #include "base/overloaded.h"
 #include "convert/hooks/layers.h"
 #include "moe8/linear.h"
@@ -95,15 +96,21 @@ bool fits(const Product& p) {
   return true;
 }
 
-// A Linear's own product has the errors of the public function, for operands that do not fit, too.
+// A Linear's own product has the errors of the public function, also for operands that do not fit.
 bool is_linear_layer(const Product& p, const Config& config) {
   return !p.is_transposed && p.weight.dim() == 2 && !is_grouped(config);
+}
+
+void check_out_dtype(const char* op, at::ScalarType dtype) {
+  MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, op, "out_dtype",
+             "expected bfloat16 or float32, got ", dtype);
 }
 
 Tensor compute(const char* op, const Product& p, const Config& config, at::ScalarType out_dtype) {
   const InsideProduct inside;
   check_dtype(op, "x", p.x);
   check_dtype(op, "weight", p.weight);
+  check_out_dtype(op, out_dtype);
   return p.weight.dim() == 2 ? linear_product(p.x, p.weight.t(), config, out_dtype)
                              : matmul_product(p.x, p.weight, config, out_dtype);
 }
@@ -133,8 +140,7 @@ std::optional<Tensor> try_weight(const char* op, const Tensor& left, const Tenso
     const InsideProduct inside;
     return quantize_then_linear(left, p.weight.t(), std::nullopt, *tagged.config);
   }
-  const bool has_dtype = dtype == at::kFloat || dtype == at::kBFloat16;
-  if (!has_dtype || !fits(p) || p.x.numel() == 0 || p.weight.numel() == 0) return std::nullopt;
+  if (!fits(p) || p.x.numel() == 0 || p.weight.numel() == 0) return std::nullopt;
   return as_result(compute(op, p, *tagged.config, dtype), p, left, right);
 }
 
@@ -208,6 +214,7 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
   if (!has_offs && (!fits(p) || x.numel() == 0 || weight.numel() == 0)) return std::nullopt;
   const Config& config = *tagged->config;
   const at::ScalarType dtype = out_dtype_of(config, out_dtype, p.x);
+  check_out_dtype(kOp, dtype);
   const InsideProduct inside;
   const Tensor y = has_offs ? grouped_product(kOp, p.x, p.weight, *offs, config, dtype)
                             : compute(kOp, p, config, dtype);

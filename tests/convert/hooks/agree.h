@@ -7,7 +7,9 @@
 #include <torch/torch.h>
 
 #include <functional>
+#include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "convert/aten_hooks.h"
