@@ -71,8 +71,8 @@ std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 /// Converts the parameters that `config` names. They keep their identity: optimizers,
 /// requires_grad, .grad, hooks, names and shapes are untouched; saving writes the plain
 /// high-precision tensors; loading, Module::to and clone after conversion keep it. The model must
-/// call torch::nn::Linear, at::linear, mm, addmm or matmul (2-D weights), at::_grouped_mm (3-D
-/// weights).
+/// multiply by its weights with LibTorch's matrix products: torch::nn::Linear, linear, mm, addmm,
+/// bmm, baddbmm, mv, addmv, matmul, einsum, _grouped_mm, their out=, in-place and dtype forms.
 /// @throws c10::Error on an invalid key or pattern, a duplicate key, a config that cannot apply to
 ///         the parameter named exactly, a parameter under two names with two configs, or a key that
 ///         matched nothing (the nearest names are listed) or only parameters to which its config
@@ -80,13 +80,20 @@ std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 /// Converting again with the same config changes nothing; with another config replaces the old one.
 /// Not to be called while another thread runs the model.
 ///
-/// What stays in high precision: a converted weight as the left operand of mm, or in bmm, baddbmm,
-/// einsum, mv, convolutions and out= overloads; one expert's slice of a 3-D weight in a 2-D
-/// product, and at::_grouped_mm without offs (these two warn once). Copies of a converted weight
-/// (clone, casts, autocast) are converted as well. A weight reassigned (linear->weight = other) is
-/// not. A tensor put into it by set_data computes as the weight does; detach() of it then is plain
-/// until quantize_ is called again. The out_dtype of an at::_grouped_mm call, when given, replaces
-/// the config's.
+/// Products that contract along whole rows of a weight's matrices are in low precision: by the whole
+/// weight (bmm: groups of equally many rows), one expert's slice of it (one group), with the weight
+/// on either side. Tensors that cat, stack, index_select and copies (clone, casts, autocast,
+/// contiguous) make of weights of one config are converted weights, unless joined along the
+/// contracted axis. docs/decisions/021-which-uses-are-converted.md has the list. Gradients are in
+/// the precision of the forward.
+///
+/// What stays in high precision: contractions over experts, or over several axes at once;
+/// convolutions, bilinear, addbmm; weights computed from others (W + delta, W * scale), or joined
+/// with tensors that are not converted. Such products are noted by the weight's name. A weight
+/// reassigned (linear->weight = other) is not converted. A tensor put into a converted weight, or
+/// into a copy of one, by set_data computes as the weight does; detach() of it then is plain until
+/// quantize_ is called again. The out_dtype of an at::_grouped_mm call, when given, replaces the
+/// config's; other products have the dtype that they have without conversion.
 ConversionReport quantize_(torch::nn::Module& model, const FqnToConfig& config,
                            const QuantizeOptions& options = {});
 

@@ -10,6 +10,8 @@
 #include "autograd/group_bias.h"
 #include "moe8/memory.h"
 #include "quantize/check_input.h"
+#include "weights/tags.h"
+#include "weights/usage.h"
 #include "weights/weight_cache.h"
 
 namespace moe8 {
@@ -181,6 +183,12 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   }
 };
 
+void note_use(const at::Tensor& W) {
+  const std::optional<Tagged> tagged = find_tag(W);
+  if (!tagged) return;
+  for (const uint64_t id : tagged->ids) note_low_precision(id);
+}
+
 }  // namespace
 
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
@@ -197,6 +205,7 @@ at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
   product->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
   product->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
   if (numerics_observed()) product->weight = weight_id(W);
+  note_use(W);
   return LowPrecisionMM::apply(A, W, bias, product);
 }
 

@@ -78,7 +78,7 @@ class NumericsMonitor::Watcher final : public GemmObserver {
 };
 
 void NumericsMonitor::Watcher::add(const std::string& fqn, const at::Tensor& tensor) {
-  const WeightId id{find_tag(tensor) ? find_tag(tensor)->id : 0, tensor.unsafeGetTensorImpl()};
+  const WeightId id{find_tag(tensor) ? find_tag(tensor)->id() : 0, tensor.unsafeGetTensorImpl()};
   if (!by_impl_.try_emplace(id.impl, weights_.size()).second) return;  // tied: the first name
   if (id.tag != 0) by_tag_.try_emplace(id.tag, weights_.size());
   weights_.push_back({fqn, tensor, id.tag != 0});

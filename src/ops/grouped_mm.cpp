@@ -7,6 +7,7 @@
 #include "autograd/low_precision_mm.h"
 #include "base/check.h"
 #include "base/overloaded.h"
+#include "ops/products.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
@@ -34,15 +35,6 @@ void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& d
              "], a row for each expert, on ", device, ", got ", describe(*bias));
 }
 
-at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Tensor& B_t,
-                              const at::Tensor& offs, const Config& config,
-                              at::ScalarType out_dtype, const Bias& bias) {
-  validate(config);
-  check_dtype(op, "A", A);
-  check_operands(op, A.sizes(), A.device(), B_t, offs, bias);
-  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype, bias);
-}
-
 [[noreturn]] void refuse_linear_config(const Config& config) {
   fail("quantize_then_scaled_grouped_mm", "config",
        c10::str("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
@@ -50,19 +42,28 @@ at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Ten
 
 }  // namespace
 
+at::Tensor grouped_product(const char* op, const at::Tensor& A, const at::Tensor& B_t,
+                           const at::Tensor& offs, const Config& config, at::ScalarType out_dtype,
+                           const std::optional<at::Tensor>& bias) {
+  validate(config);
+  check_dtype(op, "A", A);
+  check_operands(op, A.sizes(), A.device(), B_t, offs, bias);
+  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype, bias);
+}
+
 at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                                  const at::Tensor& offs, at::ScalarType out_dtype,
                                                  const std::optional<at::Tensor>& bias) {
-  return checked_grouped_mm("to_fp8_rowwise_then_scaled_grouped_mm", A, B_t, offs,
-                            FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype, bias);
+  return grouped_product("to_fp8_rowwise_then_scaled_grouped_mm", A, B_t, offs,
+                         FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype, bias);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
                                            const MXFP8GroupedMMConfig& config,
                                            const std::optional<at::Tensor>& bias) {
-  return checked_grouped_mm("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config,
-                            config.out_dtype, bias);
+  return grouped_product("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config, config.out_dtype,
+                         bias);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,

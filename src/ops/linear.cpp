@@ -1,25 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Linear layers: checks of the arguments, then src/autograd with one group.
+// Linear layers: checks of the arguments, then one group of src/ops/products.h.
 #include "moe8/linear.h"
 
-#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/add.h>
 
-#include "autograd/low_precision_mm.h"
 #include "base/check.h"
+#include "ops/products.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
-namespace {
-
-// Of x as a matrix. (Not from numel(): that says nothing of rows without elements.)
-int64_t rows_of(const at::Tensor& x) {
-  int64_t rows = 1;
-  for (const int64_t size : x.sizes().slice(0, x.dim() - 1)) rows *= size;
-  return rows;
-}
-
-}  // namespace
 
 at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias, const Config& config) {
@@ -44,15 +33,8 @@ at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
                describe(*bias));
   }
 
-  // A matrix as it is: views cost nodes of the graph, which a small layer feels.
-  const at::Tensor y =
-      low_precision_mm(x.dim() == 2 ? x : x.reshape({rows_of(x), k}), weight.unsqueeze(0),
-                       std::nullopt, training_formats(config), x.scalar_type());
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = n;
-  // As LibTorch's matmul: not a view, so that `y += bias` by the caller costs no extra graph node.
-  const at::Tensor shaped = x.dim() == 2 ? y : at::_unsafe_view(y, sizes);
-  return bias ? at::add(shaped, bias->to(shaped.scalar_type())) : shaped;
+  const at::Tensor y = linear_product(x, weight, config, x.scalar_type());
+  return bias ? at::add(y, bias->to(y.scalar_type())) : y;
 }
 
 }  // namespace moe8

@@ -20,14 +20,21 @@ std::atomic<uint64_t> last_id{0};
 
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
 struct Tag final : c10::intrusive_ptr_target {
-  explicit Tag(const Config& c) : Tag(c, ++last_id) {}
-  Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
+  explicit Tag(const Config& c) : Tag(MadeOf{.config = c, .ids = {++last_id}}) {}
+  explicit Tag(MadeOf m) : config(m.config), made(std::move(m)) { ++live_tags; }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
 
+  /// Of a weight, or a copy that is one in all respects.
+  bool is_whole() const {
+    return made.ids.size() == 1 && !made.axes && !made.is_lookup && !made.why_lost;
+  }
+  /// That may be contracted, of the tensor that carries this tag.
+  AxisSet axes(int64_t dim) const { return made.axes.value_or(matrix_axes(dim)); }
+
   std::optional<Config> config;
-  const uint64_t id;
+  const MadeOf made;
   std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
@@ -96,6 +103,13 @@ bool views_lose(const at::TensorBase& weight) {
   return weight.has_storage() && (weight.is_inference() || weight.is_view());
 }
 
+// What `view`, which is `weight` or shares its memory, is by the tag of that weight.
+Tagged seen_as(const at::TensorBase& view, const at::TensorBase& weight, const Tag& tag) {
+  const AxisSet axes = tag.axes(weight.dim());
+  return {&*tag.config, tag.made.ids,
+          view.is_same(weight) ? axes : axes_of_view(weight, axes, view), tag.made.is_lookup};
+}
+
 class Registry {
  public:
   // Never destroyed: tensors in static storage may outlive it.
@@ -156,8 +170,7 @@ class Registry {
     for (const auto& [impl, entry] : entries_) {
       const at::Tensor& weight = alive.emplace_back(entry.lock());
       if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
-      if (covers(weight, tensor, extent))
-        return Tagged{&*entry.tag->config, weight.dim(), entry.tag->id};
+      if (covers(weight, tensor, extent)) return seen_as(tensor, weight, *entry.tag);
     }
     return std::nullopt;
   }
@@ -219,12 +232,19 @@ bool any_tags() {
 
 std::optional<Tagged> find_tag(const at::Tensor& tensor) {
   if (!any_tags() || !tensor.defined()) return std::nullopt;
-  if (const Tag* tag = own_tag(tensor)) return Tagged{&*tag->config, tensor.dim(), tag->id};
+  if (const Tag* tag = own_tag(tensor)) return seen_as(tensor, tensor, *tag);
   if (tensor.is_view()) {
     const at::TensorBase& base = tensor._base();
-    if (const Tag* tag = own_tag(base)) return Tagged{&*tag->config, base.dim(), tag->id};
+    if (const Tag* tag = own_tag(base)) return seen_as(tensor, base, *tag);
   }
   return Registry::instance().find_by_memory(tensor);
+}
+
+std::optional<Lost> find_lost(const at::Tensor& tensor) {
+  if (!any_tags() || !tensor.defined()) return std::nullopt;
+  const Tag* tag = meta_tag(weight_of(tensor));
+  if (!tag || !tag->made.why_lost) return std::nullopt;
+  return Lost{tag->made.ids, tag->made.why_lost};
 }
 
 std::optional<uint64_t> aliases_made(const at::Tensor& tensor) {
@@ -261,6 +281,8 @@ void set_tag(const at::Tensor& weight, const Config& config) {
   c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
   Tag* existing = meta_tag(weight);
   if (!existing) existing = Registry::instance().find(impl);
+  if (existing && !existing->is_whole())
+    existing = nullptr;  // a weight in its own right from now on
   const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
   tag->config = config;
   if (meta_tag(weight) != tag.get()) impl->set_backend_meta(c10::make_intrusive<Mark>(tag));
@@ -277,13 +299,30 @@ void clear_tag(const at::Tensor& weight) {
   Registry::instance().erase(impl);
 }
 
+MadeOf made_of(const Tagged& source, AxisSet axes) {
+  return {.config = *source.config,
+          .ids = source.ids.vec(),
+          .axes = axes,
+          .is_lookup = source.is_lookup};
+}
+
+void tag_made(const at::Tensor& made, MadeOf of) {
+  if (of.axes == matrix_axes(made.dim())) of.axes.reset();
+  auto tag = c10::make_intrusive<Tag>(std::move(of));
+  made.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Mark>(tag));
+  if (views_lose(made)) Registry::instance().insert(made, std::move(tag));
+}
+
 void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
   const std::optional<Tagged> tagged = find_tag(source);
-  // A slice of the experts, W3[e], is no expert weight: neither is its copy.
-  if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
-  auto tag = c10::make_intrusive<Tag>(*tagged->config, tagged->id);
-  copy.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Mark>(tag));
-  if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
+  if (tagged && !copy.is_same(source)) tag_made(copy, made_of(*tagged, tagged->axes));
+}
+
+void keep_tag(const at::Tensor& weight) {
+  Tag* tag = meta_tag(weight);
+  if (!tag || !tag->config) return;
+  if (Registry::instance().find(weight.unsafeGetTensorImpl()) == tag) return;
+  Registry::instance().insert(weight, TagPtr::reclaim_copy(tag));
 }
 
 }  // namespace moe8
