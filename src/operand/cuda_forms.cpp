@@ -7,7 +7,6 @@
 #include "base/overloaded.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
-#include "device/cuda_device.h"
 #include "device/cuda_launch.h"
 #include "groups/cuda_groups.h"
 #include "quantize/check_input.h"
@@ -199,10 +198,6 @@ bool needs_source_groups(const FormKey& key) {
       key.format);
 }
 
-at::ScalarType dtype_of(Encoding encoding) {
-  return encoding == Encoding::FLOAT32 ? at::kFloat : at::kBFloat16;
-}
-
 void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
                cudaStream_t stream) {
   std::visit(
@@ -217,9 +212,6 @@ void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
 
 std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups) {
-  const std::optional<std::string> refusal = quantizer_refusal(source.device());
-  MOE8_CHECK(!refusal, kOp, "device", "expected a GPU with kernels, got ", source.device(), ": ",
-             *refusal);
   const Launch launch(source.device());
   std::vector<Form> forms;
   forms.reserve(keys.size());

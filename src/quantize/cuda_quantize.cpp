@@ -16,7 +16,7 @@
 #include "groups/cuda_groups.h"
 #include "groups/token_groups.h"
 #include "quantize/check_input.h"
-#include "quantize/composite.h"
+#include "groups/padded_tokens.h"
 
 namespace moe8 {
 namespace {
