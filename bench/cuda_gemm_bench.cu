@@ -141,10 +141,10 @@ struct Product {
 };
 
 template <typename T>
-Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int32_t>& offs,
+Product make_product(const Shape& s, Gemm kind, const std::vector<int32_t>& offs,
                      T* left, T* right, const float* scales, void* out) {
   constexpr bool kCodes = sizeof(T) == 1;
-  const bool weight = kind == GroupedGemmKind::kGradWeight;
+  const bool weight = kind == Gemm::GRAD_WEIGHT;
   std::vector<int32_t> starts;
   int64_t padded = 0;
   for (int64_t e = 0; e < s.E; ++e) {
@@ -153,8 +153,8 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
   }
   Product p;
   p.args = GroupedGemmArgs{.kind = kind,
-                           .element = kCodes ? GemmElement::kE4M3 : GemmElement::kBFloat16,
-                           .output = GemmOutput::kBFloat16,
+                           .element = kCodes ? GemmElement::E4M3 : GemmElement::BF16,
+                           .output = FloatType::BF16,
                            .M = s.M,
                            .N = s.N,
                            .K = s.K,
@@ -169,8 +169,8 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
                            .out = out,
                            .stream = nullptr};
   const int64_t rows = weight ? s.N : s.M;
-  const int64_t cols = kind == GroupedGemmKind::kOut ? s.N : s.K;
-  const int64_t depth = kind == GroupedGemmKind::kOut ? s.K : s.N;
+  const int64_t cols = kind == Gemm::OUT ? s.N : s.K;
+  const int64_t depth = kind == Gemm::OUT ? s.K : s.N;
   p.args.out_pitch = cols;
   p.args.left_pitch = weight ? (kCodes ? p.args.padded_tokens : s.N) : depth;
   p.args.right_pitch = weight ? (kCodes ? p.args.padded_tokens : s.K) : kCodes ? depth : s.K;
@@ -191,7 +191,7 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
       x.right_step = kCodes ? 1 : s.K;
     } else {
       const int64_t e = std::upper_bound(offs.begin(), offs.end(), r) - offs.begin();
-      const bool across = !kCodes && kind == GroupedGemmKind::kGradInput;  // W (E, N, K) as it lies
+      const bool across = !kCodes && kind == Gemm::GRAD_INPUT;  // W (E, N, K) as it lies
       x.length = static_cast<int>(depth);
       x.out = r * cols + c;
       x.left = r * depth;
@@ -231,7 +231,7 @@ struct Candidate {
 };
 
 template <typename T>
-void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds, size_t out_bytes) {
+void measure(const Shape& s, Gemm kind, const Product& p, int rounds, size_t out_bytes) {
   std::vector<Candidate> candidates;
   for (const auto& variant : grouped_gemm_variants()) {
     if (variant.refuses(p.args) != nullptr) continue;
@@ -284,11 +284,11 @@ void bench_shape(const Shape& s, int rounds) {
   float* scales =
       upload(std::vector<float>(static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
   for (auto kind :
-       {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
+       {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
     fill<<<2048, 256>>>(left, tokens * wide, 1);
     fill<<<2048, 256>>>(right, std::max(tokens * s.K, s.E * s.N * s.K), 1ull << 40);
     const Product p = make_product(s, kind, offs, left, right, scales, out);
-    if (sizeof(T) == 1 && kind == GroupedGemmKind::kGradWeight) {
+    if (sizeof(T) == 1 && kind == Gemm::GRAD_WEIGHT) {
       // The columns between groups are zero in real copies.
       std::vector<int32_t> starts(static_cast<size_t>(s.E));
       require(cudaMemcpy(starts.data(), p.args.padded_starts, starts.size() * 4,

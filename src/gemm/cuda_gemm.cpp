@@ -42,16 +42,16 @@ std::vector<int64_t> out_sizes(const GemmProblem& p, const Sizes& s) {
   return {s.E, s.N, s.K};
 }
 
-cuda::GroupedGemmKind kind_of(Gemm gemm) {
+cuda::Gemm kind_of(Gemm gemm) {
   switch (gemm) {
     case Gemm::OUT:
-      return cuda::GroupedGemmKind::kOut;
+      return Gemm::OUT;
     case Gemm::GRAD_INPUT:
-      return cuda::GroupedGemmKind::kGradInput;
+      return Gemm::GRAD_INPUT;
     case Gemm::GRAD_WEIGHT:
       break;
   }
-  return cuda::GroupedGemmKind::kGradWeight;
+  return Gemm::GRAD_WEIGHT;
 }
 
 // What both families of kernels ask for.
@@ -76,7 +76,7 @@ cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Te
   cuda::GroupedGemmArgs args{};
   args.kind = kind_of(p.gemm);
   args.output =
-      p.out_dtype == at::kBFloat16 ? cuda::GemmOutput::kBFloat16 : cuda::GemmOutput::kFloat32;
+      p.out_dtype == at::kBFloat16 ? FloatType::BF16 : FloatType::F32;
   args.M = s.M;
   args.N = s.N;
   args.K = s.K;
@@ -140,8 +140,8 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
   args.operands_are_ready = is_ready;
-  args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::kE5M2E4M3
-                                                                 : cuda::GemmElement::kE4M3;
+  args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::E5M2_E4M3
+                                                                 : cuda::GemmElement::E4M3;
   args.use_fast_accum = p.formats.use_fast_accum;
   args.left = left.data.const_data_ptr();
   args.left_pitch = left.data.size(-1);
@@ -180,7 +180,7 @@ at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args =
       args_of(p, s, out, p.groups.on_device(s.M, p.left.device()), on.stream);
-  args.element = cuda::GemmElement::kBFloat16;
+  args.element = cuda::GemmElement::BF16;
   args.operands_are_ready = is_ready && left.is_same(left_values) && right.is_same(right_values);
   args.left = left.const_data_ptr();
   args.left_pitch = left.size(-1);

@@ -20,7 +20,7 @@ namespace {
 constexpr int kThreads = 256;  // one team of threads on a row, two on two rows, or eight on eight
 
 // Fewer slabs than this leave the last wave of blocks half empty: then each takes 32 rows.
-constexpr int64_t kManyBlocks = 132 * 8;
+constexpr int64_t kManyBlocks = 8;  // of a multiprocessor
 
 struct Rows {
   Float8RowsArgs args;
@@ -220,17 +220,18 @@ Kernel choose(const Float8RowsArgs& a) {
 
 }  // namespace
 
-cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
+LaunchStatus launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || !a.groups.is_valid() || a.pitch % 16 != 0 || a.pitch < a.columns)
-    return cudaErrorInvalidValue;
+  if (!fits) return refused("a format that the hardware does not convert to");
+  if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
+  if (a.pitch % 16 != 0 || a.pitch < a.columns) return refused("a pitch of codes that does not fit");
   if (a.column_amax != nullptr) {
-    const cudaError_t error = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
-    if (error != cudaSuccess) return error;
+    const LaunchStatus cleared = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
+    if (!cleared.ok()) return cleared;
   }
-  const bool few = a.groups.rows < kSlabRows * kManyBlocks;
+  const bool few = a.groups.rows < kSlabRows * kManyBlocks * multiprocessor_count();
   const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups)};
-  if (a.groups.rows == 0 || rows.slabs.count == 0) return cudaSuccess;
+  if (a.groups.rows == 0 || rows.slabs.count == 0) return {};
   return launch_early(choose(a), rows.slabs.count, kThreads, 0, stream, rows);
 }
 

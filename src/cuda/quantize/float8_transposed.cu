@@ -185,12 +185,13 @@ int64_t divide_up(int64_t n, int64_t by) {
 
 }  // namespace
 
-cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
+LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || !a.groups.is_valid()) return cudaErrorInvalidValue;
+  if (!fits) return refused("a format that the hardware does not convert to");
+  if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
   if (a.row_codes != nullptr &&
       (!a.one_scale || a.row_pitch % 16 != 0 || a.row_pitch < a.columns)) {
-    return cudaErrorInvalidValue;
+    return refused("codes by rows without one scale, or of a pitch that does not fit");
   }
   Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
@@ -199,7 +200,7 @@ cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t
   p.warps = divide_up(p.tokens.count, kLanesHigh) * p.wide;
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
   const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
-  if (blocks == 0) return cudaSuccess;
+  if (blocks == 0) return {};
   return launch_early(choose(a), blocks, kThreads, 0, stream, p);
 }
 
