@@ -3,11 +3,13 @@
 
 #include <ATen/ops/constant_pad_nd.h>
 
+#include "base/log.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
 #include "device/implementation.h"
 #include "groups/cuda_groups.h"
+#include "quantize/check_input.h"
 
 namespace moe8 {
 namespace {
@@ -42,18 +44,6 @@ std::vector<int64_t> out_sizes(const GemmProblem& p, const Sizes& s) {
   return {s.E, s.N, s.K};
 }
 
-cuda::Gemm kind_of(Gemm gemm) {
-  switch (gemm) {
-    case Gemm::OUT:
-      return Gemm::OUT;
-    case Gemm::GRAD_INPUT:
-      return Gemm::GRAD_INPUT;
-    case Gemm::GRAD_WEIGHT:
-      break;
-  }
-  return Gemm::GRAD_WEIGHT;
-}
-
 // What both families of kernels ask for.
 std::optional<std::string> hopper_refusal(const GemmProblem& p) {
   if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
@@ -74,9 +64,8 @@ const Float8Format* float8(const OperandFormat& format) {
 cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Tensor& out,
                               const DeviceGroups& groups, cudaStream_t stream) {
   cuda::GroupedGemmArgs args{};
-  args.kind = kind_of(p.gemm);
-  args.output =
-      p.out_dtype == at::kBFloat16 ? FloatType::BF16 : FloatType::F32;
+  args.kind = p.gemm;
+  args.output = float_type(p.out_dtype);
   args.M = s.M;
   args.N = s.N;
   args.K = s.K;
@@ -88,13 +77,22 @@ cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Te
   return args;
 }
 
+// Which kernel of the second list runs, and what those before it said.
+std::string describe(const cuda::VariantChoice& choice) {
+  std::string text = c10::str("     -> ", choice.chosen ? choice.chosen->name : "none",
+                              choice.chosen ? c10::str(" (", choice.chosen->suits, ")") : "");
+  const auto variants = cuda::grouped_gemm_variants();
+  for (size_t i = 0; i < variants.size(); ++i) {
+    if (!choice.said[i]) continue;
+    text += c10::str("\n     not ", variants[i].name, ": ", choice.said[i]);
+  }
+  return text;
+}
+
 void launch(const char* op, const cuda::GroupedGemmArgs& args) {
-  const cuda::LaunchStatus status = cuda::launch_grouped_gemm(args);
-  if (status.error == cudaSuccess) return;
-  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
-  fail(op, "",
-       c10::str("the grouped GEMM could not be launched (", status.failed,
-                "): ", cudaGetErrorString(status.error)));
+  const cuda::VariantChoice choice = cuda::choose_grouped_gemm(args);
+  if (logs_dispatch()) log_dispatch(c10::str(op, "\n", describe(choice)));
+  check_launch(op, cuda::launch_grouped_gemm(choice, args));
 }
 
 // Whether nothing has to be launched for the operands, and nothing just launched writes them.

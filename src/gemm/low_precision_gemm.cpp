@@ -25,18 +25,6 @@ std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen
 
 }  // namespace
 
-const char* to_string(Gemm gemm) {
-  switch (gemm) {
-    case Gemm::OUT:
-      return "out";
-    case Gemm::GRAD_INPUT:
-      return "grad_input";
-    case Gemm::GRAD_WEIGHT:
-      return "grad_weight";
-  }
-  return "invalid";
-}
-
 std::string GemmProblem::describe() const {
   return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left),
                   ") x ", moe8::describe(right), " (", to_string(formats.right), "), ",

@@ -12,9 +12,9 @@
 #include "base/check.h"
 #include "device/implementation.h"
 #include "formats/integers.h"
+#include "groups/padded_tokens.h"
 #include "quantize/check_input.h"
 #include "quantize/cuda_quantize.h"
-#include "groups/padded_tokens.h"
 
 namespace moe8 {
 namespace {
@@ -87,8 +87,8 @@ BlockedGroups block_m_groups(const at::Tensor& bytes, const at::Tensor& offs) {
   return {flat.narrow(0, 0, rows * cols).view({rows, cols}), starts_of(padded)};
 }
 
-// Groups of columns: the tiles of a matrix, row of tiles by row of tiles, into the order of groups.
-// Which tile comes `at` a place of it; -1 past the last group.
+// For groups of columns: a matrix has its tiles row by row, groups have theirs one after the other.
+// [tiles] which tile of the matrix comes at each place; -1 past the last group.
 at::Tensor tile_in_group_order(const at::Tensor& tile_ends, int64_t row_tiles, int64_t col_tiles) {
   const at::Tensor ends = tile_ends.to(at::kLong);
   const at::Tensor begins = at::constant_pad_nd(ends, {1, -1});

@@ -13,8 +13,8 @@
 
 #include "formats/elem.h"
 #include "formats/float8_scale.h"
-#include "quantize/check_input.h"
 #include "groups/padded_tokens.h"
+#include "quantize/check_input.h"
 
 namespace moe8 {
 namespace {

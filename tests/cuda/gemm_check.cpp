@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/device_buffer.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "formats/elem.h"
 #include "reference/grouped_gemm.h"
@@ -27,41 +28,8 @@ namespace {
 using cuda::GemmElement;
 using cuda::GroupedGemmArgs;
 
-void require(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-/// An array on the device, filled from the host or with one byte.
-template <typename T>
-class Device {
- public:
-  explicit Device(const std::vector<T>& values) : Device(values.size()) {
-    require(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  }
-  explicit Device(size_t size) : size_(size) {
-    void* data = nullptr;
-    require(cudaMalloc(&data, std::max<size_t>(size * sizeof(T), 16)), "cudaMalloc");
-    data_ = static_cast<T*>(data);
-  }
-  ~Device() { cudaFree(data_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-
-  void fill(int byte) { require(cudaMemset(data_, byte, size_ * sizeof(T)), "cudaMemset"); }
-  std::vector<T> host() const {
-    std::vector<T> values(size_);
-    require(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "copy");
-    return values;
-  }
-  T* get() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  T* data_ = nullptr;
-  size_t size_;
-};
+using testing::DeviceBuffer;
+using testing::require;
 
 /// kOneSign: random numbers of one sign, whose sums lose most in short accumulators. These are
 /// computed without fast accumulation.
@@ -338,22 +306,20 @@ double check(const Problem& p, Gemm kind, const std::vector<uint8_t>& out, int64
 }
 
 const char* kind_name(Gemm kind) {
-  return kind == Gemm::OUT         ? "out"
-         : kind == Gemm::GRAD_INPUT ? "grad_input"
-                                               : "grad_weight";
+  return kind == Gemm::OUT ? "out" : kind == Gemm::GRAD_INPUT ? "grad_input" : "grad_weight";
 }
 
 /// The output of a kernel that ran twice into poisoned memory, the second time with operands that
 /// are ready, behind another run that may still be at work.
 std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const GroupedGemmArgs& args,
-                               Device<uint8_t>& out, const std::string& what) {
+                               DeviceBuffer<uint8_t>& out, const std::string& what) {
   alarm(20);  // a kernel that hangs must not hold the machine
   const auto launch = [&](const GroupedGemmArgs& a) {
     const cuda::LaunchStatus status = variant.launch(a);
     require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
   };
   std::vector<uint8_t> results[2];
-  Device<uint8_t> other(out.size());
+  DeviceBuffer<uint8_t> other(out.size());
   GroupedGemmArgs to_other = args;
   to_other.out = other.get();
   GroupedGemmArgs ready = args;
@@ -379,14 +345,14 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
   if (cuda::is_fp8(element)) scale(p, kind, expected);
   const Operands o = operands_of(p, kind, element);
-  const Device<uint8_t> left(bytes_of(o.left, element)), right(bytes_of(o.right, element));
-  const Device<int32_t> offs(p.offs), starts(o.starts);
-  const Device<float> row_scale(p.row_scale), col_scale(p.col_scale);
+  const DeviceBuffer<uint8_t> left(bytes_of(o.left, element)), right(bytes_of(o.right, element));
+  const DeviceBuffer<int32_t> offs(p.offs), starts(o.starts);
+  const DeviceBuffer<float> row_scale(p.row_scale), col_scale(p.col_scale);
   const Shape shape = out_shape(p, kind);
   for (FloatType output : {FloatType::BF16, FloatType::F32}) {
     const int64_t bytes = output == FloatType::BF16 ? 2 : 4;
     for (int64_t pitch : {shape.cols, round_up(shape.cols, 8) + 8}) {
-      Device<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
+      DeviceBuffer<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
       const GroupedGemmArgs args{.kind = kind,
                                  .element = element,
                                  .output = output,
@@ -410,8 +376,8 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
       for (const auto& variant : cuda::grouped_gemm_variants()) {
         if (variant.refuses(args) != nullptr) continue;
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
-                                 (output == FloatType::BF16 ? " bf16" : " float32") +
-                                 " pitch " + std::to_string(pitch);
+                                 (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
+                                 std::to_string(pitch);
         const std::vector<uint8_t> result = run_twice(variant, args, out, what);
         worst = std::max(worst, check(p, kind, result, pitch, expected, output,
                                       limit_of(p.fill, kind, element, output), what));
@@ -488,13 +454,13 @@ void check_choice() {
     args.E = e.E;
     args.row_scale = args.col_scale = &scale;
     args.padded_starts = &start;
-    const auto* chosen = cuda::choose_grouped_gemm(args);
+    const auto* chosen = cuda::choose_grouped_gemm(args).chosen;
     if (chosen == nullptr || std::string(chosen->name) != e.name) {
       ++failures;
       std::printf("FAILED choice: %s, expected %s\n", chosen ? chosen->name : "none", e.name);
     }
     args.left_pitch = 1;
-    if (cuda::choose_grouped_gemm(args) != nullptr) {
+    if (cuda::choose_grouped_gemm(args).chosen != nullptr) {
       ++failures;
       std::printf("FAILED choice: %s for a pitch that TMA cannot read\n", e.name);
     }
@@ -511,13 +477,13 @@ void check_chain() {
   const auto random = [&] { return draw(rng, Fill::kRandom, ElemDtype::E4M3); };
   for (uint16_t& e : x) e = element_of(random(), kBf16);
   for (uint16_t& e : w) e = element_of(random() / 256, kBf16);
-  const Device<uint16_t> right(w);
-  const Device<int32_t> offs(std::vector<int32_t>{100, 100, 133, 600, 690});
+  const DeviceBuffer<uint16_t> right(w);
+  const DeviceBuffer<int32_t> offs(std::vector<int32_t>{100, 100, 133, 600, 690});
   std::vector<uint16_t> results[2];
   for (auto& result : results) {
-    const Device<uint16_t> first(x), second(x);
-    const Device<uint16_t>* from = &first;
-    const Device<uint16_t>* to = &second;
+    const DeviceBuffer<uint16_t> first(x), second(x);
+    const DeviceBuffer<uint16_t>* from = &first;
+    const DeviceBuffer<uint16_t>* to = &second;
     for (int step = 0; step < kSteps; ++step) {
       const GroupedGemmArgs args{.kind = Gemm::OUT,
                                  .element = GemmElement::BF16,
@@ -533,7 +499,8 @@ void check_chain() {
                                  .offs = offs.get(),
                                  .out = to->get(),
                                  .out_pitch = kWidth};
-      require(cuda::launch_grouped_gemm(args).error, "a product of a chain");
+      require(cuda::launch_grouped_gemm(cuda::choose_grouped_gemm(args), args),
+              "a product of a chain");
       if (&result == &results[0]) require(cudaDeviceSynchronize(), "a chain");
       std::swap(from, to);
     }
@@ -551,8 +518,7 @@ void check_case(const Case& c, Fill fill) {
   int runs = 0;
   const Problem p = make_problem(c, fill, ElemDtype::E4M3);
   const Problem mixed = make_problem(c, fill, ElemDtype::E5M2);
-  for (Gemm kind :
-       {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
+  for (Gemm kind : {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
     const std::vector<double> expected = reference_of(p, kind);
     for (GemmElement element : {GemmElement::E4M3, GemmElement::BF16}) {
       check_kind(c, p, kind, element, expected, worst, runs);

@@ -6,16 +6,13 @@
 #include <array>
 
 #include "cuda/gemm/sm90_variants.h"
+#include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
 
 // All measured on one H200 with ragged groups, every kernel interleaved with its rivals:
 // bench/cuda_gemm_bench prints the table again.
-
-int64_t round_up(int64_t x, int64_t to) {
-  return (x + to - 1) / to * to;
-}
 
 // The cooperative 128x256 tile loads least, but nothing hides its stores: it wins when groups fill
 // its 256 rows well and each tile multiplies for long.

@@ -179,7 +179,7 @@ GroupMetadata group_metadata(void* memory, int64_t rows, int64_t groups, int64_t
 }
 
 LaunchStatus launch_group_metadata(const int32_t* offs, const GroupMetadata& m,
-                                  cudaStream_t stream) {
+                                   cudaStream_t stream) {
   constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();
   if (m.groups < 0 || m.groups > kMaxGroups || m.padding < kTokenRows ||
       m.padding % kTokenRows != 0 || m.rows < 0 || m.padded_rows() > kMaxRows) {

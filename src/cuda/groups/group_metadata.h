@@ -60,6 +60,6 @@ GroupMetadata group_metadata(void* memory, int64_t rows, int64_t groups, int64_t
 /// Others are clamped to [the one before, rows], so that no kernel leaves a tensor; nobody is told.
 /// Refused: more than kMaxGroups groups, a padding that is no multiple of 16.
 LaunchStatus launch_group_metadata(const int32_t* offs, const GroupMetadata& metadata,
-                                  cudaStream_t stream);
+                                   cudaStream_t stream);
 
 }  // namespace moe8::cuda

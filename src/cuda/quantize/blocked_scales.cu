@@ -6,7 +6,7 @@
 #include "cuda/groups/group_metadata.h"
 #include "cuda/launch.cuh"
 #include "cuda/quantize/blocked_scales.h"
-#include "formats/elem.h"
+#include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
@@ -17,10 +17,6 @@ constexpr int kItems = kMaxGroups / kThreads;
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileColumns = 4;
 constexpr int64_t kTileBytes = kTileRows * kTileColumns;
-
-constexpr MOE8_HD int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
 
 // ---- device helpers
 /// A part of a [.., pitch] matrix that is put into tile order by itself.

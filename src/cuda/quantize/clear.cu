@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kThreads) clear(uint32_t* words, int64_t count
 
 LaunchStatus launch_clear(uint32_t* words, int64_t count, cudaStream_t stream) {
   if (count == 0) return {};
-  const int64_t blocks = std::min((count + kThreads - 1) / kThreads, kBlocks * multiprocessor_count());
+  const int64_t blocks =
+      std::min((count + kThreads - 1) / kThreads, kBlocks * multiprocessor_count());
   return launch_early(clear, blocks, kThreads, 0, stream, words, count);
 }
 

@@ -35,6 +35,13 @@ struct Float8RowsArgs : Float8Source {
 };
 LaunchStatus launch_float8_rows(const Float8RowsArgs& args, cudaStream_t stream);
 
+/// What launch_float8_rows takes for these arguments, for a log.
+struct Float8RowsVariant {
+  int row_threads;  // that share a row; 0: any number of columns at any address, element by element
+  int packets;      // of 16 bytes that each holds
+};
+Float8RowsVariant choose_float8_rows(const Float8RowsArgs& args);
+
 /// One scale per group and column, codes transposed, so that a GEMM can contract over rows.
 /// Jagged groups lie side by side, padded to RowGroups::padding; equal ones one after the other.
 struct Float8TransposedArgs : Float8Source {
@@ -54,7 +61,7 @@ LaunchStatus launch_float8_transposed(const Float8TransposedArgs& args, cudaStre
 
 /// Largest magnitude of all `count` elements, as float32 bits, into *amax.
 LaunchStatus launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
-                        cudaStream_t stream);
+                         cudaStream_t stream);
 
 /// Tensorwise: one scale, from an amax on the device.
 struct Float8TensorArgs : Float8Source {

@@ -88,7 +88,7 @@ LaunchStatus launch_cast(const Float8TensorArgs& a, int64_t blocks, cudaStream_t
 }  // namespace
 
 LaunchStatus launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
-                        cudaStream_t stream) {
+                         cudaStream_t stream) {
   const LaunchStatus cleared = launch_clear(amax, 1, stream);
   if (!cleared.ok() || count == 0) return cleared;
   const int64_t packets = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? count / 8 : 0;
@@ -106,13 +106,15 @@ LaunchStatus launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t str
   Float8TensorArgs a = args;
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
   if (!fits) return refused("a format that the hardware does not convert to");
-  if (a.pitch % 16 != 0 || a.pitch < a.columns) return refused("a pitch of codes that does not fit");
+  if (a.pitch % 16 != 0 || a.pitch < a.columns)
+    return refused("a pitch of codes that does not fit");
   if (a.pitch == a.columns) {  // one long row: no division left with a rest
     a.pitch = a.columns = a.groups.rows * a.columns;
     a.groups.rows = 1;
   }
   // At least one block, which writes the scales.
-  const int64_t blocks = std::max<int64_t>(a.groups.rows * ((a.pitch + kSegment - 1) / kSegment), 1);
+  const int64_t blocks =
+      std::max<int64_t>(a.groups.rows * ((a.pitch + kSegment - 1) / kSegment), 1);
   return a.elem == ElemDtype::E4M3 ? launch_cast<ElemDtype::E4M3>(a, blocks, stream)
                                    : launch_cast<ElemDtype::E5M2>(a, blocks, stream);
 }

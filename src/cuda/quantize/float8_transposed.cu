@@ -10,6 +10,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
+#include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
@@ -179,10 +180,6 @@ Kernel choose(const Float8TransposedArgs& a) {
   return a.x_type == FloatType::BF16 ? choose<BFloat16, E5M2>(a) : choose<float, E5M2>(a);
 }
 
-int64_t divide_up(int64_t n, int64_t by) {
-  return (n + by - 1) / by;
-}
-
 }  // namespace
 
 LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
@@ -196,10 +193,10 @@ LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_
   Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
   const int64_t widest = a.row_codes != nullptr ? a.row_pitch : a.columns;
-  p.wide = static_cast<int32_t>(divide_up(widest, kLanesWide * columns));
-  p.warps = divide_up(p.tokens.count, kLanesHigh) * p.wide;
+  p.wide = static_cast<int32_t>(ceil_div(widest, kLanesWide * columns));
+  p.warps = ceil_div(p.tokens.count, kLanesHigh) * p.wide;
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
-  const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
+  const int64_t blocks = ceil_div(p.warps, kWarps) + ceil_div(scales, kThreads);
   if (blocks == 0) return {};
   return launch_early(choose(a), blocks, kThreads, 0, stream, p);
 }
