@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Times every grouped GEMM kernel of src/cuda/gemm/ on kGpuGroupedShapes with ragged groups,
+// Times every grouped GEMM kernel of src/cuda/gemm/ on the shapes of bench/shapes.h with ragged groups,
 // interleaved, with the error against float64 sums of the same codes on sampled outputs. No Torch.
 //
 //   cuda_gemm_bench [ROUNDS] [SHAPE...]
@@ -13,39 +13,25 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
+#include "cuda/device_buffer.h"
 #include "cuda/gemm/grouped_gemm.h"
+#include "formats/integers.h"
 #include "shapes.h"
 
 namespace {
 
 using namespace moe8::cuda;
 
+using moe8::FloatType;
+using moe8::Gemm;
+using moe8::round_up;
+using moe8::testing::DeviceBuffer;
+using moe8::testing::require;
 using Shape = moe8::bench::GroupedShape;
-
-void require(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-template <typename T>
-T* allocate(int64_t count) {
-  T* data = nullptr;
-  require(cudaMalloc(&data, std::max<size_t>(static_cast<size_t>(count) * sizeof(T), 16)),
-          "cudaMalloc");
-  return data;
-}
-
-template <typename T>
-T* upload(const std::vector<T>& values) {
-  T* data = allocate<T>(static_cast<int64_t>(values.size()));
-  require(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-          "cudaMemcpy");
-  return data;
-}
 
 __device__ uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -112,10 +98,6 @@ __global__ void sample_error(const Sample* samples, const T* left, const T* righ
   norm[blockIdx.x] = total * total;
 }
 
-int64_t round_up(int64_t x, int64_t to) {
-  return (x + to - 1) / to * to;
-}
-
 /// End rows of groups between half and one and a half times the mean, multiples of nothing.
 std::vector<int32_t> ragged(int64_t M, int64_t E) {
   std::mt19937 rng(static_cast<unsigned>(E * 7 + 1));
@@ -138,13 +120,14 @@ constexpr int kSamples = 256;
 struct Product {
   GroupedGemmArgs args;
   std::vector<Sample> samples;
+  std::unique_ptr<DeviceBuffer<int32_t>> offs, starts;
 };
 
 template <typename T>
-Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int32_t>& offs,
-                     T* left, T* right, const float* scales, void* out) {
+Product make_product(const Shape& s, Gemm kind, const std::vector<int32_t>& offs, T* left, T* right,
+                     const float* scales, void* out) {
   constexpr bool kCodes = sizeof(T) == 1;
-  const bool weight = kind == GroupedGemmKind::kGradWeight;
+  const bool weight = kind == Gemm::GRAD_WEIGHT;
   std::vector<int32_t> starts;
   int64_t padded = 0;
   for (int64_t e = 0; e < s.E; ++e) {
@@ -152,25 +135,27 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
     padded += round_up(offs[e] - (e > 0 ? offs[e - 1] : 0), kGroupPadding);
   }
   Product p;
+  p.offs = std::make_unique<DeviceBuffer<int32_t>>(offs);
+  p.starts = std::make_unique<DeviceBuffer<int32_t>>(starts);
   p.args = GroupedGemmArgs{.kind = kind,
-                           .element = kCodes ? GemmElement::kE4M3 : GemmElement::kBFloat16,
-                           .output = GemmOutput::kBFloat16,
+                           .element = kCodes ? GemmElement::E4M3 : GemmElement::BF16,
+                           .output = FloatType::BF16,
                            .M = s.M,
                            .N = s.N,
                            .K = s.K,
                            .E = s.E,
                            .left = left,
                            .right = right,
-                           .offs = upload(offs),
-                           .padded_starts = upload(starts),
+                           .offs = p.offs->get(),
+                           .padded_starts = p.starts->get(),
                            .padded_tokens = padded,
                            .row_scale = scales,
                            .col_scale = scales,
                            .out = out,
                            .stream = nullptr};
   const int64_t rows = weight ? s.N : s.M;
-  const int64_t cols = kind == GroupedGemmKind::kOut ? s.N : s.K;
-  const int64_t depth = kind == GroupedGemmKind::kOut ? s.K : s.N;
+  const int64_t cols = kind == Gemm::OUT ? s.N : s.K;
+  const int64_t depth = kind == Gemm::OUT ? s.K : s.N;
   p.args.out_pitch = cols;
   p.args.left_pitch = weight ? (kCodes ? p.args.padded_tokens : s.N) : depth;
   p.args.right_pitch = weight ? (kCodes ? p.args.padded_tokens : s.K) : kCodes ? depth : s.K;
@@ -191,7 +176,7 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
       x.right_step = kCodes ? 1 : s.K;
     } else {
       const int64_t e = std::upper_bound(offs.begin(), offs.end(), r) - offs.begin();
-      const bool across = !kCodes && kind == GroupedGemmKind::kGradInput;  // W (E, N, K) as it lies
+      const bool across = !kCodes && kind == Gemm::GRAD_INPUT;  // W (E, N, K) as it lies
       x.length = static_cast<int>(depth);
       x.out = r * cols + c;
       x.left = r * depth;
@@ -206,17 +191,13 @@ Product make_product(const Shape& s, GroupedGemmKind kind, const std::vector<int
 
 template <typename T>
 double error_of(const Product& p) {
-  static double* error = allocate<double>(kSamples);
-  static double* norm = allocate<double>(kSamples);
-  static Sample* samples = allocate<Sample>(kSamples);
-  require(cudaMemcpy(samples, p.samples.data(), kSamples * sizeof(Sample), cudaMemcpyHostToDevice),
-          "cudaMemcpy");
-  sample_error<<<kSamples, 128>>>(samples, static_cast<const T*>(p.args.left),
-                                  static_cast<const T*>(p.args.right),
-                                  static_cast<const __nv_bfloat16*>(p.args.out), error, norm);
-  double e[kSamples], n[kSamples], sum = 0, total = 0;
-  require(cudaMemcpy(e, error, sizeof e, cudaMemcpyDeviceToHost), "sample_error");
-  require(cudaMemcpy(n, norm, sizeof n, cudaMemcpyDeviceToHost), "sample_error");
+  const DeviceBuffer<double> error(kSamples), norm(kSamples);
+  const DeviceBuffer<Sample> samples(p.samples);
+  sample_error<<<kSamples, 128>>>(
+      samples.get(), static_cast<const T*>(p.args.left), static_cast<const T*>(p.args.right),
+      static_cast<const __nv_bfloat16*>(p.args.out), error.get(), norm.get());
+  const std::vector<double> e = error.host(), n = norm.host();
+  double sum = 0, total = 0;
   for (int i = 0; i < kSamples; ++i) {
     sum += e[i];
     total += n[i];
@@ -231,14 +212,13 @@ struct Candidate {
 };
 
 template <typename T>
-void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds, size_t out_bytes) {
+void measure(const Shape& s, Gemm kind, const Product& p, int rounds, size_t out_bytes) {
   std::vector<Candidate> candidates;
   for (const auto& variant : grouped_gemm_variants()) {
     if (variant.refuses(p.args) != nullptr) continue;
     alarm(30);  // a kernel that hangs must not hold the machine
     require(cudaMemset(p.args.out, 0xFF, out_bytes), "cudaMemset");
-    const LaunchStatus status = variant.launch(p.args);
-    require(status.error, status.failed ? status.failed : "");
+    require(variant.launch(p.args), variant.name);
     candidates.push_back({&variant, error_of<T>(p), {}});
   }
   cudaEvent_t begin, end;
@@ -257,15 +237,14 @@ void measure(const Shape& s, GroupedGemmKind kind, const Product& p, int rounds,
     }
   }
   alarm(0);
-  const char* kinds[] = {"out", "grad_input", "grad_weight"};
-  const auto* chosen = choose_grouped_gemm(p.args);
+  const auto* chosen = choose_grouped_gemm(p.args).chosen;
   for (Candidate& c : candidates) {
     std::sort(c.times.begin(), c.times.end());
     const double ms = c.times[c.times.size() / 2];
     const double flop =
         2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
     std::printf("%-3s %-4s %-11s %-32s %8.3f ms %6.0f TFLOP/s (best %6.0f)  error %.1e%s\n", s.name,
-                sizeof(T) == 1 ? "fp8" : "bf16", kinds[static_cast<int>(kind)], c.variant->name, ms,
+                sizeof(T) == 1 ? "fp8" : "bf16", to_string(kind), c.variant->name, ms,
                 flop / ms * 1e-9, flop / c.times.front() * 1e-9, c.error,
                 c.variant == chosen ? "  <- chosen" : "");
   }
@@ -277,39 +256,30 @@ void bench_shape(const Shape& s, int rounds) {
   const std::vector<int32_t> offs = ragged(s.M, s.E);
   const int64_t tokens = s.M + kGroupPadding * s.E;
   const int64_t wide = std::max(s.N, s.K);
-  T* left = allocate<T>(tokens * wide);
-  T* right = allocate<T>(std::max(tokens * s.K, s.E * s.N * s.K));
-  const int64_t out_count = std::max(s.M * wide, s.E * s.N * s.K);
-  void* out = allocate<__nv_bfloat16>(out_count);
-  float* scales =
-      upload(std::vector<float>(static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
-  for (auto kind :
-       {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
-    fill<<<2048, 256>>>(left, tokens * wide, 1);
-    fill<<<2048, 256>>>(right, std::max(tokens * s.K, s.E * s.N * s.K), 1ull << 40);
-    const Product p = make_product(s, kind, offs, left, right, scales, out);
-    if (sizeof(T) == 1 && kind == GroupedGemmKind::kGradWeight) {
+  const DeviceBuffer<T> left(static_cast<size_t>(tokens * wide));
+  const DeviceBuffer<T> right(static_cast<size_t>(std::max(tokens * s.K, s.E * s.N * s.K)));
+  const DeviceBuffer<__nv_bfloat16> out(static_cast<size_t>(std::max(s.M * wide, s.E * s.N * s.K)));
+  const DeviceBuffer<float> scales(
+      std::vector<float>(static_cast<size_t>(std::max(s.M, s.E * wide)), kScale));
+  for (auto kind : {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
+    fill<<<2048, 256>>>(left.get(), static_cast<int64_t>(left.size()), 1);
+    fill<<<2048, 256>>>(right.get(), static_cast<int64_t>(right.size()), 1ull << 40);
+    const Product p = make_product(s, kind, offs, left.get(), right.get(), scales.get(), out.get());
+    if (sizeof(T) == 1 && kind == Gemm::GRAD_WEIGHT) {
       // The columns between groups are zero in real copies.
-      std::vector<int32_t> starts(static_cast<size_t>(s.E));
-      require(cudaMemcpy(starts.data(), p.args.padded_starts, starts.size() * 4,
-                         cudaMemcpyDeviceToHost),
-              "cudaMemcpy");
+      const std::vector<int32_t> starts = p.starts->host();
       for (size_t e = 0; e < starts.size(); ++e) {
         const int64_t end = starts[e] + offs[e] - (e > 0 ? offs[e - 1] : 0);
         const int64_t next = e + 1 < starts.size() ? starts[e + 1] : p.args.padded_tokens;
-        for (auto [data, rows] : {std::pair{left, s.N}, {right, s.K}}) {
+        for (auto [data, rows] : {std::pair{left.get(), s.N}, {right.get(), s.K}}) {
           require(cudaMemset2D(data + end, static_cast<size_t>(p.args.left_pitch), 0,
                                static_cast<size_t>(next - end), static_cast<size_t>(rows)),
                   "cudaMemset2D");
         }
       }
     }
-    measure<T>(s, kind, p, rounds, static_cast<size_t>(out_count) * 2);
+    measure<T>(s, kind, p, rounds, out.size() * sizeof(__nv_bfloat16));
   }
-  cudaFree(left);
-  cudaFree(right);
-  cudaFree(out);
-  cudaFree(scales);
 }
 
 }  // namespace

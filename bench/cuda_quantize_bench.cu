@@ -11,9 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "cuda/device_buffer.h"
 #include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
+#include "shapes.h"
 
 namespace moe8::cuda {
 namespace {
@@ -21,25 +23,9 @@ namespace {
 constexpr int kRounds = 25;
 constexpr int kWarmup = 3;
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-struct Memory {
-  explicit Memory(int64_t bytes) {
-    check(cudaMalloc(&p, static_cast<size_t>(std::max<int64_t>(bytes, 16))), "cudaMalloc");
-    check(cudaMemset(p, 0xA5, static_cast<size_t>(bytes)), "cudaMemset");
-  }
-  ~Memory() { cudaFree(p); }
-  Memory(const Memory&) = delete;
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(p);
-  }
-  void* p = nullptr;
-};
+using testing::DeviceBuffer;
+using testing::require;
+using Memory = DeviceBuffer<uint8_t>;
 
 // Random normal numbers: zeros would let the chip run cooler and faster than data do.
 template <typename T>
@@ -71,28 +57,28 @@ __global__ void __launch_bounds__(256) copy_kernel(const uint4* x, uint4* y, int
 struct Row {
   std::string name;
   double bytes;
-  std::function<cudaError_t()> launch;
+  std::function<LaunchStatus()> launch;
   std::vector<float> ms;
 };
 
 /// Interleaves the rows, so that all see the same temperatures and clocks.
 void time_rows(std::vector<Row>& rows) {
   cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
+  require(cudaEventCreate(&begin), "event");
+  require(cudaEventCreate(&end), "event");
   for (int round = -kWarmup; round < kRounds; ++round) {
     for (Row& row : rows) {
-      check(cudaEventRecord(begin), "record");
-      check(row.launch(), row.name.c_str());
-      check(cudaEventRecord(end), "record");
-      check(cudaEventSynchronize(end), row.name.c_str());
+      require(cudaEventRecord(begin), "record");
+      require(row.launch(), row.name.c_str());
+      require(cudaEventRecord(end), "record");
+      require(cudaEventSynchronize(end), row.name.c_str());
       float ms = 0;
-      check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+      require(cudaEventElapsedTime(&ms, begin, end), "elapsed");
       if (round >= 0) row.ms.push_back(ms);
     }
   }
-  check(cudaEventDestroy(begin), "event");
-  check(cudaEventDestroy(end), "event");
+  require(cudaEventDestroy(begin), "event");
+  require(cudaEventDestroy(end), "event");
 }
 
 void print_rows(const std::string& shape, std::vector<Row>& rows) {
@@ -111,7 +97,8 @@ void print_rows(const std::string& shape, std::vector<Row>& rows) {
 }
 
 template <typename T>
-void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t experts, bool weights) {
+void measure(const std::string& shape, int64_t rows, int64_t columns, int64_t experts,
+             bool weights) {
   const int64_t count = rows * columns;
   std::mt19937 rng(7);
   std::vector<int32_t> offs;
@@ -122,9 +109,10 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
   const Memory x(count * sizeof(T)), y(count * sizeof(T)), z(count * 2);
   fill_normal<<<2048, 256>>>(x.as<T>(), count);
   const Memory device_offs(experts * 4), metadata_memory(group_metadata_bytes(rows, experts, 32));
-  check(cudaMemcpy(device_offs.p, offs.data(), offs.size() * 4, cudaMemcpyHostToDevice), "offs");
-  const GroupMetadata m = group_metadata(metadata_memory.p, rows, experts, 32);
-  check(launch_group_metadata(device_offs.as<int32_t>(), m, nullptr), "metadata");
+  require(cudaMemcpy(device_offs.get(), offs.data(), offs.size() * 4, cudaMemcpyHostToDevice),
+          "offs");
+  const GroupMetadata m = group_metadata(metadata_memory.get(), rows, experts, 32);
+  require(launch_group_metadata(device_offs.as<int32_t>(), m, nullptr), "metadata");
   const RowGroups groups = weights ? RowGroups::equal(experts, rows / experts) : RowGroups::of(m);
 
   const int64_t transposed = columns * groups.transposed_columns() * (weights ? experts : 1);
@@ -135,7 +123,7 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
 
   constexpr FloatType type = sizeof(T) == 2 ? FloatType::BF16 : FloatType::F32;
   const auto rows_args = [&](bool amaxes) {
-    return Float8RowsArgs{x.p,
+    return Float8RowsArgs{x.get(),
                           type,
                           columns,
                           groups,
@@ -147,10 +135,10 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
                           amaxes ? amax.as<uint32_t>() : nullptr};
   };
   const auto mx = [&](ElemDtype elem, bool values, bool both, ScaleCalculationMode mode) {
-    MxArgs a{x.p, type, columns, groups, elem, mode, {}, {}, blocks, FloatType::BF16};
+    MxArgs a{x.get(), type, columns, groups, elem, mode, {}, {}, blocks, FloatType::BF16};
     MxOutputs r, c;
-    (values ? r.values : *reinterpret_cast<void**>(&r.codes)) = y.p;
-    (values ? c.values : *reinterpret_cast<void**>(&c.codes)) = z.p;
+    (values ? r.values : *reinterpret_cast<void**>(&r.codes)) = y.get();
+    (values ? c.values : *reinterpret_cast<void**>(&c.codes)) = z.get();
     if (!values) r.scale = row_scale.as<uint8_t>(), c.scale = column_scale.as<uint8_t>();
     a.row_blocks = r;
     if (both) a.column_blocks = c;
@@ -160,26 +148,28 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
   using enum ScaleCalculationMode;
   const double n = static_cast<double>(count), in = sizeof(T);
   std::vector<Row> table;
-  const auto add = [&](std::string name, double bytes, std::function<cudaError_t()> launch) {
+  const auto add = [&](std::string name, double bytes, std::function<LaunchStatus()> launch) {
     table.push_back({std::move(name), bytes * n, std::move(launch), {}});
   };
   add("cudaMemcpy", 2 * in, [&] {
-    return cudaMemcpyAsync(y.p, x.p, static_cast<size_t>(count) * sizeof(T),
-                           cudaMemcpyDeviceToDevice);
+    return LaunchStatus{cudaMemcpyAsync(y.get(), x.get(), static_cast<size_t>(count) * sizeof(T),
+                                        cudaMemcpyDeviceToDevice),
+                        "cudaMemcpyAsync"};
   });
   add("copy kernel", 2 * in, [&] {
     const int64_t packets = count * static_cast<int64_t>(sizeof(T)) / 16;
     copy_kernel<<<static_cast<unsigned>((packets + 1023) / 1024), 256>>>(x.as<uint4>(),
                                                                          y.as<uint4>(), packets);
-    return cudaGetLastError();
+    return LaunchStatus{cudaGetLastError(), "the copy kernel"};
   });
   add("fp8 rows", in + 1, [&] { return launch_float8_rows(rows_args(false), nullptr); });
   add("fp8 rows + column amax", in + 1,
       [&] { return launch_float8_rows(rows_args(true), nullptr); });
   add("fp8 transposed", in + 1, [&] {
-    return launch_float8_transposed({x.p, type, columns, groups, E4M3, true, amax.as<uint32_t>(),
-                                     false, turned.as<uint8_t>(), column_inverse.as<float>()},
-                                    nullptr);
+    return launch_float8_transposed(
+        {x.get(), type, columns, groups, E4M3, true, amax.as<uint32_t>(), false,
+         turned.as<uint8_t>(), column_inverse.as<float>()},
+        nullptr);
   });
   add("mx values both, rceil", in + 4,
       [&] { return launch_mx(mx(E4M3, true, true, RCEIL), nullptr); });
@@ -194,14 +184,15 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
   add("mx codes both e2m1, rceil", in + 2 + 2.0 / 32,
       [&] { return launch_mx(mx(E2M1, false, true, RCEIL), nullptr); });
   if (!weights) {
-    add("amax", in, [&] { return launch_amax(x.p, type, count, one.as<uint32_t>(), nullptr); });
+    add("amax", in, [&] { return launch_amax(x.get(), type, count, one.as<uint32_t>(), nullptr); });
     add("fp8 tensor cast", in + 1, [&] {
-      return launch_float8_tensor({x.p, type, rows, columns, E4M3, false, one.as<uint32_t>(),
-                                   codes.as<uint8_t>(), columns, nullptr, one.as<float>() + 1},
-                                  nullptr);
+      return launch_float8_tensor(
+          {x.get(), type, columns, RowGroups::equal(1, rows), E4M3, false, one.as<uint32_t>(),
+           codes.as<uint8_t>(), columns, nullptr, one.as<float>() + 1},
+          nullptr);
     });
     add("fp8 both, one amax", in + 2, [&] {
-      Float8TransposedArgs both{x.p,
+      Float8TransposedArgs both{x.get(),
                                 type,
                                 columns,
                                 groups,
@@ -223,6 +214,19 @@ void bench(const std::string& shape, int64_t rows, int64_t columns, int64_t expe
   print_rows(shape, table);
 }
 
+template <typename T>
+void bench_tokens(const bench::GroupedShape& s, const char* what, int64_t columns) {
+  measure<T>(std::string(s.name) + " " + what + " " + std::to_string(s.M) + "x" +
+                 std::to_string(columns) + " E" + std::to_string(s.E),
+             s.M, columns, s.E, false);
+}
+
+void bench_weights(const bench::GroupedShape& s) {
+  measure<BFloat16>(std::string(s.name) + " W " + std::to_string(s.E) + "x" + std::to_string(s.N) +
+                        "x" + std::to_string(s.K),
+                    s.E * s.N, s.K, s.E, true);
+}
+
 }  // namespace
 }  // namespace moe8::cuda
 
@@ -235,16 +239,18 @@ int main() {
   }
   std::printf("%s; e4m3 unless named, power-of-two scales; %% of the copy kernel | of cudaMemcpy\n",
               device.name);
-  cuda::bench<BFloat16>("S1 A 131072x5120 E8", 131072, 5120, 8, false);
-  cuda::bench<BFloat16>("S2 A 131072x7168 E8", 131072, 7168, 8, false);
-  cuda::bench<BFloat16>("S1 dO 131072x8192 E8", 131072, 8192, 8, false);
-  cuda::bench<BFloat16>("S2 dO 131072x2048 E8", 131072, 2048, 8, false);
-  cuda::bench<BFloat16>("S1 W 8x8192x5120", 8 * 8192, 5120, 8, true);
-  cuda::bench<BFloat16>("S3 A 65536x2048 E128", 65536, 2048, 128, false);
-  cuda::bench<BFloat16>("S3 W 128x768x2048", 128 * 768, 2048, 128, true);
-  cuda::bench<BFloat16>("S3 dO 65536x768 E128", 65536, 768, 128, false);
-  cuda::bench<BFloat16>("S4 W 32x2880x2880", 32 * 2880, 2880, 32, true);
-  cuda::bench<BFloat16>("S4 A 32768x2880 E32", 32768, 2880, 32, false);
-  cuda::bench<float>("f32 131072x5120 E8", 131072, 5120, 8, false);
+  // Inputs, gradients and weights of the layers, those that differ in length of rows or in groups.
+  const auto& [s1, s2, s3, s4] = bench::kGpuGroupedShapes;
+  cuda::bench_tokens<BFloat16>(s1, "A", s1.K);
+  cuda::bench_tokens<BFloat16>(s2, "A", s2.K);
+  cuda::bench_tokens<BFloat16>(s1, "dO", s1.N);
+  cuda::bench_tokens<BFloat16>(s2, "dO", s2.N);
+  cuda::bench_weights(s1);
+  cuda::bench_tokens<BFloat16>(s3, "A", s3.K);
+  cuda::bench_weights(s3);
+  cuda::bench_tokens<BFloat16>(s3, "dO", s3.N);
+  cuda::bench_weights(s4);
+  cuda::bench_tokens<BFloat16>(s4, "A", s4.K);
+  cuda::bench_tokens<float>(s1, "f32", s1.K);
   return 0;
 }

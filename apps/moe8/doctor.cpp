@@ -19,6 +19,7 @@
 #include "cpu/isa.h"
 #include "device/cuda_backend.h"
 #include "device/cuda_device.h"
+#include "device/implementation.h"
 #include "doctor/machine.h"
 #include "doctor/speed.h"
 #include "gemm/torch_gemm.h"
@@ -44,6 +45,8 @@ std::string compiler() {
 }
 
 std::string kernels_line() {
+  if (!kernels_wanted())
+    return "LibTorch's operations, because MOE8_KERNELS=off takes the kernels away";
   const std::string_view used = cpu::to_string(cpu::best_isa());
   if (is_set_to("MOE8_CPU_ISA", {"portable", "avx2"})) {
     return c10::str(used, ", because MOE8_CPU_ISA asks for at most ", std::getenv("MOE8_CPU_ISA"));
@@ -66,7 +69,7 @@ std::string products_line() {
                      : ", because this CPU does not multiply bf16 (avx512_bf16)");
 }
 
-// What would run on each GPU, or why nothing would.
+// What would run on each GPU, or why there is none.
 std::string backends_line() {
   if (const std::optional<std::string> failure = load_cuda_backend()) {
     return "CPU only: " + *failure;
@@ -74,13 +77,12 @@ std::string backends_line() {
   std::string line = "CPU and CUDA";
   for (size_t i = 0; i < at::getNumGPUs(); ++i) {
     const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
-    const std::optional<std::string> refusal = quantizer_refusal(device);
+    const std::optional<std::string> refusal = kernels_refusal(device);
     line += c10::str("; ", device, " ", device_name(device), ": ",
-                     refusal ? *refusal
-                     : compute_capability(device) == 90
-                         ? "every kernel (sm_90a)"
-                         : "the quantizers; MX products by at::_scaled_grouped_mm, "
-                           "when a first try of it succeeds");
+                     refusal             ? "LibTorch's operations, as " + *refusal
+                     : is_hopper(device) ? "every kernel (sm_90a)"
+                                         : "the quantizers; MX products by at::_scaled_grouped_mm, "
+                                           "when a first try of it succeeds");
   }
   return line;
 }

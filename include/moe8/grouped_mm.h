@@ -24,10 +24,11 @@ namespace moe8 {
 /// @param bias  [E, N] of any floating-point dtype, or nothing; added in out_dtype.
 /// @return      [M, N] out_dtype (bf16 or float32), contiguous; rows at or past offs[E-1] are zero.
 /// @throws c10::Error when ranks, dtypes, devices or sizes disagree; the message names argument,
-///         expected and got. On a CPU also when offs decreases or passes M.
+///         expected and got. On a CPU also when offs decreases or passes M; on a GPU only with
+///         MOE8_CHECK_OFFS=on, and otherwise such end rows count as clamped to [the one before, M].
 /// Differentiable once in A, B_t and bias; gradients have their dtypes; an empty expert's are zero;
 /// that of bias is the unquantized sum over the expert's rows, in float32. Deterministic. No host
-/// synchronisation. Source: docs/numerics.md, section 4.
+/// synchronisation where moe8 has kernels (docs/env.md). Source: docs/numerics.md, section 4.
 at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(
     const at::Tensor& A, const at::Tensor& B_t, const at::Tensor& offs,
     at::ScalarType out_dtype = at::kBFloat16, const std::optional<at::Tensor>& bias = std::nullopt);

@@ -17,6 +17,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/launch_status.h"
+
 namespace moe8::cuda {
 
 /// Until all kernels before this one in the stream are complete and what they wrote is visible.
@@ -37,9 +39,9 @@ __device__ __forceinline__ void follow_stream() {
 
 /// kernel<<<blocks, threads, shared_bytes, stream>>>(args...), which may start early.
 template <typename... Params>
-cudaError_t launch_early(void (*kernel)(Params...), int64_t blocks, int threads,
-                         size_t shared_bytes, cudaStream_t stream,
-                         const std::type_identity_t<Params>&... args) {
+LaunchStatus launch_early(void (*kernel)(Params...), int64_t blocks, int threads,
+                          size_t shared_bytes, cudaStream_t stream,
+                          const std::type_identity_t<Params>&... args) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -50,7 +52,17 @@ cudaError_t launch_early(void (*kernel)(Params...), int64_t blocks, int threads,
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args...);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  return {error, error == cudaSuccess ? nullptr : "the kernel launch"};
+}
+
+/// Multiprocessors of the current device; 1 when it does not say.
+inline int multiprocessor_count() {
+  int device = 0, count = 0;
+  const bool told =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return told && count > 0 ? count : 1;
 }
 
 }  // namespace moe8::cuda

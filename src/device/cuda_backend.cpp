@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "device/cuda_backend.h"
 
-#include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/StringUtil.h>
 #include <dlfcn.h>
+
+#include "device/cuda_driver.h"
 
 namespace moe8 {
 namespace {
 
 std::optional<std::string> load() {
   // Without a driver the library would load in seconds and be of no use.
-  if (!dlopen("libcuda.so.1", RTLD_LAZY)) return "no NVIDIA driver (libcuda.so.1) was found";
+  const CudaDriver* const driver = cuda_driver();
+  if (!driver) return "no NVIDIA driver (libcuda.so.1) was found, or it cannot start";
   int devices = 0;
-  const cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error != cudaSuccess) return c10::str("no GPU: ", cudaGetErrorString(error));
-  if (devices == 0) return "no GPU";
+  if (driver->device_get_count(&devices) != 0 || devices == 0) return "no GPU";
   if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
     return c10::str("LibTorch's CUDA library could not be loaded: ", dlerror());
   }

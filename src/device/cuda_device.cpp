@@ -1,71 +1,74 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "device/cuda_device.h"
 
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/StringUtil.h>
 
 #include <array>
 #include <atomic>
 
+#include "device/cuda_driver.h"
+
 namespace moe8 {
 namespace {
 
-constexpr int kHopper = 90;     // the kernels are built for sm_90a alone
-constexpr int kBlackwell = 10;  // major; the quantizers are built for sm_100 too, which serves 10.x
-
-int ask_capability(int index) {
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-  return 10 * major + minor;
+// The driver's handle; -1 where it knows no such GPU.
+int handle_of(const c10::Device& device) {
+  const int index = device.has_index()
+                        ? static_cast<int>(device.index())
+                        : c10::impl::VirtualGuardImpl(device.type()).getDevice().index();
+  int handle = -1;
+  const CudaDriver* const driver = cuda_driver();
+  return driver && driver->device_get(&handle, index) == 0 ? handle : -1;
 }
 
-int index_of(const c10::Device& device) {
-  return device.has_index() ? static_cast<int>(device.index()) : c10::cuda::current_device();
+int ask_capability(const c10::Device& device) {
+  const int handle = handle_of(device);
+  if (handle < 0) return 0;
+  int major = 0, minor = 0;
+  cuda_driver()->device_get_attribute(&major, CudaDriver::kCapabilityMajor, handle);
+  cuda_driver()->device_get_attribute(&minor, CudaDriver::kCapabilityMinor, handle);
+  return 10 * major + minor;
 }
 
 }  // namespace
 
 StreamId current_stream(const c10::Device& device) {
   if (!device.is_cuda()) return {};
-  cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  unsigned long long capture = 0;  // NOLINT(google-runtime-int): CUDA's type
-  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &capture));
-  return {stream, status == cudaStreamCaptureStatusActive ? capture : 0};
+  void* const stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+  const CudaDriver* const driver = cuda_driver();
+  if (!driver || !stream) return {stream, 0};  // the default stream cannot be captured
+  int status = 0;
+  uint64_t capture = 0;
+  const bool answered = driver->stream_get_capture_info(stream, &status, &capture) == 0;
+  return {stream, answered && status == CudaDriver::kCaptureActive ? capture : 0};
 }
 
 std::string device_name(const c10::Device& device) {
   if (!device.is_cuda()) return "";
-  cudaDeviceProp properties{};
-  const int index = index_of(device);
-  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
-  return properties.name;
+  const int handle = handle_of(device);
+  char name[256] = "";
+  if (handle >= 0) cuda_driver()->device_get_name(name, sizeof name, handle);
+  return name;
 }
 
 int compute_capability(const c10::Device& device) {
   if (!device.is_cuda()) return 0;
   static std::array<std::atomic<int>, 64> known{};  // 0: not asked yet
-  const int index = index_of(device);
-  if (index >= static_cast<int>(known.size())) return ask_capability(index);
-  int capability = known[index].load(std::memory_order_relaxed);
+  if (!device.has_index() || device.index() >= static_cast<int>(known.size())) {
+    return ask_capability(device);
+  }
+  int capability = known[device.index()].load(std::memory_order_relaxed);
   if (capability == 0) {
-    capability = ask_capability(index);
-    known[index].store(capability, std::memory_order_relaxed);
+    capability = ask_capability(device);
+    known[device.index()].store(capability, std::memory_order_relaxed);
   }
   return capability;
 }
 
-std::optional<std::string> quantizer_refusal(const c10::Device& device) {
-  if (device.is_cpu()) return std::nullopt;
-  if (!device.is_cuda()) return c10::str("moe8 has no kernels for ", device);
+std::string describe_capability(const c10::Device& device) {
   const int capability = compute_capability(device);
-  if (capability == kHopper || capability / 10 == kBlackwell) return std::nullopt;
-  return c10::str(
-      "moe8's CUDA kernels are built for compute capability 9.0 (H100, H200) and its "
-      "quantizers for 10.x too; ",
-      device, " has ", capability / 10, ".", capability % 10);
+  return c10::str(capability / 10, ".", capability % 10);
 }
 
 }  // namespace moe8

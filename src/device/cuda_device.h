@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the parts that see no CUDA headers need to know of a GPU. In a build without CUDA the same
-// functions say that there is none.
+// What moe8 needs to know of a GPU, asked of its driver: the same in builds with CUDA and without.
 #pragma once
 
 #include <c10/core/Device.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 namespace moe8 {
@@ -20,13 +18,22 @@ struct StreamId {
 };
 StreamId current_stream(const c10::Device& device);
 
-/// Nothing when moe8's quantizers run on this device, else why not and what would help.
-std::optional<std::string> quantizer_refusal(const c10::Device& device);
-
-/// "NVIDIA H200"; empty in a build without CUDA and for other devices.
+/// "NVIDIA H200"; empty for other devices.
 std::string device_name(const c10::Device& device);
 
-/// Compute capability times ten, 90 for Hopper; 0 in a build without CUDA and for other devices.
+/// Compute capability times ten, 90 for Hopper; 0 for other devices.
 int compute_capability(const c10::Device& device);
+
+/// H100, H200: compute capability 9.0.
+inline bool is_hopper(const c10::Device& device) {
+  return compute_capability(device) == 90;
+}
+/// B200, B300: compute capability 10.x.
+inline bool is_blackwell(const c10::Device& device) {
+  return compute_capability(device) / 10 == 10;
+}
+
+/// "9.0", for messages.
+std::string describe_capability(const c10::Device& device);
 
 }  // namespace moe8

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/check.h"
+#include "cuda/launch_status.h"
 
 namespace moe8 {
 
@@ -24,10 +25,12 @@ struct Launch {
 };
 
 /// @throws c10::Error unless the launch succeeded.
-inline void check_launch(const char* op, cudaError_t error) {
-  if (error == cudaSuccess) return;
+inline void check_launch(const char* op, const cuda::LaunchStatus& status) {
+  if (status.ok()) return;
   (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
-  fail(op, "", c10::str("a CUDA kernel could not be launched: ", cudaGetErrorString(error)));
+  fail(op, "",
+       c10::str("a CUDA kernel could not be launched (", status.failed,
+                "): ", cudaGetErrorString(status.error)));
 }
 
 /// Memory for a result.

@@ -2,19 +2,13 @@
 #include "gemm/block_scaled_gemm.h"
 
 #include <ATen/ops/_scaled_grouped_mm.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include <map>
-#include <mutex>
-
 #include "device/cuda_device.h"
+#include "gemm/trial.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/mx.h"
 
@@ -34,10 +28,10 @@ at::Tensor offs_of(const GemmProblem& p) {
   return at::full({1}, p.left.size(0), at::TensorOptions().dtype(at::kInt).device(p.left.device()));
 }
 
-// [P, columns]: the rows of the tokens, zeros between them.
-at::Tensor padded_rows(const at::Tensor& x, const PaddedTokens& tokens) {
-  return at::where(tokens.is_token.unsqueeze(1), x.index_select(0, tokens.source),
-                   at::zeros({}, x.options()));
+PaddedTokens padded_tokens(const GemmProblem& p) {
+  const int64_t tokens = p.left.size(0);
+  const int64_t most = tokens + p.groups.count() * (kPadding - 1);
+  return pad_tokens(offs_of(p), tokens, kPadding, round_up(most, kPadding));
 }
 
 struct Codes {
@@ -89,82 +83,19 @@ at::Tensor call_torch(const BlockScaledCall& call) {
                                 std::nullopt, std::nullopt, at::kBFloat16);
 }
 
-// ---- probe ------------------------------------------------------------------
-// Small integers: codes whatever their scale, and exact in bf16.
-at::Tensor small_integers(at::IntArrayRef sizes, const at::Device& device) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
-  return at::arange(count, options).mul(7).remainder(5).sub(2).to(at::kBFloat16).view(sizes);
-}
-
-// In high precision: of the rows of a group, as A and as dO, and its weight.
-at::Tensor expected_product(Gemm gemm, const at::Tensor& group, const at::Tensor& w) {
-  switch (gemm) {
-    case Gemm::OUT:
-      return group.matmul(w.t());
-    case Gemm::GRAD_INPUT:
-      return group.matmul(w);
-    case Gemm::GRAD_WEIGHT:
-      break;
-  }
-  return group.t().matmul(group);
-}
-
-// Two ragged groups. Nothing when the three products are right.
-std::optional<std::string> probe(const at::Device& device) {
-  constexpr int64_t kSize = 128;
-  constexpr MxFormat kFormat{ElemDtype::E4M3, ScaleCalculationMode::RCEIL};
-  const at::Tensor offs = at::cat({at::full({1}, 40, at::TensorOptions(device).dtype(at::kInt)),
-                                   at::full({1}, 200, at::TensorOptions(device).dtype(at::kInt))});
-  const at::Tensor rows = small_integers({200, kSize}, device);
-  const at::Tensor weight = small_integers({2, kSize, kSize}, device);
-  for (const Gemm gemm : {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
-    const GemmProblem problem{.gemm = gemm,
-                              .left = rows,
-                              .right = gemm == Gemm::GRAD_WEIGHT ? rows : weight,
-                              .groups = offs,
-                              .formats = {kFormat, kFormat},
-                              .out_dtype = at::kBFloat16};
-    const at::Tensor got = block_scaled_gemm(problem);
-    for (int64_t e = 0; e < 2; ++e) {
-      const int64_t first = e * 40, last = e == 0 ? 40 : 200;
-      const at::Tensor expected = expected_product(gemm, rows.slice(0, first, last).to(at::kFloat),
-                                                   weight[e].to(at::kFloat));
-      const at::Tensor mine = gemm == Gemm::GRAD_WEIGHT ? got[e] : got.slice(0, first, last);
-      if (!at::equal(expected.to(at::kBFloat16), mine)) {
-        return c10::str("at::_scaled_grouped_mm was tried on ", device, " and gave a wrong ",
-                        to_string(gemm));
-      }
-    }
-  }
-  return std::nullopt;
-}
-
 std::optional<std::string> device_refusal(const at::Device& device) {
-  constexpr int kBlackwell = 10;
-  const int capability = compute_capability(device);
-  if (capability / 10 != kBlackwell) {
-    return c10::str("it needs compute capability 10, ", device, " has ", capability / 10, ".",
-                    capability % 10);
+  if (!is_blackwell(device)) {
+    return c10::str("it needs compute capability 10, ", device, " has ",
+                    describe_capability(device));
   }
-  static std::mutex mutex;
-  static std::map<c10::DeviceIndex, std::optional<std::string>> answers;
-  const std::lock_guard lock(mutex);
-  if (const auto known = answers.find(device.index()); known != answers.end()) return known->second;
-  if (current_stream(device).capture != 0) {
-    return c10::str(device,
-                    " was not tried yet, which a graph capture does not allow: run one "
-                    "product before it");
-  }
-  std::optional<std::string> answer;
-  try {
-    answer = probe(device);
-  } catch (const std::exception& error) {
-    answer = c10::str("at::_scaled_grouped_mm was tried on ", device,
-                      " and failed: ", std::string(error.what()).substr(0, 300));
-  }
-  return answers[device.index()] = answer;
+  constexpr MxFormat kFormat{ElemDtype::E4M3, ScaleCalculationMode::RCEIL};
+  return trial_refusal({.function = "at::_scaled_grouped_mm",
+                        .multiply = &block_scaled_gemm,
+                        .gemms = {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT},
+                        .formats = {kFormat, kFormat},
+                        .in_groups = true,
+                        .sums_in_float32 = false},
+                       device);
 }
 
 bool is_e4m3(const OperandFormat& format) {
@@ -174,50 +105,16 @@ bool is_e4m3(const OperandFormat& format) {
 
 }  // namespace
 
-PaddedTokens pad_tokens(const at::Tensor& offs, int64_t tokens) {
-  const int64_t groups = offs.numel();
-  const auto options = at::TensorOptions().dtype(at::kLong).device(offs.device());
-  const at::Tensor ends = offs.to(at::kLong);
-  const at::Tensor begins = at::cat({at::zeros({1}, options), ends.slice(0, 0, groups - 1)});
-  const at::Tensor sizes = ends.sub(begins);
-  const at::Tensor padded_sizes = sizes.add(kPadding - 1).div(kPadding, "floor").mul(kPadding);
-  const at::Tensor padded_ends = padded_sizes.cumsum(0);
-  const at::Tensor padded_starts = padded_ends.sub(padded_sizes);
-
-  const auto group_of = [&](const at::Tensor& all_ends, const at::Tensor& rows) {
-    return at::searchsorted(all_ends, rows, /*out_int32=*/false, /*right=*/true);
-  };
-  PaddedTokens result;
-  result.ends = padded_ends.to(at::kInt);
-
-  const at::Tensor padded =
-      at::arange(round_up(tokens + groups * (kPadding - 1), kPadding), options);
-  at::Tensor group = group_of(padded_ends, padded);
-  at::Tensor inside = group.clamp_max(groups - 1);
-  const at::Tensor in_group = padded.sub(padded_starts.index_select(0, inside));
-  result.is_token = group.lt(groups).logical_and(in_group.lt(sizes.index_select(0, inside)));
-  result.source = begins.index_select(0, inside).add(in_group).mul(result.is_token);
-
-  const at::Tensor rows = at::arange(tokens, options);
-  group = group_of(ends, rows);
-  inside = group.clamp_max(groups - 1);
-  result.has_group = group.lt(groups);
-  result.position = rows.sub(begins.index_select(0, inside))
-                        .add(padded_starts.index_select(0, inside))
-                        .mul(result.has_group);
-  return result;
-}
-
 BlockScaledCall block_scaled_call(const GemmProblem& p) {
   BlockScaledCall call;
-  call.tokens = pad_tokens(offs_of(p), p.left.size(0));
+  call.tokens = padded_tokens(p);
   const at::Tensor left =
-      padded_rows(p.left.form(p.left_key(Encoding::BF16), p.groups).data, call.tokens);
+      to_padded(p.left.form(p.left_key(Encoding::BF16), p.groups).data, call.tokens);
   const FormKey right_key = p.right_key(Encoding::BF16);
   const at::Tensor right = p.right.form(right_key, p.groups).data;
   if (p.gemm == Gemm::GRAD_WEIGHT) {
     Codes a = token_columns(left, call.tokens.ends);
-    Codes b = token_columns(padded_rows(right, call.tokens), call.tokens.ends);
+    Codes b = token_columns(to_padded(right, call.tokens), call.tokens.ends);
     call.a = a.data;
     call.scale_a = a.scale;
     call.b = b.data.t();
@@ -235,11 +132,8 @@ BlockScaledCall block_scaled_call(const GemmProblem& p) {
 
 at::Tensor block_scaled_result(const GemmProblem& p, const BlockScaledCall& call,
                                const at::Tensor& padded) {
+  if (p.gemm != Gemm::GRAD_WEIGHT) return from_padded(padded, call.tokens);
   const at::Tensor zero = at::zeros({}, padded.options());
-  if (p.gemm != Gemm::GRAD_WEIGHT) {
-    return at::where(call.tokens.has_group.unsqueeze(1),
-                     padded.index_select(0, call.tokens.position), zero);
-  }
   const at::Tensor& ends = call.tokens.ends;
   const at::Tensor starts =
       at::cat({at::zeros({1}, ends.options()), ends.slice(0, 0, ends.numel() - 1)});

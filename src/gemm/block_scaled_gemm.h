@@ -12,24 +12,12 @@
 #include <string>
 
 #include "gemm/low_precision_gemm.h"
+#include "groups/padded_tokens.h"
 
 namespace moe8 {
 
-/// Where tokens lie when the rows of each group are padded to a multiple of 128. All of it is
-/// computed on the device of offs; sizes follow from shapes alone.
-struct PaddedTokens {
-  at::Tensor ends;       // int32 [E], cumulative, multiples of 128
-  at::Tensor source;     // int64 [P]: the token in a padded row; 0 where there is none
-  at::Tensor is_token;   // bool [P]
-  at::Tensor position;   // int64 [M]: the padded row of a token; 0 for those past the last group
-  at::Tensor has_group;  // bool [M]
-};
-
-/// @param offs    [E >= 1] int32 end rows, non-decreasing, the last at most `tokens`.
-/// @param tokens  M >= 1. P is M + 127 E rounded up to a multiple of 128.
-PaddedTokens pad_tokens(const at::Tensor& offs, int64_t tokens);
-
-/// The arguments of at::_scaled_grouped_mm. C is the contracted size, P padded tokens.
+/// The arguments of at::_scaled_grouped_mm. C is the contracted size; P tokens, those of each group
+/// padded to a multiple of 128: M + 127 E, rounded up to such a multiple.
 ///   OUT, GRAD_INPUT  a [P, C], b [E, C, columns], scale_a [P, round_up(C / 32, 4)],
 ///                    scale_b [E, round_up(columns, 128) * round_up(C / 32, 4)]; gives [P, columns]
 ///   GRAD_WEIGHT      a [N, P], b [P, K], scale_a [round_up(N, 128), P / 32 + 4 E], scale_b the
@@ -50,9 +38,8 @@ BlockScaledCall block_scaled_call(const GemmProblem& problem);
 at::Tensor block_scaled_result(const GemmProblem& problem, const BlockScaledCall& call,
                                const at::Tensor& padded);
 
-/// As GemmKernel asks. The first question on a GPU of compute capability 10 multiplies two small
-/// groups, compares the result, and remembers the answer for the life of the process; it refuses
-/// while a graph is being captured. On others the call is never made: on 9.0 it kills the context.
+/// As GemmKernel asks. On a GPU of compute capability 10 the call is tried first (gemm/trial.h); on
+/// others it is never made: on 9.0 it kills the context.
 std::optional<std::string> block_scaled_refusal(const GemmProblem& problem);
 at::Tensor block_scaled_gemm(const GemmProblem& problem);
 

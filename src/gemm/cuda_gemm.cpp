@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "gemm/cuda_gemm.h"
 
-#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/constant_pad_nd.h>
 
+#include "base/log.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
+#include "device/implementation.h"
 #include "groups/cuda_groups.h"
+#include "quantize/check_input.h"
 
 namespace moe8 {
 namespace {
 
-constexpr int kHopper = 90;
 constexpr int64_t kMaxSize = INT32_MAX;
 
 // M tokens, N out-features, K in-features, E groups, whichever product it is.
@@ -43,29 +44,16 @@ std::vector<int64_t> out_sizes(const GemmProblem& p, const Sizes& s) {
   return {s.E, s.N, s.K};
 }
 
-cuda::GroupedGemmKind kind_of(Gemm gemm) {
-  switch (gemm) {
-    case Gemm::OUT:
-      return cuda::GroupedGemmKind::kOut;
-    case Gemm::GRAD_INPUT:
-      return cuda::GroupedGemmKind::kGradInput;
-    case Gemm::GRAD_WEIGHT:
-      break;
-  }
-  return cuda::GroupedGemmKind::kGradWeight;
-}
-
 // What both families of kernels ask for.
 std::optional<std::string> hopper_refusal(const GemmProblem& p) {
   if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
-  const int capability = compute_capability(p.left.device());
-  if (capability != kHopper) {
-    return c10::str("it needs compute capability 9.0, ", p.left.device(), " has ", capability / 10,
-                    ".", capability % 10);
-  }
   const Sizes s = sizes_of(p);
+  if (std::optional<std::string> refusal = kernels_refusal(p.left.device(), s.E)) return refusal;
+  if (!is_hopper(p.left.device())) {
+    return c10::str("it needs compute capability 9.0, ", p.left.device(), " has ",
+                    describe_capability(p.left.device()));
+  }
   if (std::max({s.M, s.N, s.K}) > kMaxSize) return "a size does not fit 32 bits";
-  if (s.E > cuda::kMaxGroups) return c10::str("more than ", cuda::kMaxGroups, " groups");
   return std::nullopt;
 }
 
@@ -76,9 +64,8 @@ const Float8Format* float8(const OperandFormat& format) {
 cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Tensor& out,
                               const DeviceGroups& groups, cudaStream_t stream) {
   cuda::GroupedGemmArgs args{};
-  args.kind = kind_of(p.gemm);
-  args.output =
-      p.out_dtype == at::kBFloat16 ? cuda::GemmOutput::kBFloat16 : cuda::GemmOutput::kFloat32;
+  args.kind = p.gemm;
+  args.output = float_type(p.out_dtype);
   args.M = s.M;
   args.N = s.N;
   args.K = s.K;
@@ -90,13 +77,22 @@ cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Te
   return args;
 }
 
+// Which kernel of the second list runs, and what those before it said.
+std::string describe(const cuda::VariantChoice& choice) {
+  std::string text = c10::str("     -> ", choice.chosen ? choice.chosen->name : "none",
+                              choice.chosen ? c10::str(" (", choice.chosen->suits, ")") : "");
+  const auto variants = cuda::grouped_gemm_variants();
+  for (size_t i = 0; i < variants.size(); ++i) {
+    if (!choice.said[i]) continue;
+    text += c10::str("\n     not ", variants[i].name, ": ", choice.said[i]);
+  }
+  return text;
+}
+
 void launch(const char* op, const cuda::GroupedGemmArgs& args) {
-  const cuda::LaunchStatus status = cuda::launch_grouped_gemm(args);
-  if (status.error == cudaSuccess) return;
-  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
-  fail(op, "",
-       c10::str("the grouped GEMM could not be launched (", status.failed,
-                "): ", cudaGetErrorString(status.error)));
+  const cuda::VariantChoice choice = cuda::choose_grouped_gemm(args);
+  if (logs_dispatch()) log_dispatch(c10::str(op, "\n", describe(choice)));
+  check_launch(op, cuda::launch_grouped_gemm(choice, args));
 }
 
 // Whether nothing has to be launched for the operands, and nothing just launched writes them.
@@ -142,8 +138,8 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
   args.operands_are_ready = is_ready;
-  args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::kE5M2E4M3
-                                                                 : cuda::GemmElement::kE4M3;
+  args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::E5M2_E4M3
+                                                                 : cuda::GemmElement::E4M3;
   args.use_fast_accum = p.formats.use_fast_accum;
   args.left = left.data.const_data_ptr();
   args.left_pitch = left.data.size(-1);
@@ -157,61 +153,6 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   }
   launch("cuda_fp8", args);
   return out;
-}
-
-// ---- FP8 codes, LibTorch's --------------------------------------------------
-namespace {
-
-constexpr int64_t kScaledMmAlignment = 16;  // of every size that at::_scaled_mm takes
-
-bool is_tensorwise(const GemmProblem& p) {
-  return float8(p.formats.left)->granularity == ScalingGranularity::TENSORWISE &&
-         float8(p.formats.right)->granularity == ScalingGranularity::TENSORWISE;
-}
-
-at::Tensor as_float8(const at::Tensor& codes, const OperandFormat& format) {
-  return codes.view(float8(format)->elem == ElemDtype::E4M3 ? at::kFloat8_e4m3fn
-                                                            : at::kFloat8_e5m2);
-}
-
-// [rows, pitch] whether it is the only expert's weight or a matrix.
-at::Tensor as_matrix(const at::Tensor& x) {
-  return x.dim() == 3 ? x.squeeze(0) : x;
-}
-
-}  // namespace
-
-std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem& p) {
-  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
-  if (p.groups.offs()) return "at::_scaled_mm has no groups";
-  if (!float8(p.formats.left) || !float8(p.formats.right)) return "an operand is not FP8";
-  if (float8(p.formats.left)->elem == ElemDtype::E5M2 &&
-      float8(p.formats.right)->elem == ElemDtype::E5M2) {
-    return "at::_scaled_mm takes one float8_e5m2 operand, not two";
-  }
-  if (p.out_dtype != at::kBFloat16) return "at::_scaled_mm by rows gives bf16 only";
-  const Sizes s = sizes_of(p);
-  const int64_t columns = p.gemm == Gemm::OUT ? s.N : s.K;
-  if (columns % kScaledMmAlignment != 0) return "out has rows of a size not divisible by 16";
-  if (s.M == 0 || s.N == 0 || s.K == 0) return "an operand is empty";
-  return std::nullopt;
-}
-
-at::Tensor cuda_scaled_mm_gemm(const GemmProblem& p) {
-  const Launch on(p.left.device());
-  const Form left = p.left.form(p.left_key(Encoding::FLOAT8), p.groups);
-  const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
-  const at::Tensor a = as_float8(as_matrix(left.data), p.formats.left);
-  const at::Tensor b = as_float8(as_matrix(right.data), p.formats.right).t();
-  at::Tensor scale_a = left.scale.reshape({-1, 1});
-  at::Tensor scale_b = right.scale.reshape({1, -1});
-  if (is_tensorwise(p)) {
-    scale_a = scale_a.narrow(0, 0, 1).reshape({});
-    scale_b = scale_b.narrow(1, 0, 1).reshape({});
-  }
-  const at::Tensor out = at::_scaled_mm(a, b, scale_a, scale_b, std::nullopt, std::nullopt,
-                                        p.out_dtype, p.formats.use_fast_accum);
-  return p.gemm == Gemm::GRAD_WEIGHT ? out.unsqueeze(0) : out;
 }
 
 // ---- values in bf16 ---------------------------------------------------------
@@ -237,7 +178,7 @@ at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args =
       args_of(p, s, out, p.groups.on_device(s.M, p.left.device()), on.stream);
-  args.element = cuda::GemmElement::kBFloat16;
+  args.element = cuda::GemmElement::BF16;
   args.operands_are_ready = is_ready && left.is_same(left_values) && right.is_same(right_values);
   args.left = left.const_data_ptr();
   args.left_pitch = left.size(-1);

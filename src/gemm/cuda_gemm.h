@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// GEMMs on a GPU: the kernels of src/cuda/gemm/, and LibTorch's scaled products where they serve.
-// In a build without CUDA there are none, and each refuses.
+// GEMMs by the kernels of src/cuda/gemm/. In a build without CUDA there are none, and each refuses.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,11 +14,6 @@ namespace moe8 {
 /// FP8 codes by src/cuda/gemm/, the right operand E4M3: Hopper; any groups.
 std::optional<std::string> cuda_fp8_refusal(const GemmProblem& problem);
 at::Tensor cuda_fp8_gemm(const GemmProblem& problem);
-
-/// FP8 codes by at::_scaled_mm: one group; also formats and GPUs that the kernels of src/cuda/gemm/
-/// lack.
-std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem& problem);
-at::Tensor cuda_scaled_mm_gemm(const GemmProblem& problem);
 
 /// Values in bf16 by src/cuda/gemm/, exact operands, accumulated in float32: Hopper; any groups.
 std::optional<std::string> cuda_bf16_refusal(const GemmProblem& problem);

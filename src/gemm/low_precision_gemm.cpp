@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "gemm/block_scaled_gemm.h"
 #include "gemm/cuda_gemm.h"
+#include "gemm/scaled_mm.h"
 #include "gemm/torch_gemm.h"
 #include "quantize/check_input.h"
 
@@ -24,18 +25,6 @@ std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen
 
 }  // namespace
 
-const char* to_string(Gemm gemm) {
-  switch (gemm) {
-    case Gemm::OUT:
-      return "out";
-    case Gemm::GRAD_INPUT:
-      return "grad_input";
-    case Gemm::GRAD_WEIGHT:
-      return "grad_weight";
-  }
-  return "invalid";
-}
-
 std::string GemmProblem::describe() const {
   return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left),
                   ") x ", moe8::describe(right), " (", to_string(formats.right), "), ",
@@ -53,15 +42,16 @@ FormKey GemmProblem::right_key(Encoding encoding) const {
 
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
-      // On Hopper: codes where there are codes, else values. One group may also go to LibTorch,
-      // which also takes E5M2 on the right, and serves other GPUs.
+      // Codes where the tensor cores take them: on Hopper by moe8's kernels; by LibTorch's what those
+      // lack (E5M2 on the right), and on other GPUs.
       {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
-      {"cuda_scaled_mm", Encoding::FLOAT8, &cuda_scaled_mm_refusal, &cuda_scaled_mm_gemm},
+      {"scaled_mm", Encoding::FLOAT8, &scaled_mm_refusal, &scaled_mm_gemm},
+      {"scaled_grouped_mm", Encoding::FLOAT8, &scaled_grouped_mm_refusal, &scaled_grouped_mm_gemm},
       {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},
       // On Blackwell, where the one before refuses: MX codes.
       {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
-      // Values, multiplied by LibTorch: every product of a CPU, and what no kernel of a GPU computes
-      // exactly (float32 values that are no bf16 numbers).
+      // Values, multiplied by LibTorch: every product of a CPU, and what no kernel before computes
+      // exactly on a GPU.
       {"torch_bf16", Encoding::BF16, &torch_bf16_refusal, &torch_bf16_gemm},
       {"torch_float32", Encoding::FLOAT32, &torch_float32_refusal, &torch_float32_gemm},
   };

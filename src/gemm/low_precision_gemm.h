@@ -11,17 +11,11 @@
 #include <vector>
 
 #include "gemm/observer.h"
+#include "kernels/gemm.h"
 #include "moe8/config.h"
 #include "operand/operand.h"
 
 namespace moe8 {
-
-enum class Gemm {
-  OUT,          // left A  [M, K], right W [E, N, K], contracts K:  [M, N]
-  GRAD_INPUT,   // left dO [M, N], right W [E, N, K], contracts N:  [M, K]
-  GRAD_WEIGHT,  // left dO [M, N], right A [M, K], contracts the rows of each group: [E, N, K]
-};
-const char* to_string(Gemm gemm);
 
 /// Formats of the two operands of one GEMM.
 struct GemmFormats {

@@ -6,7 +6,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kRefusal = "this build of moe8 has no CUDA kernels (MOE8_CUDA)";
+constexpr const char* kRefusal = "this build of moe8 has no CUDA kernels (preset cuda)";
 
 [[noreturn]] at::Tensor fail_to_launch(const char* kernel) {
   fail(kernel, "", kRefusal);
@@ -19,13 +19,6 @@ std::optional<std::string> cuda_fp8_refusal(const GemmProblem&) {
 }
 at::Tensor cuda_fp8_gemm(const GemmProblem&) {
   fail_to_launch("cuda_fp8");
-}
-
-std::optional<std::string> cuda_scaled_mm_refusal(const GemmProblem&) {
-  return kRefusal;
-}
-at::Tensor cuda_scaled_mm_gemm(const GemmProblem&) {
-  fail_to_launch("cuda_scaled_mm");
 }
 
 std::optional<std::string> cuda_bf16_refusal(const GemmProblem&) {

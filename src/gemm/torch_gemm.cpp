@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "gemm/torch_gemm.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
@@ -16,46 +17,56 @@ namespace {
 
 // Calls f(group, begin, size) for each group; size may be 0.
 template <typename F>
-void for_each_group(const std::optional<at::Tensor>& offs, int64_t rows, F f) {
-  if (!offs) return f(0, 0, rows);
-  const at::Tensor ends = offs->cpu().contiguous();
-  int64_t begin = 0;
-  for (int64_t g = 0; g < ends.size(0); ++g) {
-    const int64_t end = ends.const_data_ptr<int32_t>()[g];
-    f(g, begin, end - begin);
+void for_each_group(const GemmProblem& p, F f) {
+  int64_t group = 0, begin = 0;
+  for (const int64_t end : p.groups.ends_on_host(p.left.size(0))) {
+    f(group++, begin, end - begin);
     begin = end;
   }
 }
 
 int64_t rows_in_groups(const GemmProblem& p) {
-  const std::optional<at::Tensor>& offs = p.groups.offs();
-  if (!offs) return p.left.size(0);
-  return offs->numel() == 0 ? 0 : offs->select(0, -1).item<int32_t>();
+  const std::vector<int64_t>& ends = p.groups.ends_on_host(p.left.size(0));
+  return ends.empty() ? 0 : ends.back();
 }
 
-// A (M, K) times B (E, K, N) by group: every row of `out` that belongs to a group.
+// The dtype of a product that has not been rounded yet: LibTorch's on a CPU. On a GPU bf16 operands
+// too give float32: towards bf16 cuBLAS may add parts of a sum that it has rounded.
+at::ScalarType product_dtype(const at::Tensor& operand) {
+  return operand.is_cuda() ? at::kFloat : operand.scalar_type();
+}
+
+// out = a b, out of product_dtype(a).
+void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+  const at::NoTF32Guard float32_stays_float32;
+  if (out.scalar_type() == a.scalar_type()) {
+    at::mm_out(out, a, b);
+  } else {
+    at::mm_out(out, a, b, out.scalar_type());
+  }
+}
+
+// A (M, K) times B (E, K, N) by group; zero in rows of no group.
 at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Tensor& b) {
   const int64_t rows = rows_in_groups(p);
-  at::Tensor out = at::empty({a.size(0), b.size(2)}, a.options());
+  at::Tensor out = at::empty({a.size(0), b.size(2)}, a.options().dtype(product_dtype(a)));
   out.narrow(0, rows, a.size(0) - rows).zero_();
-  for_each_group(p.groups.offs(), a.size(0), [&](int64_t g, int64_t begin, int64_t size) {
-    if (size == 0) return;
-    at::Tensor rows_out = out.narrow(0, begin, size);
-    at::mm_out(rows_out, a.narrow(0, begin, size), b.select(0, g));
+  for_each_group(p, [&](int64_t g, int64_t begin, int64_t size) {
+    if (size > 0) multiply(out.narrow(0, begin, size), a.narrow(0, begin, size), b.select(0, g));
   });
   return out;
 }
 
 // left (M, N)^T times right (M, K) within each group: (E, N, K).
 at::Tensor multiply_groups(const GemmProblem& p, const at::Tensor& left, const at::Tensor& right) {
-  const at::Tensor out = at::empty({p.groups.count(), left.size(1), right.size(1)}, left.options());
-  for_each_group(p.groups.offs(), left.size(0), [&](int64_t g, int64_t begin, int64_t size) {
-    at::Tensor group_out = out.select(0, g);
+  const at::Tensor out = at::empty({p.groups.count(), left.size(1), right.size(1)},
+                                   left.options().dtype(product_dtype(left)));
+  for_each_group(p, [&](int64_t g, int64_t begin, int64_t size) {
     if (size == 0) {
-      group_out.zero_();
-      return;
+      out.select(0, g).zero_();
+    } else {
+      multiply(out.select(0, g), left.narrow(0, begin, size).t(), right.narrow(0, begin, size));
     }
-    at::mm_out(group_out, left.narrow(0, begin, size).t(), right.narrow(0, begin, size));
   });
   return out;
 }
@@ -78,8 +89,27 @@ at::Tensor gemm_in(const GemmProblem& p, Encoding encoding) {
   return out.to(p.out_dtype);
 }
 
-std::optional<std::string> not_on_cpu(const GemmProblem& p) {
-  if (!p.left.device().is_cpu()) return c10::str("operands are on ", p.left.device());
+// What both kernels ask for.
+std::optional<std::string> device_refusal(const GemmProblem& p) {
+  const at::Device& device = p.left.device();
+  if (!device.is_cpu() && !device.is_cuda()) return c10::str("operands are on ", device);
+  if (device.is_cuda() && p.groups.offs() && current_stream(device).capture != 0) {
+    return "it reads offs on the host, which a CUDA graph cannot capture";
+  }
+  return std::nullopt;
+}
+
+// Of values that are bf16 numbers.
+std::optional<std::string> speed_refusal(const GemmProblem& p) {
+  const at::Device& device = p.left.device();
+  if (device.is_cuda()) {
+    constexpr int kAmpere = 80;
+    if (compute_capability(device) >= kAmpere) return std::nullopt;
+    return c10::str("no bf16 tensor cores: ", device, " has compute capability ",
+                    describe_capability(device));
+  }
+  if (p.out_dtype != at::kBFloat16) return "a bf16 product would round a float32 result to bf16";
+  if (!cpu_prefers_bf16()) return "float32 products are faster on this CPU (no avx512_bf16)";
   return std::nullopt;
 }
 
@@ -96,14 +126,12 @@ bool cpu_prefers_bf16() {
 }
 
 std::optional<std::string> torch_bf16_refusal(const GemmProblem& p) {
-  if (std::optional<std::string> refusal = not_on_cpu(p)) return refusal;
-  if (p.out_dtype != at::kBFloat16) return "a bf16 product would round a float32 result to bf16";
+  if (std::optional<std::string> refusal = device_refusal(p)) return refusal;
   if (!values_fit_bf16(p.formats.left, p.left.scalar_type()))
     return "the left operand needs float32";
   if (!values_fit_bf16(p.formats.right, p.right.scalar_type()))
     return "the right operand needs float32";
-  if (!cpu_prefers_bf16()) return "float32 products are faster on this CPU (no avx512_bf16)";
-  return std::nullopt;
+  return speed_refusal(p);
 }
 
 at::Tensor torch_bf16_gemm(const GemmProblem& p) {
@@ -111,12 +139,7 @@ at::Tensor torch_bf16_gemm(const GemmProblem& p) {
 }
 
 std::optional<std::string> torch_float32_refusal(const GemmProblem& p) {
-  const at::Device device = p.left.device();
-  if (!device.is_cpu() && !device.is_cuda()) return c10::str("operands are on ", device);
-  if (device.is_cuda() && p.groups.offs() && current_stream(device).capture != 0) {
-    return "it reads offs on the host, which a CUDA graph cannot capture";
-  }
-  return std::nullopt;
+  return device_refusal(p);
 }
 
 at::Tensor torch_float32_gemm(const GemmProblem& p) {

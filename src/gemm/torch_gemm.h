@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// GEMMs by LibTorch's matrix product on dequantized operands, in bf16 (CPU) or in float32 (any device).
+// GEMMs by LibTorch's matrix product on dequantized operands, group by group, in bf16 or in float32:
+// every product of a CPU, and of a GPU what no other kernel computes. On a GPU with groups the host
+// waits to read offs, which a graph that is being captured cannot: both refuse there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,12 +18,11 @@ namespace moe8 {
 /// it.
 bool cpu_prefers_bf16();
 
-/// Exact operands, products accumulated in float32, rounded once to bf16.
+/// Operands whose values are bf16 numbers, products accumulated in float32, rounded once.
 std::optional<std::string> torch_bf16_refusal(const GemmProblem& problem);
 at::Tensor torch_bf16_gemm(const GemmProblem& problem);
 
-/// Everything that the reference arithmetic defines. On a GPU with groups the host waits to read
-/// offs, which a graph that is being captured cannot.
+/// Everything that the reference arithmetic defines.
 std::optional<std::string> torch_float32_refusal(const GemmProblem& problem);
 at::Tensor torch_float32_gemm(const GemmProblem& problem);
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 namespace moe8 {
 
@@ -26,6 +27,10 @@ class TokenGroups {
   const std::optional<at::Tensor>& offs() const { return offs_; }
   int64_t count() const { return offs_ ? offs_->numel() : 1; }
 
+  /// End rows as the host knows them, [count()]: of a GPU's offs it waits for the device at the first
+  /// call. @throws c10::Error when they decrease or leave [0, rows].
+  const std::vector<int64_t>& ends_on_host(int64_t rows) const;
+
   /// What CUDA kernels need to know of the groups of `rows` rows on `device`: launched on the
   /// current stream at the first call and kept. The host does not wait.
   const DeviceGroups& on_device(int64_t rows, const at::Device& device) const;
@@ -36,6 +41,10 @@ class TokenGroups {
   std::optional<at::Tensor> offs_;
   std::shared_ptr<Cache> cache_;
 };
+
+/// @throws c10::Error unless `ends`, int32 [E] on a CPU, begin at 0 or later, never decrease and stay
+/// at or below `rows`. The error names `op` and "offs".
+void check_ends(const char* op, const at::Tensor& ends, int64_t rows);
 
 /// Computes it on the current stream. @throws c10::Error in a build without CUDA.
 std::shared_ptr<const DeviceGroups> make_device_groups(const std::optional<at::Tensor>& offs,

@@ -4,13 +4,11 @@
 #include <algorithm>
 #include <variant>
 
+#include "base/log.h"
 #include "base/overloaded.h"
-#include "cuda/quantize/float8.h"
-#include "cuda/quantize/mx.h"
-#include "device/cuda_device.h"
 #include "device/cuda_launch.h"
 #include "groups/cuda_groups.h"
-#include "quantize/check_input.h"
+#include "quantize/cuda_args.h"
 
 namespace moe8 {
 namespace {
@@ -39,6 +37,15 @@ Source source_of(const at::Tensor& x, const TokenGroups& groups) {
 }
 
 // ---- FP8 --------------------------------------------------------------------
+// Which kernel takes the rows.
+std::string describe(const cuda::Float8RowsArgs& args) {
+  const cuda::Float8RowsVariant v = cuda::choose_float8_rows(args);
+  const std::string rows = c10::str("fp8 rows [", args.groups.rows, ", ", args.columns, "]\n  -> ");
+  return rows + (v.row_threads == 0
+                     ? "element by element: rows too long, or not of whole 16 bytes"
+                     : c10::str(v.row_threads, " threads a row, ", v.packets, " packets each"));
+}
+
 // The codes of one tensor along its rows, and transposed along its columns.
 class Float8Forms {
  public:
@@ -61,10 +68,10 @@ class Float8Forms {
 
  private:
   bool one_scale() const { return f_.granularity == ScalingGranularity::TENSORWISE; }
-  uint32_t* amax_bits() const {
-    return reinterpret_cast<uint32_t*>(amax_.mutable_data_ptr<int32_t>());
+  template <class Args>
+  Args args() const {
+    return float8_args<Args>(s_.x, s_.columns, s_.groups, f_.elem, f_.round_scales_to_power_of_2);
   }
-  FloatType x_type() const { return float_type(s_.x.scalar_type()); }
   std::vector<int64_t> row_sizes() const {
     if (s_.is_matrix) return {s_.groups.rows};
     return {s_.groups.groups, s_.groups.group_rows};
@@ -79,21 +86,15 @@ class Float8Forms {
 
   void find_amax() {
     amax_ = empty_on(s_.x, {1}, at::kInt);
-    check_launch(kOp, cuda::launch_amax(s_.x.const_data_ptr(), x_type(), s_.x.numel(), amax_bits(),
-                                        stream_));
+    check_launch(kOp, cuda::launch_amax(s_.x.const_data_ptr(), float_type(s_.x.scalar_type()),
+                                        s_.x.numel(), amax_bits(amax_), stream_));
   }
 
   void make_tensor_rows(Form& form) const {
     allocate_rows(form);
     const at::Tensor inverse = empty_on(s_.x, {1}, at::kFloat);
-    cuda::Float8TensorArgs args{};
-    args.x = s_.x.const_data_ptr();
-    args.x_type = x_type();
-    args.rows = s_.groups.rows;
-    args.columns = s_.columns;
-    args.elem = f_.elem;
-    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
-    args.amax = amax_bits();
+    auto args = this->args<cuda::Float8TensorArgs>();
+    args.amax = amax_bits(amax_);
     args.codes = form.data.mutable_data_ptr<uint8_t>();
     args.pitch = code_pitch(s_.columns);
     args.inverse_scale = inverse.mutable_data_ptr<float>();
@@ -103,20 +104,15 @@ class Float8Forms {
 
   void make_rows(Form& form, bool wants_columns) {
     allocate_rows(form);
-    cuda::Float8RowsArgs args{};
-    args.x = s_.x.const_data_ptr();
-    args.x_type = x_type();
-    args.columns = s_.columns;
-    args.groups = s_.groups;
-    args.elem = f_.elem;
-    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
+    auto args = this->args<cuda::Float8RowsArgs>();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
     args.pitch = code_pitch(s_.columns);
     args.inverse_scale = form.scale.mutable_data_ptr<float>();
     if (wants_columns) {
       amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
-      args.column_amax = amax_bits();
+      args.column_amax = amax_bits(amax_);
     }
+    if (logs_dispatch()) log_dispatch(describe(args));
     check_launch(kOp, cuda::launch_float8_rows(args, stream_));
   }
 
@@ -126,14 +122,8 @@ class Float8Forms {
     form.data = s_.is_matrix ? empty_on(s_.x, {s_.columns, width}, at::kByte)
                              : empty_on(s_.x, {s_.groups.groups, s_.columns, width}, at::kByte);
     form.scale = empty_on(s_.x, s_.by_group(), at::kFloat);
-    cuda::Float8TransposedArgs args{};
-    args.x = s_.x.const_data_ptr();
-    args.x_type = x_type();
-    args.columns = s_.columns;
-    args.groups = s_.groups;
-    args.elem = f_.elem;
-    args.round_scales_to_power_of_2 = f_.round_scales_to_power_of_2;
-    args.amax = amax_bits();
+    auto args = this->args<cuda::Float8TransposedArgs>();
+    args.amax = amax_bits(amax_);
     args.one_scale = one_scale();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
     args.inverse_scale = form.scale.mutable_data_ptr<float>();
@@ -156,13 +146,7 @@ class Float8Forms {
 // Values of both directions in one pass.
 void make_mx(const Source& s, const MxFormat& format, at::ScalarType dtype, Form* rows,
              Form* columns, cudaStream_t stream) {
-  cuda::MxArgs args{};
-  args.x = s.x.const_data_ptr();
-  args.x_type = float_type(s.x.scalar_type());
-  args.columns = s.columns;
-  args.groups = s.groups;
-  args.elem = format.elem;
-  args.mode = format.mode;
+  cuda::MxArgs args = mx_args(s.x, s.columns, s.groups, format.elem, format.mode);
   args.values_type = float_type(dtype);
   if (rows) {
     rows->data = empty_on(s.x, s.x.sizes(), dtype);
@@ -199,10 +183,6 @@ bool needs_source_groups(const FormKey& key) {
       key.format);
 }
 
-at::ScalarType dtype_of(Encoding encoding) {
-  return encoding == Encoding::FLOAT32 ? at::kFloat : at::kBFloat16;
-}
-
 void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
                cudaStream_t stream) {
   std::visit(
@@ -217,9 +197,6 @@ void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
 
 std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups) {
-  const std::optional<std::string> refusal = quantizer_refusal(source.device());
-  MOE8_CHECK(!refusal, kOp, "device", "expected a GPU with kernels, got ", source.device(), ": ",
-             *refusal);
   const Launch launch(source.device());
   std::vector<Form> forms;
   forms.reserve(keys.size());

@@ -8,7 +8,8 @@
 
 namespace moe8 {
 
-/// Makes the forms on the current stream, those that share a pass together.
+/// Makes the forms on the current stream, those that share a pass together; where kernels of moe8
+/// quantize (device/implementation.h).
 ///
 /// FLOAT8 codes are uint8 with the contraction contiguous, its pitch a multiple of 16 bytes, filled
 /// up with zeros:
@@ -17,8 +18,6 @@ namespace moe8 {
 ///   weight (E, N, K), axis 2: data [E, N, pitch],         scale [E, N]
 ///   weight (E, N, K), axis 1: data [E, K, pitch],         scale [E, K]
 /// scale is 1 / (what the source was multiplied by); one scale of a whole tensor is repeated.
-///
-/// @throws c10::Error in a build without CUDA, and for a GPU without kernels.
 std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups);
 

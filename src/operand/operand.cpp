@@ -6,72 +6,21 @@
 
 #include "base/check.h"
 #include "base/overloaded.h"
+#include "device/implementation.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
+#include "operand/composite_forms.h"
 #include "operand/cuda_forms.h"
-#include "quantize/both_axes.h"
 #include "quantize/check_input.h"
 
 namespace moe8 {
 namespace {
 
-at::ScalarType dtype_of(Encoding encoding) {
-  return encoding == Encoding::FLOAT32 ? at::kFloat : at::kBFloat16;
-}
-
-// Along the last axis and the one before in one call, where the format is quantized by axis.
-std::optional<BothAxes> values_along_both(const at::Tensor& x, const OperandFormat& format,
-                                          const std::optional<at::Tensor>& offs,
-                                          at::ScalarType dtype) {
-  using Both = std::optional<BothAxes>;
-  return std::visit(Overloaded{[](const HighPrecision&) -> Both { return std::nullopt; },
-                               [&](const MxFormat& f) -> Both {
-                                 return fake_quantize_mx_both(x, f.elem, f.mode, offs, dtype);
-                               },
-                               [&](const Float8Format& f) -> Both {
-                                 if (f.granularity == ScalingGranularity::TENSORWISE)
-                                   return std::nullopt;
-                                 return fake_quantize_float8_both(
-                                     x, f.elem, f.round_scales_to_power_of_2, offs, dtype);
-                               }},
-                    format);
-}
-
-bool contains(const std::vector<FormKey>& keys, const FormKey& key) {
-  return std::find(keys.begin(), keys.end(), key) != keys.end();
-}
-
-// Forms of LibTorch's CPU kernels are values.
-std::vector<Form> make_cpu_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
-                                 const TokenGroups& groups) {
-  const int64_t last = source.dim() - 1;
-  const std::optional<at::Tensor> offs = source.dim() == 2 ? groups.offs() : std::nullopt;
-  std::vector<Form> forms;
-  for (const FormKey& key : keys) {
-    const at::ScalarType dtype = dtype_of(key.encoding);
-    const FormKey along_last{key.format, last, key.encoding};
-    const FormKey before_last{key.format, last - 1, key.encoding};
-    const auto is_made = [&](const Form& form) { return form.key == key; };
-    if (std::any_of(forms.begin(), forms.end(), is_made)) continue;
-    if (contains(keys, along_last) && contains(keys, before_last)) {
-      if (auto both = values_along_both(source, key.format, offs, dtype)) {
-        forms.push_back({along_last, both->last, {}});
-        forms.push_back({before_last, both->before_last, {}});
-        continue;
-      }
-    }
-    forms.push_back(
-        {key,
-         operand_values(source, key.format, key.axis, key.axis == 0 ? offs : std::nullopt, dtype),
-         {}});
-  }
-  return forms;
-}
-
 std::vector<Form> make_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
                              const TokenGroups& groups) {
-  return source.is_cuda() ? make_cuda_forms(source, keys, groups)
-                          : make_cpu_forms(source, keys, groups);
+  const auto by = implementation_on(source.device(), groups.count());
+  return by == Implementation::CUDA_KERNELS ? make_cuda_forms(source, keys, groups)
+                                            : make_composite_forms(source, keys, groups);
 }
 
 }  // namespace
@@ -179,6 +128,18 @@ bool Operand::has(const FormKey& key) const {
 Form Operand::form(const FormKey& key, const TokenGroups& groups) const {
   if (source_.defined() && is_source(key, source_)) return {key, source_.detach(), {}};
   return store_->get(key, source_, groups);
+}
+
+at::ScalarType dtype_of(Encoding encoding) {
+  switch (encoding) {
+    case Encoding::BF16:
+      return at::kBFloat16;
+    case Encoding::FLOAT32:
+      return at::kFloat;
+    case Encoding::FLOAT8:
+      break;
+  }
+  return at::kByte;
 }
 
 std::string describe(const Operand& x) {

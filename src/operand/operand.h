@@ -19,6 +19,8 @@ namespace moe8 {
 
 /// How a kernel reads an operand: as the values that its codes stand for, or as FP8 codes.
 enum class Encoding { BF16, FLOAT32, FLOAT8 };
+/// The dtype of a form's data.
+at::ScalarType dtype_of(Encoding encoding);
 
 /// Which form: quantized along the contracted `axis`. Along axis 0 of a matrix the contraction is
 /// over the tokens of each group.

@@ -3,12 +3,16 @@
 // [row tile, 4 x 32 rows, column tile, 4 columns], applied to each group by itself.
 #include "moe8/blocked_scales.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "base/check.h"
+#include "device/implementation.h"
 #include "formats/integers.h"
+#include "groups/padded_tokens.h"
 #include "quantize/check_input.h"
 #include "quantize/cuda_quantize.h"
 
@@ -70,10 +74,60 @@ Groups groups_of(const char* op, const at::Tensor& offs, int64_t length, int64_t
   return groups;
 }
 
-at::Tensor as_tensor(const std::vector<int64_t>& values) {
-  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<int64_t>());
-  return tensor;
+// Where each group starts: the ends of those before.
+at::Tensor starts_of(const PaddedTokens& padded) {
+  return at::constant_pad_nd(padded.ends.to(at::kLong), {1, 0});
+}
+
+// Groups of rows, each a whole number of row tiles: the tiles of all of them in a row.
+BlockedGroups block_m_groups(const at::Tensor& bytes, const at::Tensor& offs) {
+  const int64_t rows = bytes.size(0) + kTileRows * offs.numel();
+  const int64_t cols = round_up(bytes.size(1), kTileCols);
+  const PaddedTokens padded = pad_tokens(offs, bytes.size(0), kTileRows, round_up(rows, kTileRows));
+  const at::Tensor flat = block(to_padded(bytes, padded));
+  return {flat.narrow(0, 0, rows * cols).view({rows, cols}), starts_of(padded)};
+}
+
+// For groups of columns: a matrix has its tiles row by row, groups have theirs one after the other.
+// [tiles] which tile of the matrix comes at each place; -1 past the last group.
+at::Tensor tile_in_group_order(const at::Tensor& tile_ends, int64_t row_tiles, int64_t col_tiles) {
+  const at::Tensor ends = tile_ends.to(at::kLong);
+  const at::Tensor begins = at::constant_pad_nd(ends, {1, -1});
+  const at::Tensor group = group_of_rows(ends.mul(row_tiles), row_tiles * col_tiles);
+  const at::Tensor inside = group.clamp_max(ends.numel() - 1);
+  const at::Tensor begin = begins.index_select(0, inside);
+  const at::Tensor width = (ends - begins).clamp_min_(1).index_select(0, inside);
+  const at::Tensor place = at::arange(row_tiles * col_tiles, ends.options());
+  const at::Tensor in_group = place - begin.mul(row_tiles);
+  const at::Tensor tile =
+      in_group.div(width, "floor").mul_(col_tiles).add_(begin).add_(in_group.remainder(width));
+  return tile.masked_fill_(group.eq(ends.numel()), -1);
+}
+
+BlockedGroups block_k_groups(const at::Tensor& bytes, const at::Tensor& offs) {
+  const int64_t row_tiles = round_up(bytes.size(0), kTileRows) / kTileRows;
+  const int64_t cols = bytes.size(1) + kTileCols * offs.numel();
+  const int64_t col_tiles = cols / kTileCols;
+  const PaddedTokens padded = pad_tokens(offs, bytes.size(1), kTileCols, col_tiles * kTileCols);
+  const at::Tensor out = at::zeros({row_tiles * kTileRows, cols}, bytes.options());
+  if (out.numel() > 0) {
+    const at::Tensor tiles = block(to_padded(bytes.t(), padded).t())
+                                 .view({row_tiles * col_tiles, kTileRows * kTileCols});
+    const at::Tensor order =
+        tile_in_group_order(padded.ends.div(kTileCols, "floor"), row_tiles, col_tiles);
+    const at::Tensor ordered =
+        tiles.index_select(0, order.clamp_min(0)).masked_fill_(order.lt(0).unsqueeze(1), 0);
+    out.view({-1}).narrow(0, 0, ordered.numel()).copy_(ordered.view({-1}));
+  }
+  return {out, starts_of(padded)};
+}
+
+BlockedGroups of_no_group(at::IntArrayRef sizes, const at::Tensor& bytes) {
+  return {at::zeros(sizes, bytes.options()), at::zeros({1}, bytes.options().dtype(at::kLong))};
+}
+
+bool uses_cuda_kernels(const at::Tensor& scale, const at::Tensor& offs) {
+  return implementation_on(scale.device(), offs.numel()) == Implementation::CUDA_KERNELS;
 }
 
 BlockedGroups as_dtype(const BlockedGroups& bytes, at::ScalarType dtype) {
@@ -108,21 +162,15 @@ at::Tensor from_blocked(const at::Tensor& blocked, int64_t rows, int64_t cols) {
 BlockedGroups to_blocked_m_groups(const at::Tensor& scale, const at::Tensor& offs) {
   constexpr const char* kOp = "to_blocked_m_groups";
   check_scale(kOp, "scale", scale, 2);
+  check_offs(kOp, offs, -1, scale.size(0), scale.device());
   const at::Tensor bytes = bytes_of(scale);
-  if (scale.is_cuda()) {
-    check_offs(kOp, offs, -1, scale.size(0), scale.device());
-    return as_dtype(cuda_blocked_m_groups(bytes, offs), scale.scalar_type());
+  if (offs.numel() == 0) {
+    const int64_t cols = round_up(scale.size(1), kTileCols);
+    return as_dtype(of_no_group({scale.size(0), cols}, bytes), scale.scalar_type());
   }
-  const Groups groups = groups_of(kOp, offs, scale.size(0), kTileRows);
-  const int64_t cols = round_up(scale.size(1), kTileCols);
-  const at::Tensor out =
-      at::zeros({scale.size(0) + kTileRows * offs.size(0), cols}, bytes.options());
-  for (int64_t g = 0; g < offs.size(0); ++g) {
-    const int64_t rows = groups.start[g + 1] - groups.start[g];
-    const at::Tensor group = bytes.slice(0, groups.begin[g], groups.begin[g + 1]);
-    out.narrow(0, groups.start[g], rows).view({-1}).copy_(block(group));
-  }
-  return {out.view(scale.scalar_type()), as_tensor(groups.start)};
+  const BlockedGroups made = uses_cuda_kernels(scale, offs) ? cuda_blocked_m_groups(bytes, offs)
+                                                            : block_m_groups(bytes, offs);
+  return as_dtype(made, scale.scalar_type());
 }
 
 at::Tensor from_blocked_m_groups(const at::Tensor& blocked, const at::Tensor& offs, int64_t rows,
@@ -144,21 +192,15 @@ at::Tensor from_blocked_m_groups(const at::Tensor& blocked, const at::Tensor& of
 BlockedGroups to_blocked_k_groups(const at::Tensor& scale, const at::Tensor& offs) {
   constexpr const char* kOp = "to_blocked_k_groups";
   check_scale(kOp, "scale", scale, 2);
+  check_offs(kOp, offs, -1, scale.size(1), scale.device());
   const at::Tensor bytes = bytes_of(scale);
-  if (scale.is_cuda()) {
-    check_offs(kOp, offs, -1, scale.size(1), scale.device());
-    return as_dtype(cuda_blocked_k_groups(bytes, offs), scale.scalar_type());
+  if (offs.numel() == 0) {
+    const int64_t rows = round_up(scale.size(0), kTileRows);
+    return as_dtype(of_no_group({rows, scale.size(1)}, bytes), scale.scalar_type());
   }
-  const Groups groups = groups_of(kOp, offs, scale.size(1), kTileCols);
-  const int64_t rows = round_up(scale.size(0), kTileRows);
-  const at::Tensor out =
-      at::zeros({rows, scale.size(1) + kTileCols * offs.size(0)}, bytes.options());
-  for (int64_t g = 0; g < offs.size(0); ++g) {
-    const int64_t width = groups.start[g + 1] - groups.start[g];
-    const at::Tensor group = bytes.slice(1, groups.begin[g], groups.begin[g + 1]);
-    out.view({-1}).narrow(0, rows * groups.start[g], rows * width).copy_(block(group));
-  }
-  return {out.view(scale.scalar_type()), as_tensor(groups.start)};
+  const BlockedGroups made = uses_cuda_kernels(scale, offs) ? cuda_blocked_k_groups(bytes, offs)
+                                                            : block_k_groups(bytes, offs);
+  return as_dtype(made, scale.scalar_type());
 }
 
 at::Tensor from_blocked_k_groups(const at::Tensor& blocked, const at::Tensor& offs, int64_t rows,

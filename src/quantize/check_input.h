@@ -34,14 +34,15 @@ FloatType float_type(at::ScalarType dtype);
 int64_t check_axis(const char* op, const at::Tensor& x, int64_t axis);
 
 /// End rows of groups: int32, 1-D, on `device`, `groups` of them unless that is -1; on a CPU also
-/// non-decreasing, from 0 to `rows`.
+/// non-decreasing, from 0 to `rows`. On a GPU that is asked with MOE8_CHECK_OFFS=on only, since the
+/// host waits for the answer; without, wrong end rows count as clamped to [the one before, rows].
 void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t rows,
                 const at::Device& device);
 
 /// An MXTensor whose parts fit together: dtypes, shapes, axis. Its fields are open to the caller.
 void check_mx_tensor(const char* op, const char* argument, const MXTensor& x);
 
-/// On a device for which moe8 has kernels, or an error that says what it needs.
+/// On a CPU or a CUDA device, or an error that says so.
 void check_device_supported(const char* op, const char* argument, const at::Tensor& x);
 
 /// A tensor seen as [outer, length, inner] around an axis.

@@ -9,14 +9,13 @@
 #include <ATen/ops/constant_pad_nd.h>
 
 #include "cuda/quantize/blocked_scales.h"
-#include "cuda/quantize/float8.h"
-#include "cuda/quantize/mx.h"
 #include "device/cuda_launch.h"
 #include "formats/integers.h"
 #include "groups/cuda_groups.h"
+#include "groups/padded_tokens.h"
 #include "groups/token_groups.h"
 #include "quantize/check_input.h"
-#include "quantize/composite.h"
+#include "quantize/cuda_args.h"
 
 namespace moe8 {
 namespace {
@@ -45,16 +44,10 @@ Rows rows_around(const at::Tensor& x, int64_t axis, const std::optional<at::Tens
 }
 
 // Everything but the outputs.
-cuda::MxArgs mx_args(const at::Tensor& source, const Rows& rows, ElemDtype elem,
+cuda::MxArgs args_of(const at::Tensor& source, const Rows& rows, ElemDtype elem,
                      ScaleCalculationMode mode) {
-  cuda::MxArgs args{};
-  args.x = source.const_data_ptr();
-  args.x_type = float_type(source.scalar_type());
-  args.columns = rows.along_columns() ? rows.view.length : rows.view.inner;
-  args.groups = rows.groups;
-  args.elem = elem;
-  args.mode = mode;
-  return args;
+  const int64_t columns = rows.along_columns() ? rows.view.length : rows.view.inner;
+  return mx_args(source, columns, rows.groups, elem, mode);
 }
 
 void launch_mx(const char* op, cuda::MxArgs& args, const Rows& rows, const cuda::MxOutputs& outputs,
@@ -76,17 +69,11 @@ Float8Codes quantize_tensor(const at::Tensor& x, ElemDtype elem, bool pow2) {
   const at::Tensor padded = empty_on(x, {code_pitch(count)}, at::kByte);
   const at::Tensor scale = empty_on(x, {}, at::kFloat);
   const at::Tensor inverse = empty_on(x, {}, at::kFloat);
-  auto* const bits = reinterpret_cast<uint32_t*>(amax.mutable_data_ptr<int32_t>());
   check_launch("quantize_float8", cuda::launch_amax(x.const_data_ptr(), float_type(x.scalar_type()),
-                                                    count, bits, launch.stream));
-  cuda::Float8TensorArgs args{};
-  args.x = x.const_data_ptr();
-  args.x_type = float_type(x.scalar_type());
-  args.rows = 1;
-  args.columns = count;
-  args.elem = elem;
-  args.round_scales_to_power_of_2 = pow2;
-  args.amax = bits;
+                                                    count, amax_bits(amax), launch.stream));
+  auto args =
+      float8_args<cuda::Float8TensorArgs>(x, count, cuda::RowGroups::equal(1, 1), elem, pow2);
+  args.amax = amax_bits(amax);
   args.codes = padded.mutable_data_ptr<uint8_t>();
   args.pitch = padded.numel();
   args.scale = scale.mutable_data_ptr<float>();
@@ -108,19 +95,13 @@ RowCodes quantize_rows(const at::Tensor& x, const Rows& rows, int64_t columns, E
                empty_on(x, {rows.groups.rows}, at::kFloat),
                empty_on(x, {wants_columns ? rows.groups.groups * columns : 0}, at::kInt)};
   const at::Tensor inverse = empty_on(x, {rows.groups.rows}, at::kFloat);
-  cuda::Float8RowsArgs args{};
-  args.x = x.const_data_ptr();
-  args.x_type = float_type(x.scalar_type());
-  args.columns = columns;
-  args.groups = rows.groups;
-  args.elem = elem;
-  args.round_scales_to_power_of_2 = pow2;
+  auto args = float8_args<cuda::Float8RowsArgs>(x, columns, rows.groups, elem, pow2);
   args.codes = out.codes.mutable_data_ptr<uint8_t>();
   args.pitch = pitch;
   args.inverse_scale = inverse.mutable_data_ptr<float>();
   args.scale = out.scale.mutable_data_ptr<float>();
   if (wants_columns) {
-    args.column_amax = reinterpret_cast<uint32_t*>(out.column_amax.mutable_data_ptr<int32_t>());
+    args.column_amax = amax_bits(out.column_amax);
   }
   check_launch("quantize_float8",
                cuda::launch_float8_rows(args, c10::cuda::getCurrentCUDAStream().stream()));
@@ -137,14 +118,8 @@ Float8Codes quantize_columns(const at::Tensor& x, const Rows& rows, ElemDtype el
   const at::Tensor transposed = empty_on(x, {slices, columns, width}, at::kByte);
   const at::Tensor scale = empty_on(x, {groups.groups, columns}, at::kFloat);
   const at::Tensor inverse = empty_on(x, {groups.groups, columns}, at::kFloat);
-  cuda::Float8TransposedArgs args{};
-  args.x = x.const_data_ptr();
-  args.x_type = float_type(x.scalar_type());
-  args.columns = columns;
-  args.groups = groups;
-  args.elem = elem;
-  args.round_scales_to_power_of_2 = pow2;
-  args.amax = reinterpret_cast<const uint32_t*>(found.column_amax.const_data_ptr<int32_t>());
+  auto args = float8_args<cuda::Float8TransposedArgs>(x, columns, groups, elem, pow2);
+  args.amax = amax_bits(found.column_amax);
   args.codes = transposed.mutable_data_ptr<uint8_t>();
   args.inverse_scale = inverse.mutable_data_ptr<float>();
   args.scale = scale.mutable_data_ptr<float>();
@@ -206,7 +181,7 @@ MxCodes cuda_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMo
   cuda::MxOutputs outputs;
   outputs.codes = out.codes.mutable_data_ptr<uint8_t>();
   outputs.scale = out.scale.mutable_data_ptr<uint8_t>();
-  cuda::MxArgs args = mx_args(source, rows, elem, mode);
+  cuda::MxArgs args = args_of(source, rows, elem, mode);
   launch_mx("quantize_mx", args, rows, outputs,
             rows.jagged ? scale_rows : rows.view.outer * scale_rows);
   return out;
@@ -221,7 +196,7 @@ at::Tensor cuda_fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalcu
   const at::Tensor out = empty_on(x, x.sizes(), dtype);
   cuda::MxOutputs outputs;
   outputs.values = out.mutable_data_ptr();
-  cuda::MxArgs args = mx_args(source, rows, elem, mode);
+  cuda::MxArgs args = args_of(source, rows, elem, mode);
   args.values_type = float_type(dtype);
   launch_mx("fake_quantize_mx", args, rows, outputs, 0);
   return out;

@@ -10,13 +10,10 @@
 #include "moe8/blocked_scales.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
+#include "quantize/codes.h"
 
 namespace moe8 {
 
-struct MxCodes {
-  at::Tensor codes;  // uint8, shape of x, one code a byte
-  at::Tensor scale;  // uint8, shape as MXTensor::scale
-};
 MxCodes cuda_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
                          int64_t axis, const std::optional<at::Tensor>& offs);
 
@@ -24,10 +21,6 @@ at::Tensor cuda_fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalcu
                                  int64_t axis, const std::optional<at::Tensor>& offs,
                                  at::ScalarType dtype);
 
-struct Float8Codes {
-  at::Tensor codes;  // uint8, shape of x, contiguous
-  at::Tensor scale;  // float32, shape as Float8Tensor::scale
-};
 Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& granularity,
                                  ElemDtype elem, bool round_scales_to_power_of_2,
                                  const std::optional<at::Tensor>& offs);

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "cpu/float8.h"
 #include "device/allocate.h"
+#include "device/implementation.h"
 #include "device/parallel.h"
 #include "kernels/float8_args.h"
 #include "quantize/both_axes.h"
@@ -76,15 +77,24 @@ Reduction reduction_of(const char* op, const at::Tensor& x, const Float8Granular
   return offs ? reduce_groups(op, x, axis, *offs) : reduce_axis(x, axis);
 }
 
-// The checks of reduction_of alone, for devices that cannot be asked for group sizes.
-void check_reduction(const char* op, const at::Tensor& x, const Float8Granularity& granularity,
-                     const std::optional<at::Tensor>& offs) {
+// The checks of reduction_of alone, for devices that cannot be asked for group sizes; the shape of
+// the scales.
+std::vector<int64_t> check_reduction(const char* op, const at::Tensor& x,
+                                     const Float8Granularity& granularity,
+                                     const std::optional<at::Tensor>& offs) {
   if (granularity.kind == ScalingGranularity::TENSORWISE) {
     MOE8_CHECK(!offs, op, "offs", "expected none with tensorwise scaling");
-    return;
+    return {};
   }
   const int64_t axis = check_axis(op, x, granularity.axis);
-  if (offs) check_groups(op, x, axis, *offs);
+  if (!offs) return reduce_axis(x, axis).scale_sizes;
+  check_groups(op, x, axis, *offs);
+  return {offs->size(0), x.size(1)};
+}
+
+void check_scale_sizes(const char* op, const Float8Tensor& x, at::IntArrayRef expected) {
+  MOE8_CHECK(x.scale.sizes() == expected, op, "x", "expected scale ", expected, " for data ",
+             x.data.sizes(), ", got ", x.scale.sizes());
 }
 
 void check_quantize(const char* op, const at::Tensor& x, ElemDtype elem) {
@@ -150,10 +160,7 @@ Float8Tensor quantize_float8(const at::Tensor& x_given, Float8Granularity granul
   constexpr const char* kOp = "quantize_float8";
   const at::Tensor x = written_out(x_given);
   check_quantize(kOp, x, elem);
-  if (x.is_cuda()) {
-    check_reduction(kOp, x, granularity, offs);
-    const Float8Codes made =
-        cuda_quantize_float8(x, granularity, elem, round_scales_to_power_of_2, offs);
+  const auto tensor_of = [&](const Float8Codes& made) -> Float8Tensor {
     return {.data = pack_codes(made.codes, elem),
             .scale = made.scale,
             .elem = elem,
@@ -161,6 +168,13 @@ Float8Tensor quantize_float8(const at::Tensor& x_given, Float8Granularity granul
             .round_scales_to_power_of_2 = round_scales_to_power_of_2,
             .orig_dtype = x.scalar_type(),
             .offs = offs};
+  };
+  const Implementation by = implementation_of(x, offs);
+  if (by != Implementation::CPU_KERNELS) {
+    check_reduction(kOp, x, granularity, offs);
+    const auto quantize =
+        by == Implementation::CUDA_KERNELS ? cuda_quantize_float8 : composite_quantize_float8;
+    return tensor_of(quantize(x, granularity, elem, round_scales_to_power_of_2, offs));
   }
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
   const at::Tensor source = x.detach().contiguous();
@@ -171,13 +185,7 @@ Float8Tensor quantize_float8(const at::Tensor& x_given, Float8Granularity granul
   args.data = codes.mutable_data_ptr<uint8_t>();
   launch(args, granularity);
   if (offs) zero_rows_from(codes, reduction.end());
-  return {.data = pack_codes(codes, elem),
-          .scale = scale,
-          .elem = elem,
-          .granularity = granularity,
-          .round_scales_to_power_of_2 = round_scales_to_power_of_2,
-          .orig_dtype = x.scalar_type(),
-          .offs = offs};
+  return tensor_of({codes, scale});
 }
 
 at::Tensor fake_quantize_float8(const at::Tensor& x_given, Float8Granularity granularity,
@@ -188,7 +196,7 @@ at::Tensor fake_quantize_float8(const at::Tensor& x_given, Float8Granularity gra
   const at::Tensor x = written_out(x_given);
   check_quantize(kOp, x, elem);
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
-  if (x.is_cuda()) {
+  if (implementation_of(x, offs) != Implementation::CPU_KERNELS) {
     return dequantize(quantize_float8(x, granularity, elem, round_scales_to_power_of_2, offs),
                       dtype);
   }
@@ -225,15 +233,13 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   check_holds_its_values(kOp, "x", x.scale);
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
-  if (x.data.is_cuda()) {
-    check_reduction(kOp, x.data, x.granularity, x.offs);
+  if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {
+    check_scale_sizes(kOp, x, check_reduction(kOp, x.data, x.granularity, x.offs));
     return composite_dequantize_float8(x, unpack_codes(x.data, x.elem, x.data.sizes()),
                                        dtype.value_or(x.orig_dtype));
   }
   const Reduction reduction = reduction_of(kOp, x.data, x.granularity, x.offs);
-  MOE8_CHECK(x.scale.sizes() == at::IntArrayRef(reduction.scale_sizes), kOp, "x", "expected scale ",
-             at::IntArrayRef(reduction.scale_sizes), " for data ", x.data.sizes(), ", got ",
-             x.scale.sizes());
+  check_scale_sizes(kOp, x, reduction.scale_sizes);
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.data.sizes());
   const at::Tensor scale = x.scale.contiguous();
   const std::vector<float> repeated(

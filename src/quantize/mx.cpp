@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "cpu/mx.h"
 #include "device/allocate.h"
+#include "device/implementation.h"
 #include "device/parallel.h"
 #include "kernels/mx_args.h"
 #include "quantize/both_axes.h"
@@ -101,9 +102,12 @@ MXTensor quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalculation
   check_dtype(kOp, "x", x);
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
-  if (x.is_cuda()) {
+  const Implementation by = implementation_of(x, offs);
+  if (by != Implementation::CPU_KERNELS) {
     check_groups(kOp, x, axis, offs);
-    const MxCodes made = cuda_quantize_mx(x, elem, mode, axis, offs);
+    const MxCodes made = by == Implementation::CUDA_KERNELS
+                             ? cuda_quantize_mx(x, elem, mode, axis, offs)
+                             : composite_quantize_mx(x, elem, mode, axis, offs);
     return mx_tensor(x, made.codes, made.scale, elem, axis, offs);
   }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
@@ -131,9 +135,13 @@ at::Tensor fake_quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalc
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
-  if (x.is_cuda()) {
+  const Implementation by = implementation_of(x, offs);
+  if (by == Implementation::CUDA_KERNELS) {
     check_groups(kOp, x, axis, offs);
     return cuda_fake_quantize_mx(x, elem, mode, axis, offs, dtype.value_or(x.scalar_type()));
+  }
+  if (by == Implementation::OPERATIONS) {
+    return dequantize(quantize_mx(x, elem, mode, axis, offs), dtype);
   }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
@@ -155,6 +163,10 @@ BothAxes fake_quantize_mx_both(const at::Tensor& x_given, ElemDtype elem, ScaleC
   check_out_dtype(kOp, dtype);
   check_device_supported(kOp, "x", x);
   const int64_t axis = check_axis(kOp, x, -2);
+  if (implementation_of(x, offs) != Implementation::CPU_KERNELS) {
+    return {fake_quantize_mx(x, elem, mode, -1, std::nullopt, dtype),
+            fake_quantize_mx(x, elem, mode, axis, offs, dtype)};
+  }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
   const at::Tensor source = x.detach().contiguous();
   const BothAxes out{allocate_result(x.sizes(), dtype, x), allocate_result(x.sizes(), dtype, x)};
@@ -178,7 +190,10 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
-  if (x.data.is_cuda()) return composite_dequantize_mx(x, codes, dtype.value_or(x.orig_dtype));
+  if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {
+    check_groups(kOp, codes, x.axis, x.offs);
+    return composite_dequantize_mx(x, codes, dtype.value_or(x.orig_dtype));
+  }
   const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);
   const at::Tensor scale = x.scale.contiguous().view(at::kByte);
   const at::Tensor out = allocate_result(x.shape, dtype.value_or(x.orig_dtype), codes);

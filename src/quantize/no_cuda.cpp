@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA side of the quantizers in a build without CUDA. check_device_supported() has refused
-// every CUDA tensor before one of these could be called; if not, they say so.
+// The CUDA side of the quantizers in a build without CUDA: never chosen (device/implementation.h); if
+// one of these were called, it would say so.
 #include "base/check.h"
 #include "quantize/cuda_quantize.h"
 

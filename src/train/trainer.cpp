@@ -15,6 +15,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "device/implementation.h"
 #include "io/file.h"
 #include "moe8/safetensors.h"
 #include "train/health.h"
@@ -336,6 +337,7 @@ RunResult Run::go() {
   open_folder();
   const TrainingConfig& t = config_.training;
   Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps, state_.step);
+  if (device_.is_cuda() || !kernels_wanted()) progress.say(describe_device(device_));
   for (const std::string& note : notes_) progress.say(note);
   train_on(progress);
   progress.finish();

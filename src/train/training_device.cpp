@@ -3,6 +3,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/ops/ones.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include "base/check.h"
 #include "device/cuda_backend.h"
 #include "device/cuda_device.h"
+#include "device/implementation.h"
 #include "moe8/safetensors.h"
 #include "train/process_memory.h"
 
@@ -20,14 +22,23 @@ namespace {
 
 constexpr const char* kCpuGenerator = "generator.cpu";  // in a checkpoint
 constexpr const char* kCudaGenerator = "generator.cuda";
-constexpr int kHopper = 90;
+
+// Why LibTorch cannot compute on a GPU that is there: one too old, or newer than this LibTorch.
+std::optional<std::string> failure_on(const c10::Device& gpu) {
+  try {
+    const at::Tensor two = at::ones({1}, at::TensorOptions(gpu).dtype(at::kBFloat16)).mul(2);
+    if (two.item<float>() == 2) return std::nullopt;
+    return c10::str("LibTorch computes wrongly on ", gpu);
+  } catch (const std::exception& error) {
+    return c10::str("LibTorch cannot compute on ", gpu, ": ", message_of(error));
+  }
+}
 
 // Why no run can train on the first GPU.
 std::optional<std::string> refusal_of(const c10::Device& gpu) {
   if (std::optional<std::string> failure = load_cuda_backend()) return failure;
-  if (std::optional<std::string> refusal = quantizer_refusal(gpu)) return refusal;
-  if (compute_capability(gpu) == kHopper) return std::nullopt;
-  return c10::str(gpu, " is no Hopper GPU (H100, H200): moe8 has only quantizers for it");
+  static const std::optional<std::string> failure = failure_on(gpu);
+  return failure;
 }
 
 c10::CachingDeviceAllocator::Stat bytes_on(const c10::Device& device) {
@@ -46,15 +57,22 @@ void restore(const SafetensorsReader& file, const std::string& path, const char*
 c10::Device training_device(TrainingDevice setting) {
   const c10::Device cpu(c10::kCPU), gpu(c10::kCUDA, 0);
   if (setting == TrainingDevice::CPU) return cpu;
+  // cuBLAS asks for this before it promises equal bits; too late once it has begun.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
   const std::optional<std::string> refusal = refusal_of(gpu);
   MOE8_CHECK(!refusal || setting == TrainingDevice::AUTO, "train", "training.device",
              "expected a GPU that moe8 can train on, got none: ", *refusal,
              ". `moe8 doctor` shows what there is; device = \"cpu\" trains without.");
   if (refusal) return cpu;
-  // cuBLAS asks for this before it promises equal bits; too late once it has begun.
-  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
   at::globalContext().lazyInitDevice(gpu.type());
   return gpu;
+}
+
+std::string describe_device(const c10::Device& device) {
+  const std::optional<std::string> refusal = kernels_refusal(device);
+  const std::string by = refusal ? "quantizes by LibTorch's operations, as " + *refusal
+                                 : "quantizes by moe8's kernels";
+  return device.is_cpu() ? "cpu " + by : c10::str(device, " (", device_name(device), ") ", by);
 }
 
 Deterministic::Deterministic(const c10::Device& device) : changed_(device.is_cuda()) {

@@ -14,8 +14,11 @@
 namespace moe8 {
 
 /// The device that the setting stands for. Call it before the first tensor is made.
-/// @throws c10::Error when CUDA was asked for and moe8 cannot train there; the message says why.
+/// @throws c10::Error when CUDA was asked for and LibTorch cannot compute there; the message says why.
 c10::Device training_device(TrainingDevice setting);
+
+/// "cuda:0 (NVIDIA H200) quantizes by moe8's kernels", or by LibTorch's operations and why.
+std::string describe_device(const c10::Device& device);
 
 /// While it lives, LibTorch uses deterministic algorithms where the device offers a choice: a run
 /// on a GPU repeats itself bit for bit, as one on a CPU does anyway.

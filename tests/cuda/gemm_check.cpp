@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/device_buffer.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "formats/elem.h"
 #include "reference/grouped_gemm.h"
@@ -25,45 +26,10 @@ namespace moe8 {
 namespace {
 
 using cuda::GemmElement;
-using cuda::GemmOutput;
 using cuda::GroupedGemmArgs;
-using cuda::GroupedGemmKind;
 
-void require(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-/// An array on the device, filled from the host or with one byte.
-template <typename T>
-class Device {
- public:
-  explicit Device(const std::vector<T>& values) : Device(values.size()) {
-    require(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  }
-  explicit Device(size_t size) : size_(size) {
-    void* data = nullptr;
-    require(cudaMalloc(&data, std::max<size_t>(size * sizeof(T), 16)), "cudaMalloc");
-    data_ = static_cast<T*>(data);
-  }
-  ~Device() { cudaFree(data_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-
-  void fill(int byte) { require(cudaMemset(data_, byte, size_ * sizeof(T)), "cudaMemset"); }
-  std::vector<T> host() const {
-    std::vector<T> values(size_);
-    require(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "copy");
-    return values;
-  }
-  T* get() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  T* data_ = nullptr;
-  size_t size_;
-};
+using testing::DeviceBuffer;
+using testing::require;
 
 /// kOneSign: random numbers of one sign, whose sums lose most in short accumulators. These are
 /// computed without fast accumulation.
@@ -128,30 +94,30 @@ Problem make_problem(const Case& c, Fill fill, ElemDtype left) {
 struct Shape {
   int64_t rows, cols;
 };
-Shape out_shape(const Problem& p, GroupedGemmKind kind) {
-  if (kind == GroupedGemmKind::kOut) return {p.M, p.N};
-  if (kind == GroupedGemmKind::kGradInput) return {p.M, p.K};
+Shape out_shape(const Problem& p, Gemm kind) {
+  if (kind == Gemm::OUT) return {p.M, p.N};
+  if (kind == Gemm::GRAD_INPUT) return {p.M, p.K};
   return {p.E * p.N, p.K};
 }
 
-std::vector<double> reference_of(const Problem& p, GroupedGemmKind kind) {
+std::vector<double> reference_of(const Problem& p, Gemm kind) {
   const Shape shape = out_shape(p, kind);
   std::vector<double> out(static_cast<size_t>(shape.rows * shape.cols));
-  const float* left = kind == GroupedGemmKind::kOut ? p.A.data() : p.dO.data();
-  const float* right = kind == GroupedGemmKind::kGradWeight ? p.A.data() : p.W.data();
+  const float* left = kind == Gemm::OUT ? p.A.data() : p.dO.data();
+  const float* right = kind == Gemm::GRAD_WEIGHT ? p.A.data() : p.W.data();
   const reference::GroupedGemmArgs args{left, right, p.offs.data(), p.M, p.N, p.K, p.E, out.data()};
-  if (kind == GroupedGemmKind::kOut) reference::grouped_gemm_out(args);
-  if (kind == GroupedGemmKind::kGradInput) reference::grouped_gemm_grad_input(args);
-  if (kind == GroupedGemmKind::kGradWeight) reference::grouped_gemm_grad_weight(args);
+  if (kind == Gemm::OUT) reference::grouped_gemm_out(args);
+  if (kind == Gemm::GRAD_INPUT) reference::grouped_gemm_grad_input(args);
+  if (kind == Gemm::GRAD_WEIGHT) reference::grouped_gemm_grad_weight(args);
   return out;
 }
 
 /// Applies the scales as the kernels of codes do.
-void scale(const Problem& p, GroupedGemmKind kind, std::vector<double>& out) {
+void scale(const Problem& p, Gemm kind, std::vector<double>& out) {
   const Shape shape = out_shape(p, kind);
   for (int64_t r = 0; r < shape.rows; ++r) {
     int64_t group = 0;
-    if (kind == GroupedGemmKind::kGradWeight) {
+    if (kind == Gemm::GRAD_WEIGHT) {
       group = r / p.N;
     } else {
       group = std::upper_bound(p.offs.begin(), p.offs.end(), r) - p.offs.begin();
@@ -175,7 +141,7 @@ constexpr Storage kBf16 = std::nullopt;
 
 Storage left_storage(GemmElement element) {
   if (!cuda::is_fp8(element)) return kBf16;
-  return element == GemmElement::kE5M2E4M3 ? ElemDtype::E5M2 : ElemDtype::E4M3;
+  return element == GemmElement::E5M2_E4M3 ? ElemDtype::E5M2 : ElemDtype::E4M3;
 }
 Storage right_storage(GemmElement element) {
   return cuda::is_fp8(element) ? Storage(ElemDtype::E4M3) : kBf16;
@@ -236,21 +202,21 @@ struct Operands {
   int64_t padded = 0;
 };
 
-Operands operands_of(const Problem& p, GroupedGemmKind kind, GemmElement element) {
+Operands operands_of(const Problem& p, Gemm kind, GemmElement element) {
   const Storage left = left_storage(element), right = right_storage(element);
   auto matrix = [&](const std::vector<float>& x, int64_t rows, int64_t cols, Storage storage) {
     return lay_out(rows, cols, storage,
                    [&](int64_t r, int64_t c) { return x[static_cast<size_t>(r * cols + c)]; });
   };
-  if (kind == GroupedGemmKind::kOut)
+  if (kind == Gemm::OUT)
     return {matrix(p.A, p.M, p.K, left), matrix(p.W, p.E * p.N, p.K, right), {}};
   if (!cuda::is_fp8(element)) {
-    if (kind == GroupedGemmKind::kGradInput) {
+    if (kind == Gemm::GRAD_INPUT) {
       return {matrix(p.dO, p.M, p.N, left), matrix(p.W, p.E * p.N, p.K, right), {}};
     }
     return {matrix(p.dO, p.M, p.N, left), matrix(p.A, p.M, p.K, right), {}};
   }
-  if (kind == GroupedGemmKind::kGradInput) {
+  if (kind == Gemm::GRAD_INPUT) {
     return {matrix(p.dO, p.M, p.N, left),
             lay_out(p.E * p.K, p.N, right,
                     [&](int64_t r, int64_t n) {
@@ -270,9 +236,9 @@ Operands operands_of(const Problem& p, GroupedGemmKind kind, GemmElement element
   return o;
 }
 
-double to_double(const std::vector<uint8_t>& out, int64_t index, GemmOutput output) {
+double to_double(const std::vector<uint8_t>& out, int64_t index, FloatType output) {
   float x = 0;
-  if (output == GemmOutput::kFloat32) {
+  if (output == FloatType::F32) {
     std::memcpy(&x, &out[static_cast<size_t>(index * 4)], 4);
   } else {
     uint16_t bits;
@@ -283,30 +249,30 @@ double to_double(const std::vector<uint8_t>& out, int64_t index, GemmOutput outp
   return x;
 }
 
-double rounded(double x, GemmOutput output) {
+double rounded(double x, FloatType output) {
   const float f = static_cast<float>(x);
-  return output == GemmOutput::kFloat32 ? f : double{__bfloat162float(__float2bfloat16(f))};
+  return output == FloatType::F32 ? f : double{__bfloat162float(__float2bfloat16(f))};
 }
 
 int failures = 0;
 
 /// The largest relative error, as norms, of random numbers.
-double limit_of(Fill fill, GroupedGemmKind kind, GemmElement element, GemmOutput output) {
+double limit_of(Fill fill, Gemm kind, GemmElement element, FloatType output) {
   // bf16 rounding alone gives 1.7e-3; FP8 accumulators add up to 4e-3 over these lengths.
-  if (fill != Fill::kOneSign || output == GemmOutput::kBFloat16) return 6e-3;
+  if (fill != Fill::kOneSign || output == FloatType::BF16) return 6e-3;
   // Promoted sums of numbers of one sign lose as much as one of their parts does, whatever the
   // length (tensor cores throughout: 0.1): 6e-4 measured with 128 products, 1.9e-3 with 256.
-  const bool short_parts = kind != GroupedGemmKind::kGradWeight && element == GemmElement::kE4M3;
+  const bool short_parts = kind != Gemm::GRAD_WEIGHT && element == GemmElement::E4M3;
   return short_parts ? 8e-4 : 2.2e-3;
 }
 
 /// Compares one result; integers must be exact, random numbers within `limit`.
-double check(const Problem& p, GroupedGemmKind kind, const std::vector<uint8_t>& out, int64_t pitch,
-             const std::vector<double>& expected, GemmOutput output, double limit,
+double check(const Problem& p, Gemm kind, const std::vector<uint8_t>& out, int64_t pitch,
+             const std::vector<double>& expected, FloatType output, double limit,
              const std::string& what) {
   const Shape shape = out_shape(p, kind);
   auto must_be_zero = [&](int64_t row) {  // rows of no group, weights of empty groups
-    if (kind != GroupedGemmKind::kGradWeight) return row >= p.offs.back();
+    if (kind != Gemm::GRAD_WEIGHT) return row >= p.offs.back();
     const auto group = static_cast<size_t>(row / p.N);
     return p.offs[group] == (group > 0 ? p.offs[group - 1] : 0);
   };
@@ -339,23 +305,21 @@ double check(const Problem& p, GroupedGemmKind kind, const std::vector<uint8_t>&
   return relative;
 }
 
-const char* kind_name(GroupedGemmKind kind) {
-  return kind == GroupedGemmKind::kOut         ? "out"
-         : kind == GroupedGemmKind::kGradInput ? "grad_input"
-                                               : "grad_weight";
+const char* kind_name(Gemm kind) {
+  return kind == Gemm::OUT ? "out" : kind == Gemm::GRAD_INPUT ? "grad_input" : "grad_weight";
 }
 
 /// The output of a kernel that ran twice into poisoned memory, the second time with operands that
 /// are ready, behind another run that may still be at work.
 std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const GroupedGemmArgs& args,
-                               Device<uint8_t>& out, const std::string& what) {
+                               DeviceBuffer<uint8_t>& out, const std::string& what) {
   alarm(20);  // a kernel that hangs must not hold the machine
   const auto launch = [&](const GroupedGemmArgs& a) {
     const cuda::LaunchStatus status = variant.launch(a);
     require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
   };
   std::vector<uint8_t> results[2];
-  Device<uint8_t> other(out.size());
+  DeviceBuffer<uint8_t> other(out.size());
   GroupedGemmArgs to_other = args;
   to_other.out = other.get();
   GroupedGemmArgs ready = args;
@@ -377,18 +341,18 @@ std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const Gr
 }
 
 /// Runs every kernel that takes this product, twice into differently poisoned outputs.
-void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmElement element,
+void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
   if (cuda::is_fp8(element)) scale(p, kind, expected);
   const Operands o = operands_of(p, kind, element);
-  const Device<uint8_t> left(bytes_of(o.left, element)), right(bytes_of(o.right, element));
-  const Device<int32_t> offs(p.offs), starts(o.starts);
-  const Device<float> row_scale(p.row_scale), col_scale(p.col_scale);
+  const DeviceBuffer<uint8_t> left(bytes_of(o.left, element)), right(bytes_of(o.right, element));
+  const DeviceBuffer<int32_t> offs(p.offs), starts(o.starts);
+  const DeviceBuffer<float> row_scale(p.row_scale), col_scale(p.col_scale);
   const Shape shape = out_shape(p, kind);
-  for (GemmOutput output : {GemmOutput::kBFloat16, GemmOutput::kFloat32}) {
-    const int64_t bytes = output == GemmOutput::kBFloat16 ? 2 : 4;
+  for (FloatType output : {FloatType::BF16, FloatType::F32}) {
+    const int64_t bytes = output == FloatType::BF16 ? 2 : 4;
     for (int64_t pitch : {shape.cols, round_up(shape.cols, 8) + 8}) {
-      Device<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
+      DeviceBuffer<uint8_t> out(static_cast<size_t>(shape.rows * pitch * bytes));
       const GroupedGemmArgs args{.kind = kind,
                                  .element = element,
                                  .output = output,
@@ -412,8 +376,8 @@ void check_kind(const Case& c, const Problem& p, GroupedGemmKind kind, GemmEleme
       for (const auto& variant : cuda::grouped_gemm_variants()) {
         if (variant.refuses(args) != nullptr) continue;
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
-                                 (output == GemmOutput::kBFloat16 ? " bf16" : " float32") +
-                                 " pitch " + std::to_string(pitch);
+                                 (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
+                                 std::to_string(pitch);
         const std::vector<uint8_t> result = run_twice(variant, args, out, what);
         worst = std::max(worst, check(p, kind, result, pitch, expected, output,
                                       limit_of(p.fill, kind, element, output), what));
@@ -449,18 +413,18 @@ std::vector<Case> cases() {
 /// The list's choice, which needs no GPU: what a shape gets, and that nothing is left without.
 void check_choice() {
   struct Expected {
-    GroupedGemmKind kind;
+    Gemm kind;
     GemmElement element;
     int64_t M, N, K, E;
     const char* name;
     bool use_fast_accum = true;
   };
-  constexpr auto kOut = GroupedGemmKind::kOut;
-  constexpr auto kGradInput = GroupedGemmKind::kGradInput;
-  constexpr auto kGradWeight = GroupedGemmKind::kGradWeight;
-  constexpr auto kCodes = GemmElement::kE4M3;
-  constexpr auto kMixed = GemmElement::kE5M2E4M3;
-  constexpr auto kValues = GemmElement::kBFloat16;
+  constexpr auto kOut = Gemm::OUT;
+  constexpr auto kGradInput = Gemm::GRAD_INPUT;
+  constexpr auto kGradWeight = Gemm::GRAD_WEIGHT;
+  constexpr auto kCodes = GemmElement::E4M3;
+  constexpr auto kMixed = GemmElement::E5M2_E4M3;
+  constexpr auto kValues = GemmElement::BF16;
   const Expected list[] = {
       {kOut, kCodes, 131072, 8192, 5120, 8, "sm90_fp8_rows_128x256"},
       {kGradInput, kCodes, 131072, 2048, 7168, 8, "sm90_fp8_rows_pingpong_128x192"},
@@ -490,13 +454,13 @@ void check_choice() {
     args.E = e.E;
     args.row_scale = args.col_scale = &scale;
     args.padded_starts = &start;
-    const auto* chosen = cuda::choose_grouped_gemm(args);
+    const auto* chosen = cuda::choose_grouped_gemm(args).chosen;
     if (chosen == nullptr || std::string(chosen->name) != e.name) {
       ++failures;
       std::printf("FAILED choice: %s, expected %s\n", chosen ? chosen->name : "none", e.name);
     }
     args.left_pitch = 1;
-    if (cuda::choose_grouped_gemm(args) != nullptr) {
+    if (cuda::choose_grouped_gemm(args).chosen != nullptr) {
       ++failures;
       std::printf("FAILED choice: %s for a pitch that TMA cannot read\n", e.name);
     }
@@ -513,17 +477,17 @@ void check_chain() {
   const auto random = [&] { return draw(rng, Fill::kRandom, ElemDtype::E4M3); };
   for (uint16_t& e : x) e = element_of(random(), kBf16);
   for (uint16_t& e : w) e = element_of(random() / 256, kBf16);
-  const Device<uint16_t> right(w);
-  const Device<int32_t> offs(std::vector<int32_t>{100, 100, 133, 600, 690});
+  const DeviceBuffer<uint16_t> right(w);
+  const DeviceBuffer<int32_t> offs(std::vector<int32_t>{100, 100, 133, 600, 690});
   std::vector<uint16_t> results[2];
   for (auto& result : results) {
-    const Device<uint16_t> first(x), second(x);
-    const Device<uint16_t>* from = &first;
-    const Device<uint16_t>* to = &second;
+    const DeviceBuffer<uint16_t> first(x), second(x);
+    const DeviceBuffer<uint16_t>* from = &first;
+    const DeviceBuffer<uint16_t>* to = &second;
     for (int step = 0; step < kSteps; ++step) {
-      const GroupedGemmArgs args{.kind = GroupedGemmKind::kOut,
-                                 .element = GemmElement::kBFloat16,
-                                 .output = GemmOutput::kBFloat16,
+      const GroupedGemmArgs args{.kind = Gemm::OUT,
+                                 .element = GemmElement::BF16,
+                                 .output = FloatType::BF16,
                                  .M = kRows,
                                  .N = kWidth,
                                  .K = kWidth,
@@ -535,7 +499,8 @@ void check_chain() {
                                  .offs = offs.get(),
                                  .out = to->get(),
                                  .out_pitch = kWidth};
-      require(cuda::launch_grouped_gemm(args).error, "a product of a chain");
+      require(cuda::launch_grouped_gemm(cuda::choose_grouped_gemm(args), args),
+              "a product of a chain");
       if (&result == &results[0]) require(cudaDeviceSynchronize(), "a chain");
       std::swap(from, to);
     }
@@ -553,13 +518,12 @@ void check_case(const Case& c, Fill fill) {
   int runs = 0;
   const Problem p = make_problem(c, fill, ElemDtype::E4M3);
   const Problem mixed = make_problem(c, fill, ElemDtype::E5M2);
-  for (GroupedGemmKind kind :
-       {GroupedGemmKind::kOut, GroupedGemmKind::kGradInput, GroupedGemmKind::kGradWeight}) {
+  for (Gemm kind : {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT}) {
     const std::vector<double> expected = reference_of(p, kind);
-    for (GemmElement element : {GemmElement::kE4M3, GemmElement::kBFloat16}) {
+    for (GemmElement element : {GemmElement::E4M3, GemmElement::BF16}) {
       check_kind(c, p, kind, element, expected, worst, runs);
     }
-    check_kind(c, mixed, kind, GemmElement::kE5M2E4M3, reference_of(mixed, kind), worst, runs);
+    check_kind(c, mixed, kind, GemmElement::E5M2_E4M3, reference_of(mixed, kind), worst, runs);
   }
   std::printf("%-22s %-8s %3d runs, largest relative error %.1e\n", c.name,
               kFillNames[static_cast<int>(fill)], runs, worst);

@@ -49,9 +49,6 @@ class OnGpu : public ::testing::Test {
   void SetUp() override {
     if (const auto failure = load_cuda_backend())
       GTEST_SKIP() << "no GPU for these tests: " << *failure;
-    if (const auto refusal = quantizer_refusal(at::Device(at::kCUDA, 0))) {
-      GTEST_SKIP() << "no GPU for these tests: " << *refusal;
-    }
     set_weight_cache(WeightCache::OFF);
     set_weight_cache(WeightCache::AUTO);
   }

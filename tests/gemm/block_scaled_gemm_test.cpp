@@ -177,7 +177,9 @@ TEST(BlockScaledGemm, ArgumentsHaveTheShapesThatTheCallChecks) {
 
 TEST(BlockScaledGemm, PaddedRowsAndTokensFindEachOther) {
   for (const Sizes& sizes : all_sizes()) {
-    const PaddedTokens tokens = pad_tokens(offs_of(sizes.groups), sizes.tokens());
+    const auto groups = static_cast<int64_t>(sizes.groups.size());
+    const PaddedTokens tokens = pad_tokens(offs_of(sizes.groups), sizes.tokens(), 128,
+                                           padded_row_bound(sizes.tokens(), groups, 128));
     const at::Tensor rows = at::arange(sizes.tokens(), at::kLong);
     const at::Tensor there = tokens.position.masked_select(tokens.has_group);
     EXPECT_TRUE(

@@ -8,51 +8,49 @@
 namespace moe8::cuda::sm90 {
 namespace {
 
-template <GemmOutput kOutput, GroupedGemmKind kKind, int kRows, int kCols, Schedule kSchedule,
-          Shared kShared>
-using Bf16 = Config<GemmElement::kBFloat16, kOutput,
-                    kKind == GroupedGemmKind::kGradWeight ? Grouped::kDepth : Grouped::kRows,
-                    kKind == GroupedGemmKind::kGradWeight ? Major::MN : Major::K,
-                    kKind == GroupedGemmKind::kOut ? Major::K : Major::MN, kRows, kCols, kSchedule,
-                    kShared, 0>;
+template <FloatType kOutput, Gemm kKind, int kRows, int kCols, Schedule kSchedule, Shared kShared>
+using Bf16 =
+    Config<GemmElement::BF16, kOutput, kKind == Gemm::GRAD_WEIGHT ? Grouped::DEPTH : Grouped::ROWS,
+           kKind == Gemm::GRAD_WEIGHT ? Major::MN : Major::K,
+           kKind == Gemm::OUT ? Major::K : Major::MN, kRows, kCols, kSchedule, kShared, 0>;
 
-template <GroupedGemmKind kKind, int kRows, int kCols, Schedule kSchedule, Shared kShared>
+template <Gemm kKind, int kRows, int kCols, Schedule kSchedule, Shared kShared>
 LaunchStatus launch_kind(const GroupedGemmArgs& a) {
-  return a.output == GemmOutput::kBFloat16
-             ? launch<Bf16<GemmOutput::kBFloat16, kKind, kRows, kCols, kSchedule, kShared>>(a)
-             : launch<Bf16<GemmOutput::kFloat32, kKind, kRows, kCols, kSchedule, kShared>>(a);
+  return a.output == FloatType::BF16
+             ? launch<Bf16<FloatType::BF16, kKind, kRows, kCols, kSchedule, kShared>>(a)
+             : launch<Bf16<FloatType::F32, kKind, kRows, kCols, kSchedule, kShared>>(a);
 }
 
 template <int kRows, int kCols, Schedule kSchedule, Shared kShared>
 LaunchStatus launch_tile(const GroupedGemmArgs& a) {
   switch (a.kind) {
-    case GroupedGemmKind::kOut:
-      return launch_kind<GroupedGemmKind::kOut, kRows, kCols, kSchedule, kShared>(a);
-    case GroupedGemmKind::kGradInput:
-      return launch_kind<GroupedGemmKind::kGradInput, kRows, kCols, kSchedule, kShared>(a);
-    case GroupedGemmKind::kGradWeight:
-      return launch_kind<GroupedGemmKind::kGradWeight, kRows, kCols, kSchedule, kShared>(a);
+    case Gemm::OUT:
+      return launch_kind<Gemm::OUT, kRows, kCols, kSchedule, kShared>(a);
+    case Gemm::GRAD_INPUT:
+      return launch_kind<Gemm::GRAD_INPUT, kRows, kCols, kSchedule, kShared>(a);
+    case Gemm::GRAD_WEIGHT:
+      return launch_kind<Gemm::GRAD_WEIGHT, kRows, kCols, kSchedule, kShared>(a);
   }
-  return {cudaErrorInvalidValue, "an unknown kind of product"};
+  return refused("an unknown kind of product");
 }
 
 }  // namespace
 
 const char* refuses_bf16(const GroupedGemmArgs& a) {
-  if (a.element != GemmElement::kBFloat16) return "operands are not bf16";
+  if (a.element != GemmElement::BF16) return "operands are not bf16";
   return refuses_any(a);
 }
 
 LaunchStatus launch_bf16_128x256(const GroupedGemmArgs& a) {
-  return launch_tile<128, 256, Schedule::kCooperative, Shared::kRight>(a);
+  return launch_tile<128, 256, Schedule::COOPERATIVE, Shared::RIGHT>(a);
 }
 
 LaunchStatus launch_bf16_pingpong_128(const GroupedGemmArgs& a) {
-  return launch_tile<128, 128, Schedule::kPingpong, Shared::kLeft>(a);
+  return launch_tile<128, 128, Schedule::PINGPONG, Shared::LEFT>(a);
 }
 
 LaunchStatus launch_bf16_pingpong_192(const GroupedGemmArgs& a) {
-  return launch_tile<128, 192, Schedule::kPingpong, Shared::kLeft>(a);
+  return launch_tile<128, 192, Schedule::PINGPONG, Shared::LEFT>(a);
 }
 
 }  // namespace moe8::cuda::sm90

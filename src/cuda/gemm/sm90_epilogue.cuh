@@ -22,7 +22,7 @@ __device__ __forceinline__ Target target_of(const Problem& p, const Work& work, 
   using T = Traits<C>;
   const int first_row = T::kCooperative ? warp / 4 * 64 : 0;  // of the warpgroup in the tile
   return {
-      .base = C::kGrouped == Grouped::kDepth ? int64_t{work.group} * p.rows : work.first_row,
+      .base = C::kGrouped == Grouped::DEPTH ? int64_t{work.group} * p.rows : work.first_row,
       .row =
           work.row + (T::kShareLeft ? 0 : rank * C::kTileRows) + first_row + warp % 4 * kWarpRows,
       .col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0),
@@ -132,7 +132,7 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
         v[2] = v[2] * row_scale[1] * s.x;
         v[3] = v[3] * row_scale[1] * s.y;
       }
-      if constexpr (C::kOutput == GemmOutput::kFloat32) {
+      if constexpr (C::kOutput == FloatType::F32) {
         const int cols = t.cols - t.col - c;
         float* to = static_cast<float*>(p.out) + first + (c0 + i * 8);
         if (lane / 4 < rows) store_pair(to, v[0], v[1], cols, p.vector_store);
@@ -142,7 +142,7 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
         packed[i][1] = pack(v[2], v[3]);
       }
     }
-    if constexpr (C::kOutput == GemmOutput::kBFloat16) {
+    if constexpr (C::kOutput == FloatType::BF16) {
       uint8_t* mine = patch + lane % 16 * kPatchPitch + lane / 16 * 16;
 #pragma unroll
       for (int i = 0; i < kPatchCols / 16; ++i) {

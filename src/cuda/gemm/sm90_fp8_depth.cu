@@ -7,44 +7,27 @@
 namespace moe8::cuda::sm90 {
 namespace {
 
-template <GemmElement kElement, GemmOutput kOutput, int kRows, int kCols, Schedule kSchedule,
-          int kPromoteBlocks>
-using Depth = Config<kElement, kOutput, Grouped::kDepth, Major::K, Major::K, kRows, kCols,
-                     kSchedule, Shared::kLeft, kPromoteBlocks>;
-
-template <GemmElement kElement, int kRows, int kCols, Schedule kSchedule, int kPromoteBlocks>
-LaunchStatus launch_tile(const GroupedGemmArgs& a) {
-  using enum GemmOutput;
-  return a.output == kBFloat16
-             ? launch<Depth<kElement, kBFloat16, kRows, kCols, kSchedule, kPromoteBlocks>>(a)
-             : launch<Depth<kElement, kFloat32, kRows, kCols, kSchedule, kPromoteBlocks>>(a);
-}
+template <GemmElement kElement, FloatType kOutput>
+using Depth = Config<kElement, kOutput, Grouped::DEPTH, Major::K, Major::K, 256, 128,
+                     Schedule::COOPERATIVE, Shared::LEFT, /*kPromoteBlocks=*/2>;
 
 template <GemmElement kElement>
 LaunchStatus launch_256x128(const GroupedGemmArgs& a) {
-  return launch_tile<kElement, 256, 128, Schedule::kCooperative, 2>(a);
+  return a.output == FloatType::BF16 ? launch<Depth<kElement, FloatType::BF16>>(a)
+                                     : launch<Depth<kElement, FloatType::F32>>(a);
 }
 
 }  // namespace
 
 const char* refuses_fp8_depth(const GroupedGemmArgs& a) {
   if (!is_fp8(a.element)) return "operands are not FP8 codes";
-  if (a.kind != GroupedGemmKind::kGradWeight) return "groups divide the rows";
+  if (a.kind != Gemm::GRAD_WEIGHT) return "groups divide the rows";
   return refuses_any(a);
 }
 
-const char* refuses_fp8_depth_twin(const GroupedGemmArgs& a) {
-  if (a.element == GemmElement::kE5M2E4M3) return "left holds E5M2 codes";
-  return refuses_fp8_depth(a);
-}
-
 LaunchStatus launch_fp8_depth_256x128(const GroupedGemmArgs& a) {
-  return a.element == GemmElement::kE4M3 ? launch_256x128<GemmElement::kE4M3>(a)
-                                         : launch_256x128<GemmElement::kE5M2E4M3>(a);
-}
-
-LaunchStatus launch_fp8_depth_twin(const GroupedGemmArgs& a) {
-  return launch_tile<GemmElement::kE4M3, 128, 128, Schedule::kTwin, 1>(a);
+  return a.element == GemmElement::E4M3 ? launch_256x128<GemmElement::E4M3>(a)
+                                        : launch_256x128<GemmElement::E5M2_E4M3>(a);
 }
 
 }  // namespace moe8::cuda::sm90

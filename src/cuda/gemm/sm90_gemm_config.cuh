@@ -8,16 +8,16 @@
 
 namespace moe8::cuda::sm90 {
 
-enum class Schedule { kCooperative, kPingpong, kTwin };
-enum class Shared { kLeft, kRight };  // the operand that both CTAs of a cluster use
+enum class Schedule { COOPERATIVE, PINGPONG };
+enum class Shared { LEFT, RIGHT };  // the operand that both CTAs of a cluster use
 
 /// One instance of the kernel. kPromoteBlocks_: stages between promotions to float32; 0: accumulate
 /// in the tensor cores throughout. (A type, because nvcc 13.0 cannot pass structs as arguments.)
-template <GemmElement kElement_, GemmOutput kOutput_, Grouped kGrouped_, Major kLeft, Major kRight,
+template <GemmElement kElement_, FloatType kOutput_, Grouped kGrouped_, Major kLeft, Major kRight,
           int kRows, int kCols, Schedule kSchedule_, Shared kShared_, int kPromoteBlocks_>
 struct Config {
   static constexpr GemmElement kElement = kElement_;
-  static constexpr GemmOutput kOutput = kOutput_;
+  static constexpr FloatType kOutput = kOutput_;
   static constexpr Grouped kGrouped = kGrouped_;
   static constexpr Major kLeftMajor = kLeft;
   static constexpr Major kRightMajor = kRight;
@@ -48,11 +48,9 @@ inline constexpr int kPatchBytes = kWarpRows * kPatchPitch;
 /// What follows from a Config.
 template <typename C>
 struct Traits {
-  static constexpr bool kPingpong = C::kSchedule == Schedule::kPingpong;
-  static constexpr bool kCooperative = C::kSchedule == Schedule::kCooperative;
-  /// Rings of stages, each with a loading warp.
-  static constexpr int kRings = C::kSchedule == Schedule::kTwin ? kConsumerGroups : 1;
-  static constexpr bool kShareLeft = C::kShared == Shared::kLeft;
+  static constexpr bool kPingpong = C::kSchedule == Schedule::PINGPONG;
+  static constexpr bool kCooperative = C::kSchedule == Schedule::COOPERATIVE;
+  static constexpr bool kShareLeft = C::kShared == Shared::LEFT;
   static constexpr int kElementBytes = is_fp8(C::kElement) ? 1 : 2;
   static constexpr int kBlockDepth = kSwizzleBytes / kElementBytes;
   static constexpr int kStepDepth = kStepBytes / kElementBytes;
@@ -69,20 +67,20 @@ struct Traits {
   static constexpr int kScales = C::kTileCols + kPieces * kWarpRows;
   static constexpr int kOtherBytes =
       kConsumerWarps * (kPatchBytes + kScales * int{sizeof(float)}) + kBarrierBytes;
-  static constexpr int kStages = (kSharedMemory - kOtherBytes) / kStageBytes / kRings;  // of a ring
+  static constexpr int kStages = (kSharedMemory - kOtherBytes) / kStageBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kSharedBytes = kRings * kRingBytes + kOtherBytes;
+  static constexpr int kSharedBytes = kRingBytes + kOtherBytes;
   /// Consumer warps that read a stage, in both CTAs.
   static constexpr int kReaders = kCluster * (kCooperative ? kConsumerWarps : 4);
   /// bf16 groups of tokens are not padded: what follows a group is zeroed in shared memory.
   static constexpr bool kZeroTail =
-      C::kGrouped == Grouped::kDepth && C::kElement == GemmElement::kBFloat16;
+      C::kGrouped == Grouped::DEPTH && C::kElement == GemmElement::BF16;
 
   using Instruction = Wgmma<C::kElement, C::kTileCols, C::kLeftMajor, C::kRightMajor>;
   using Walk = TileWalk<C::kGrouped, kSuperRows, kSuperCols>;
 
   static_assert(C::kTileRows % (64 * (kCooperative ? kConsumerGroups : 1)) == 0);
-  static_assert(kStages >= 3 && (2 * kStages * kRings + kConsumerGroups) * 8 <= kBarrierBytes);
+  static_assert(kStages >= 3 && (2 * kStages + kConsumerGroups) * 8 <= kBarrierBytes);
   static_assert(!kZeroTail || C::kPromoteBlocks == 0);
 };
 

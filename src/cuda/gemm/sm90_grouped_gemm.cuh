@@ -7,8 +7,7 @@
 // Tile    a cluster of two CTAs computes two tiles side by side and shares the operand common to
 //         them; 128 bytes of contraction a stage, as many stages as shared memory holds.
 //         Cooperative: both multiplying warpgroups share a tile. Pingpong: each has its own tile,
-//         one multiplies while the other stores. Twin: each has its own tile and its own stages,
-//         and both multiply whenever they can.
+//         one multiplies while the other stores.
 // Floor   2 rows cols depth flop at what the power limit leaves of the tensor cores; for few rows a
 //         group, one read of all operands and one write of out.
 #pragma once
@@ -32,26 +31,21 @@ namespace moe8::cuda::sm90 {
 template <typename T>
 struct Storage {
   uint8_t* base;
-  int ring;
 
-  __device__ uint8_t* left(int stage) const {
-    return base + ring * T::kRingBytes + stage * T::kStageBytes;
-  }
+  __device__ uint8_t* left(int stage) const { return base + stage * T::kStageBytes; }
   __device__ uint8_t* right(int stage) const { return left(stage) + T::kLeftBytes; }
   __device__ uint64_t* barriers() const {
-    return reinterpret_cast<uint64_t*>(base + T::kRings * T::kRingBytes);
+    return reinterpret_cast<uint64_t*>(base + T::kRingBytes);
   }
   __device__ uint8_t* patch(int warp) const {
-    return base + T::kRings * T::kRingBytes + kBarrierBytes + warp * kPatchBytes;
+    return base + T::kRingBytes + kBarrierBytes + warp * kPatchBytes;
   }
   __device__ float* scales(int warp) const {
     return reinterpret_cast<float*>(patch(kConsumerWarps)) + warp * T::kScales;
   }
-  __device__ uint64_t* full(int stage) const { return barriers() + ring * T::kStages + stage; }
-  __device__ uint64_t* empty(int stage) const { return full(stage) + T::kRings * T::kStages; }
-  __device__ uint64_t* turn(int group) const {
-    return barriers() + 2 * T::kRings * T::kStages + group;
-  }
+  __device__ uint64_t* full(int stage) const { return barriers() + stage; }
+  __device__ uint64_t* empty(int stage) const { return full(stage) + T::kStages; }
+  __device__ uint64_t* turn(int group) const { return barriers() + 2 * T::kStages + group; }
 };
 
 /// Loads `count` rows (columns of out for the right operand) from `first`, one stage deep from
@@ -223,13 +217,7 @@ struct Consumer {
 
 // ---- Kernel -------------------------------------------------------------------------------------
 
-/// The first super-tile of a ring; the next ones follow at a fixed stride.
-template <typename T>
-__device__ __forceinline__ int first_tile(int ring) {
-  return blockIdx.x / kCluster * T::kRings + ring;
-}
-
-/// A loading warp: fills its ring's stages for every tile in the order of the walk.
+/// The loading warp: fills the stages for every tile in the order of the walk.
 template <typename C>
 __device__ __forceinline__ void produce(const CUtensorMap& left_map, const CUtensorMap& right_map,
                                         const Problem& p, const Storage<Traits<C>>& smem, int rank,
@@ -238,12 +226,12 @@ __device__ __forceinline__ void produce(const CUtensorMap& left_map, const CUten
   typename T::Walk walk(p, lane);
   Work work;
   uint32_t next = 0;
-  const int stride = gridDim.x / kCluster * T::kRings;
-  for (int tile = first_tile<T>(smem.ring); walk.find(tile, work); tile += stride) {
+  const int stride = gridDim.x / kCluster;
+  for (int tile = blockIdx.x / kCluster; walk.find(tile, work); tile += stride) {
     if (lane == 0) {
       const int row = work.first_row + work.row + (T::kShareLeft ? 0 : rank * C::kTileRows);
       const int col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0);
-      const int expert = C::kGrouped == Grouped::kRows ? work.group : 0;
+      const int expert = C::kGrouped == Grouped::ROWS ? work.group : 0;
       for (int depth = 0; depth < work.depth; depth += T::kBlockDepth, ++next) {
         const int stage = next % T::kStages;
         Barrier::wait(smem.empty(stage), ((next / T::kStages) & 1) ^ 1);
@@ -265,8 +253,8 @@ __device__ __forceinline__ void consume(const Problem& p, const Storage<Traits<C
   typename T::Walk walk(p, lane);
   Work work;
   uint32_t count = 0;  // super-tiles seen
-  const int stride = gridDim.x / kCluster * T::kRings;
-  for (int tile = first_tile<T>(smem.ring); walk.find(tile, work); tile += stride, ++count) {
+  const int stride = gridDim.x / kCluster;
+  for (int tile = blockIdx.x / kCluster; walk.find(tile, work); tile += stride, ++count) {
     if (T::kPingpong && count % kConsumerGroups != static_cast<uint32_t>(group)) {
       consumer.next += Consumer<C>::blocks_of(work.depth);
       continue;
@@ -280,19 +268,15 @@ __device__ __forceinline__ void consume(const Problem& p, const Storage<Traits<C
 #pragma unroll
       for (float& x : acc[i]) x = 0.0f;
     }
-    // Pingpong: without turns the second warpgroup would wait for stages a whole ring ahead. Twin:
-    // the second warpgroup starts late, once, so that the two do not store at the same time.
+    // Without turns the second warpgroup would wait for stages a whole ring ahead.
     const uint32_t round = count / kConsumerGroups;
     if constexpr (T::kPingpong) Barrier::wait(smem.turn(group), (round & 1) ^ (group == 0));
-    if (T::kRings > 1 && group == 1 && count == 0) Barrier::wait(smem.turn(group), 0);
     if constexpr (C::kPromoteBlocks > 0) {
       consumer.accumulate_promoted(acc, work.depth);
     } else {
       consumer.accumulate(acc, work.depth);
     }
-    if (T::kPingpong || (T::kRings > 1 && group == 0 && count == 0)) {
-      Barrier::arrive(smem.turn(group ^ 1), rank, lane == 0);
-    }
+    if constexpr (T::kPingpong) Barrier::arrive(smem.turn(group ^ 1), rank, lane == 0);
     if constexpr (C::kPromoteBlocks == 0) consumer.finish(acc, work.depth);
     cute::cp_async_wait<0>();
     __syncwarp();
@@ -323,13 +307,11 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   const int lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cute::block_rank_in_cluster());
   const bool loads = warp >= kConsumerWarps;
-  const int ring = T::kRings == 1 ? 0 : loads ? warp - kConsumerWarps : warp / 4;
-  const Storage<T> smem{shared_memory, ring};
+  const Storage<T> smem{shared_memory};
   if (threadIdx.x == 0) {
-    const Storage<T> first{shared_memory, 0};
-    for (int s = 0; s < T::kRings * T::kStages; ++s) {
-      Barrier::init(first.full(s), 1);
-      Barrier::init(first.empty(s), T::kReaders);
+    for (int s = 0; s < T::kStages; ++s) {
+      Barrier::init(smem.full(s), 1);
+      Barrier::init(smem.empty(s), T::kReaders);
     }
     for (int g = 0; g < kConsumerGroups; ++g) Barrier::init(smem.turn(g), 4);
     cutlass::arch::fence_barrier_init();
@@ -338,9 +320,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   if (!problem.operands_are_ready) follow_stream();  // else before the first store
   if (loads) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (warp < kConsumerWarps + T::kRings) {
-      produce<C>(left_map, right_map, problem, smem, rank, lane);
-    }
+    if (warp == kConsumerWarps) produce<C>(left_map, right_map, problem, smem, rank, lane);
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     consume<C>(problem, smem, rank, warp, lane);
@@ -354,12 +334,12 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 
 /// The sizes of a product in the kernel's terms.
 inline Problem problem_of(const GroupedGemmArgs& a) {
-  const bool by_depth = a.kind == GroupedGemmKind::kGradWeight;
+  const bool by_depth = a.kind == Gemm::GRAD_WEIGHT;
   const int64_t rows = by_depth ? a.N : a.M;
-  const int64_t cols = a.kind == GroupedGemmKind::kOut ? a.N : a.K;
-  const int64_t depth = by_depth ? a.M : a.kind == GroupedGemmKind::kOut ? a.K : a.N;
-  const int bytes = a.output == GemmOutput::kBFloat16 ? 2 : 4;
-  const int store = a.output == GemmOutput::kBFloat16 ? 16 : 8;
+  const int64_t cols = a.kind == Gemm::OUT ? a.N : a.K;
+  const int64_t depth = by_depth ? a.M : a.kind == Gemm::OUT ? a.K : a.N;
+  const int bytes = a.output == FloatType::BF16 ? 2 : 4;
+  const int store = a.output == FloatType::BF16 ? 16 : 8;
   Problem p;
   p.rows = static_cast<int>(rows);
   p.cols = static_cast<int>(cols);
@@ -380,7 +360,7 @@ inline Problem problem_of(const GroupedGemmArgs& a) {
 /// How far the operands reach in the contraction.
 template <typename C>
 int64_t contraction_extent(const GroupedGemmArgs& a, const Problem& p) {
-  const bool padded = C::kGrouped == Grouped::kDepth && is_fp8(C::kElement);
+  const bool padded = C::kGrouped == Grouped::DEPTH && is_fp8(C::kElement);
   return padded ? a.padded_tokens : int64_t{p.depth};
 }
 
@@ -389,7 +369,7 @@ template <typename C>
 const char* encode_maps(const GroupedGemmArgs& a, const Problem& p, CUtensorMap& left,
                         CUtensorMap& right) {
   using T = Traits<C>;
-  const bool by_depth = C::kGrouped == Grouped::kDepth;
+  const bool by_depth = C::kGrouped == Grouped::DEPTH;
   const int64_t depth = contraction_extent<C>(a, p);
   const int left_box = T::kShareLeft ? C::kTileRows / kCluster : C::kTileRows;
   const int right_box = T::kShareLeft ? C::kTileCols : C::kTileCols / kCluster;
@@ -414,8 +394,8 @@ const char* encode_maps(const GroupedGemmArgs& a, const Problem& p, CUtensorMap&
 
 /// Writes zeros: what a product without contraction gives.
 inline LaunchStatus zero_out(const GroupedGemmArgs& a, const Problem& p) {
-  const size_t bytes = a.output == GemmOutput::kBFloat16 ? 2 : 4;
-  const int64_t rows = a.kind == GroupedGemmKind::kGradWeight ? a.E * p.rows : p.rows;
+  const size_t bytes = a.output == FloatType::BF16 ? 2 : 4;
+  const int64_t rows = a.kind == Gemm::GRAD_WEIGHT ? a.E * p.rows : p.rows;
   const cudaError_t error = cudaMemset2DAsync(a.out, a.out_pitch * bytes, 0, p.cols * bytes,
                                               static_cast<size_t>(rows), a.stream);
   return {error, error == cudaSuccess ? nullptr : "cudaMemset2DAsync"};
@@ -425,11 +405,10 @@ template <typename C>
 LaunchStatus launch(const GroupedGemmArgs& a) {
   using T = Traits<C>;
   const Problem p = problem_of(a);
-  if (p.rows == 0 || p.cols == 0 || (C::kGrouped == Grouped::kDepth && p.groups == 0)) return {};
+  if (p.rows == 0 || p.cols == 0 || (C::kGrouped == Grouped::DEPTH && p.groups == 0)) return {};
   if (contraction_extent<C>(a, p) == 0 || p.groups == 0) return zero_out(a, p);
   CUtensorMap left, right;
-  if (const char* failed = encode_maps<C>(a, p, left, right))
-    return {cudaErrorInvalidValue, failed};
+  if (const char* failed = encode_maps<C>(a, p, left, right)) return refused(failed);
 
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -450,11 +429,10 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   const int64_t col_tiles = (p.cols + T::kSuperCols - 1) / T::kSuperCols;
   const int64_t row_tiles = (p.rows + T::kSuperRows - 1) / T::kSuperRows;
   const int64_t most =
-      col_tiles * (C::kGrouped == Grouped::kRows ? row_tiles + p.groups + 1 : row_tiles * p.groups);
+      col_tiles * (C::kGrouped == Grouped::ROWS ? row_tiles + p.groups + 1 : row_tiles * p.groups);
   const auto clusters = static_cast<unsigned>(std::min<int64_t>(most, processors / kCluster));
-  error = launch_early(kernel, clusters * kCluster, kThreads, T::kSharedBytes, a.stream, left,
-                       right, p);
-  return {error, error == cudaSuccess ? nullptr : "the kernel launch"};
+  return launch_early(kernel, clusters * kCluster, kThreads, T::kSharedBytes, a.stream, left, right,
+                      p);
 }
 
 /// nullptr when the template can compute these arguments, else why not.
@@ -471,9 +449,9 @@ inline const char* refuses_any(const GroupedGemmArgs& a) {
   }
   if (is_fp8(a.element)) {
     // Without tokens or without groups there is no scale to point to.
-    const bool by_depth = a.kind == GroupedGemmKind::kGradWeight;
+    const bool by_depth = a.kind == Gemm::GRAD_WEIGHT;
     const int64_t row_scales = by_depth ? a.E * a.N : a.M;
-    const int64_t col_scales = a.E * (a.kind == GroupedGemmKind::kOut ? a.N : a.K);
+    const int64_t col_scales = a.E * (a.kind == Gemm::OUT ? a.N : a.K);
     if ((row_scales > 0 && a.row_scale == nullptr) || (col_scales > 0 && a.col_scale == nullptr)) {
       return "codes without scales";
     }

@@ -37,13 +37,13 @@ template <GemmElement kElement, int kCols, Major kLeft, Major kRight>
 struct Wgmma;
 #define MOE8_WGMMA(cols)                                             \
   template <>                                                        \
-  struct Wgmma<GemmElement::kE4M3, cols, Major::K, Major::K>         \
+  struct Wgmma<GemmElement::E4M3, cols, Major::K, Major::K>          \
       : cute::SM90::GMMA::MMA_64x##cols##x32_F32E4M3E4M3_SS_TN<> {}; \
   template <>                                                        \
-  struct Wgmma<GemmElement::kE5M2E4M3, cols, Major::K, Major::K>     \
+  struct Wgmma<GemmElement::E5M2_E4M3, cols, Major::K, Major::K>     \
       : cute::SM90::GMMA::MMA_64x##cols##x32_F32E5M2E4M3_SS_TN<> {}; \
   template <Major kLeft, Major kRight>                               \
-  struct Wgmma<GemmElement::kBFloat16, cols, kLeft, kRight>          \
+  struct Wgmma<GemmElement::BF16, cols, kLeft, kRight>               \
       : cute::SM90::GMMA::MMA_64x##cols##x16_F32BF16BF16_SS<kLeft, kRight> {};
 MOE8_WGMMA(128)
 MOE8_WGMMA(192)

@@ -7,19 +7,19 @@
 
 namespace moe8::cuda::sm90 {
 
-/// What the groups divide: the rows of the output (kOut, kGradInput) or the contraction
-/// (kGradWeight).
-enum class Grouped { kRows, kDepth };
+/// What the groups divide: the rows of the output (OUT, GRAD_INPUT) or the contraction
+/// (GRAD_WEIGHT).
+enum class Grouped { ROWS, DEPTH };
 
 /// The product as the kernel sees it: out (rows, cols) = left (rows, depth) x right (cols,
 /// depth)^T.
 struct Problem {
-  int rows;   // kRows: M of all groups
+  int rows;   // ROWS: M of all groups
   int cols;   // of the output
-  int depth;  // contraction; kDepth: M of all groups
+  int depth;  // contraction; DEPTH: M of all groups
   int groups;
   const int32_t* offs;
-  const int32_t* padded_starts;  // kDepth; nullptr: groups lie at offs
+  const int32_t* padded_starts;  // DEPTH; nullptr: groups lie at offs
   const float* row_scale;
   const float* col_scale;
   void* out;
@@ -31,11 +31,11 @@ struct Problem {
 /// A super-tile, the two tiles of a cluster.
 struct Work {
   int group;        // == Problem::groups: rows of no group, to be zeroed
-  int first_row;    // kRows: first row of the group in left and out
-  int rows;         // of the group (kDepth: of the output)
+  int first_row;    // ROWS: first row of the group in left and out
+  int rows;         // of the group (DEPTH: of the output)
   int row, col;     // of the super-tile, relative to first_row and to 0
   int depth;        // length of the contraction
-  int first_depth;  // kDepth: where the group starts in the contraction
+  int first_depth;  // DEPTH: where the group starts in the contraction
 };
 
 /// Consecutive super-tiles walk down kBandRows rows, then move to the next column: what the
@@ -47,12 +47,12 @@ class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Problem& problem, int lane)
       : problem_(problem), lane_(lane), col_tiles_((problem.cols + kSuperCols - 1) / kSuperCols) {
-    if constexpr (kGrouped == Grouped::kRows) load_window();
+    if constexpr (kGrouped == Grouped::ROWS) load_window();
   }
 
   /// Finds super-tile `index`; indices must not decrease. False past the last one. All lanes call.
   __device__ __forceinline__ bool find(int index, Work& work) {
-    return kGrouped == Grouped::kRows ? find_rows(index, work) : find_depth(index, work);
+    return kGrouped == Grouped::ROWS ? find_rows(index, work) : find_depth(index, work);
   }
 
  private:
@@ -60,7 +60,7 @@ class TileWalk {
     return min(max(problem_.offs[group], 0), max_end());
   }
   __device__ __forceinline__ int max_end() const {
-    return kGrouped == Grouped::kRows ? problem_.rows : problem_.depth;
+    return kGrouped == Grouped::ROWS ? problem_.rows : problem_.depth;
   }
 
   // Lane i takes group window_ + i; the group past the last one is the rows of no group.

@@ -15,8 +15,6 @@ LaunchStatus launch_fp8_rows_promoted(const GroupedGemmArgs& args);
 
 const char* refuses_fp8_depth(const GroupedGemmArgs& args);
 LaunchStatus launch_fp8_depth_256x128(const GroupedGemmArgs& args);
-const char* refuses_fp8_depth_twin(const GroupedGemmArgs& args);
-LaunchStatus launch_fp8_depth_twin(const GroupedGemmArgs& args);
 
 const char* refuses_bf16(const GroupedGemmArgs& args);
 LaunchStatus launch_bf16_128x256(const GroupedGemmArgs& args);

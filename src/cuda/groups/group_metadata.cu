@@ -31,14 +31,12 @@ struct Shared {
 template <int kItems>  // groups a thread scans
 __device__ void scan_begins(Shared& s, const int32_t* offs, const GroupMetadata& m) {
   const int groups = static_cast<int>(m.groups);
-  int ends[kItems], clamped[kItems];
-  bool wrong = false;
+  int clamped[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
-    ends[i] = g < groups ? offs[g] : 0;
-    wrong |= ends[i] < 0 || ends[i] > m.rows;
-    clamped[i] = min(max(ends[i], 0), static_cast<int>(m.rows));
+    const int end = g < groups ? offs[g] : 0;
+    clamped[i] = min(max(end, 0), static_cast<int>(m.rows));
   }
   int highest[kItems];
   Scan(s.scan).InclusiveScan(clamped, highest, Max{});
@@ -46,11 +44,9 @@ __device__ void scan_begins(Shared& s, const int32_t* offs, const GroupMetadata&
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
     if (g < groups) s.begins[g + 1] = highest[i];
-    wrong |= g < groups && highest[i] != ends[i];
   }
   if (threadIdx.x == 0) s.begins[0] = 0;
-  wrong = __syncthreads_or(wrong);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *m.invalid = wrong;
+  __syncthreads();
 }
 
 // starts[g] = the units of `height` rows before group g; `unit` is what each counts as.
@@ -128,12 +124,8 @@ __global__ void __launch_bounds__(kThreads) fill_metadata(const int32_t* offs, G
   if (blockIdx.x == 0) {
     for (int g = threadIdx.x; g <= groups; g += kThreads) m.begins[g] = s.begins[g];
   }
-  for (int h = 0; h < kTileHeightCount; ++h) {
-    constexpr int heights[] = {kTileHeights[0], kTileHeights[1], kTileHeights[2]};
-    scan_starts<kItems>(s, groups, heights[h], 1);
-    copy_starts(s, groups, m.tile_starts[h]);
-    if (heights[h] == kSlabRows) fill_table(s, m, kSlabRows, m.slabs, m.slab_count());
-  }
+  scan_starts<kItems>(s, groups, kSlabRows, 1);
+  fill_table(s, m, kSlabRows, m.slabs, m.slab_count());
   scan_starts<kItems>(s, groups, kBlockRows, 1);
   fill_table(s, m, kBlockRows, m.blocks, m.block_count());
 
@@ -166,11 +158,9 @@ GroupMetadata carve(Carver& carver, int64_t rows, int64_t groups, int64_t paddin
   m.padding = padding;
   m.begins = carver.take<int32_t>(groups + 1);
   m.padded_starts = carver.take<int32_t>(groups + 1);
-  for (int32_t*& starts : m.tile_starts) starts = carver.take<int32_t>(groups + 1);
   m.blocks = carver.take<RowChunk>(m.block_count());
   m.slabs = carver.take<RowChunk>(m.slab_count());
   m.tokens = carver.take<RowChunk>(m.token_count());
-  m.invalid = carver.take<int32_t>(1);
   return m;
 }
 
@@ -188,12 +178,12 @@ GroupMetadata group_metadata(void* memory, int64_t rows, int64_t groups, int64_t
   return carve(carver, rows, groups, padding);
 }
 
-cudaError_t launch_group_metadata(const int32_t* offs, const GroupMetadata& m,
-                                  cudaStream_t stream) {
+LaunchStatus launch_group_metadata(const int32_t* offs, const GroupMetadata& m,
+                                   cudaStream_t stream) {
   constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();
   if (m.groups < 0 || m.groups > kMaxGroups || m.padding < kTokenRows ||
       m.padding % kTokenRows != 0 || m.rows < 0 || m.padded_rows() > kMaxRows) {
-    return cudaErrorInvalidValue;
+    return refused("groups or rows beyond what the group metadata counts");
   }
   const auto kernel = m.groups <= kThreads       ? fill_metadata<1>
                       : m.groups <= 4 * kThreads ? fill_metadata<4>

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What kernels need to know about ragged groups, computed on the device from offs, so that the host
-// never waits: sizes, padded starts, tile prefix sums and tables of the pieces that kernels work
-// on.
+// never waits: sizes, padded starts and tables of the pieces that kernels work on.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+
+#include "cuda/launch_status.h"
 
 namespace moe8::cuda {
 
@@ -27,9 +28,6 @@ inline constexpr int64_t kBlockRows = 32;
 inline constexpr int64_t kSlabRows = 64;
 inline constexpr int64_t kTokenRows = 16;
 
-inline constexpr int kTileHeights[] = {64, 128, 256};  // of GEMM tiles
-inline constexpr int kTileHeightCount = 3;
-
 /// The metadata of `groups` groups of together at most `rows` rows; all of it on the device.
 struct GroupMetadata {
   int64_t rows;
@@ -38,11 +36,9 @@ struct GroupMetadata {
 
   int32_t* begins;         // [E + 1] first rows; begins[E] is the end of the last group
   int32_t* padded_starts;  // [E + 1] first rows when each group is padded
-  int32_t* tile_starts[kTileHeightCount];  // [E + 1] tiles of each height before the group
   RowChunk* blocks;  // [block_count()] kBlockRows each: the groups', then those past the last group
   RowChunk* slabs;   // [slab_count()] kSlabRows each, in the same order
   RowChunk* tokens;  // [token_count()] kTokenRows each, in the padded order
-  int32_t* invalid;  // [1] 1 when offs decreased or left [0, rows]; they are clamped then
 
   // Sizes that the host knows: upper bounds for any offs. Chunks past the last have rows 0.
   constexpr int64_t block_count() const { return rows / kBlockRows + groups + 1; }
@@ -60,10 +56,10 @@ int64_t group_metadata_bytes(int64_t rows, int64_t groups, int64_t padding);
 /// The metadata laid out in `memory` (16-byte aligned), not yet computed.
 GroupMetadata group_metadata(void* memory, int64_t rows, int64_t groups, int64_t padding);
 
-/// Computes it from offs, int32 [E] on the device: cumulative end rows, non-decreasing, in
-/// [0, rows]. @return cudaErrorInvalidValue for more than kMaxGroups groups or a padding that is
-/// no multiple of 16.
-cudaError_t launch_group_metadata(const int32_t* offs, const GroupMetadata& metadata,
-                                  cudaStream_t stream);
+/// Computes it from offs, int32 [E] on the device: cumulative end rows, non-decreasing, in [0, rows].
+/// Others are clamped to [the one before, rows], so that no kernel leaves a tensor; nobody is told.
+/// Refused: more than kMaxGroups groups, a padding that is no multiple of 16.
+LaunchStatus launch_group_metadata(const int32_t* offs, const GroupMetadata& metadata,
+                                   cudaStream_t stream);
 
 }  // namespace moe8::cuda

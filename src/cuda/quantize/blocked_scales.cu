@@ -4,8 +4,9 @@
 #include <cub/block/block_scan.cuh>
 
 #include "cuda/groups/group_metadata.h"
+#include "cuda/launch.cuh"
 #include "cuda/quantize/blocked_scales.h"
-#include "formats/elem.h"
+#include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
@@ -16,10 +17,6 @@ constexpr int kItems = kMaxGroups / kThreads;
 constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileColumns = 4;
 constexpr int64_t kTileBytes = kTileRows * kTileColumns;
-
-constexpr MOE8_HD int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
 
 // ---- device helpers
 /// A part of a [.., pitch] matrix that is put into tile order by itself.
@@ -47,18 +44,10 @@ __device__ uint32_t word_at(const Region& r, int64_t byte) {
 
 // ---- kernels
 __global__ void __launch_bounds__(kThreads)
-    block_matrices(BlockedScalesArgs a, int64_t bytes_each, int64_t words) {
-  const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  if (i >= words) return;
-  const int64_t matrix = i * 4 / bytes_each;
-  const Region region{a.scale + matrix * a.rows * a.columns, a.columns, a.rows, a.columns};
-  reinterpret_cast<uint32_t*>(a.blocked)[i] = word_at(region, i * 4 - matrix * bytes_each);
-}
-
-__global__ void __launch_bounds__(kThreads)
     find_starts(const int32_t* ends, int groups, int padding, int64_t* start) {
   using Scan = cub::BlockScan<int64_t, kThreads>;
   __shared__ typename Scan::TempStorage scan;
+  follow_stream();
   int64_t sizes[kItems];
   for (int i = 0; i < kItems; ++i) {
     const int g = threadIdx.x * kItems + i;
@@ -77,6 +66,7 @@ __global__ void __launch_bounds__(kThreads)
 /// `unit`: bytes of output for each padded row (or column) of a group.
 __global__ void __launch_bounds__(kThreads)
     block_groups(BlockedGroupsArgs a, bool of_rows, int64_t unit, int64_t words) {
+  follow_stream();
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (i >= words) return;
   const int64_t at = i * 4 / unit;
@@ -100,38 +90,26 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- launch
-unsigned blocks_for(int64_t words) {
-  return static_cast<unsigned>((words + kThreads - 1) / kThreads);
-}
-
-cudaError_t launch_groups(const BlockedGroupsArgs& a, bool of_rows, cudaStream_t stream) {
-  if (a.groups < 0 || a.groups > kMaxGroups) return cudaErrorInvalidValue;
+LaunchStatus launch_groups(const BlockedGroupsArgs& a, bool of_rows, cudaStream_t stream) {
+  if (a.groups < 0 || a.groups > kMaxGroups) return refused("more groups than one block scans");
   const int64_t padding = of_rows ? kTileRows : kTileColumns;
   const int64_t unit = of_rows ? round_up(a.columns, kTileColumns) : round_up(a.rows, kTileRows);
   const int64_t words = ((of_rows ? a.rows : a.columns) + padding * a.groups) * unit / 4;
-  find_starts<<<1, kThreads, 0, stream>>>(a.ends, static_cast<int>(a.groups),
-                                          static_cast<int>(padding), a.start);
-  if (words > 0) {
-    block_groups<<<blocks_for(words), kThreads, 0, stream>>>(a, of_rows, unit, words);
-  }
-  return cudaGetLastError();
+  const LaunchStatus status =
+      launch_early(find_starts, 1, kThreads, 0, stream, a.ends, static_cast<int>(a.groups),
+                   static_cast<int>(padding), a.start);
+  if (!status.ok() || words == 0) return status;
+  return launch_early(block_groups, (words + kThreads - 1) / kThreads, kThreads, 0, stream, a,
+                      of_rows, unit, words);
 }
 
 }  // namespace
 
-cudaError_t launch_blocked_scales(const BlockedScalesArgs& a, cudaStream_t stream) {
-  const int64_t bytes_each = round_up(a.rows, kTileRows) * round_up(a.columns, kTileColumns);
-  const int64_t words = a.count * bytes_each / 4;
-  if (words == 0) return cudaSuccess;
-  block_matrices<<<blocks_for(words), kThreads, 0, stream>>>(a, bytes_each, words);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_blocked_scales_m_groups(const BlockedGroupsArgs& args, cudaStream_t stream) {
+LaunchStatus launch_blocked_scales_m_groups(const BlockedGroupsArgs& args, cudaStream_t stream) {
   return launch_groups(args, true, stream);
 }
 
-cudaError_t launch_blocked_scales_k_groups(const BlockedGroupsArgs& args, cudaStream_t stream) {
+LaunchStatus launch_blocked_scales_k_groups(const BlockedGroupsArgs& args, cudaStream_t stream) {
   return launch_groups(args, false, stream);
 }
 

@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA twins of to_blocked and its kin (include/moe8/blocked_scales.h): scale bytes into the
-// tile order of block-scaled tensor cores. No Torch. They write every byte of their outputs and
-// never wait for the host.
+// The CUDA twins of to_blocked_m_groups and to_blocked_k_groups (include/moe8/blocked_scales.h): scale
+// bytes into the tile order of block-scaled tensor cores. No Torch. They write every byte of their
+// outputs and never wait for the host.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
-namespace moe8::cuda {
+#include "cuda/launch_status.h"
 
-/// `count` matrices [rows, columns], each into round_up(rows, 128) * round_up(columns, 4) bytes.
-struct BlockedScalesArgs {
-  const uint8_t* scale;
-  int64_t rows;
-  int64_t columns;
-  int64_t count;
-  uint8_t* blocked;
-};
-cudaError_t launch_blocked_scales(const BlockedScalesArgs& args, cudaStream_t stream);
+namespace moe8::cuda {
 
 /// Groups of rows or of columns, each padded by itself.
 struct BlockedGroupsArgs {
@@ -31,7 +23,7 @@ struct BlockedGroupsArgs {
                         // columns: round_up(rows, 128) * (columns + 4 groups)
   int64_t* start;       // [groups + 1] first padded row or column of each group
 };
-cudaError_t launch_blocked_scales_m_groups(const BlockedGroupsArgs& args, cudaStream_t stream);
-cudaError_t launch_blocked_scales_k_groups(const BlockedGroupsArgs& args, cudaStream_t stream);
+LaunchStatus launch_blocked_scales_m_groups(const BlockedGroupsArgs& args, cudaStream_t stream);
+LaunchStatus launch_blocked_scales_k_groups(const BlockedGroupsArgs& args, cudaStream_t stream);
 
 }  // namespace moe8::cuda

@@ -8,7 +8,7 @@ namespace moe8::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 132 * 4;
+constexpr int64_t kBlocks = 4;  // of a multiprocessor, at most
 
 __global__ void __launch_bounds__(kThreads) clear(uint32_t* words, int64_t count) {
   follow_stream();
@@ -18,9 +18,10 @@ __global__ void __launch_bounds__(kThreads) clear(uint32_t* words, int64_t count
 
 }  // namespace
 
-cudaError_t launch_clear(uint32_t* words, int64_t count, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  const int64_t blocks = std::min((count + kThreads - 1) / kThreads, kMostBlocks);
+LaunchStatus launch_clear(uint32_t* words, int64_t count, cudaStream_t stream) {
+  if (count == 0) return {};
+  const int64_t blocks =
+      std::min((count + kThreads - 1) / kThreads, kBlocks * multiprocessor_count());
   return launch_early(clear, blocks, kThreads, 0, stream, words, count);
 }
 

@@ -6,9 +6,11 @@
 
 #include <cstdint>
 
+#include "cuda/launch_status.h"
+
 namespace moe8::cuda {
 
 /// words[0 .. count) = 0. Unlike cudaMemsetAsync it starts early (cuda/launch.cuh).
-cudaError_t launch_clear(uint32_t* words, int64_t count, cudaStream_t stream);
+LaunchStatus launch_clear(uint32_t* words, int64_t count, cudaStream_t stream);
 
 }  // namespace moe8::cuda

@@ -14,33 +14,37 @@
 
 namespace moe8::cuda {
 
-/// One scale per row. In the same pass the largest magnitude per group and column, which the
-/// transposed codes need before their first byte.
-struct Float8RowsArgs {
+/// What is quantized, and to what; the beginning of all arguments below.
+struct Float8Source {
   const void* x;  // [rows, columns], contiguous
   FloatType x_type;
   int64_t columns;
   RowGroups groups;
   ElemDtype elem;
   bool round_scales_to_power_of_2;
+};
 
+/// One scale per row. In the same pass the largest magnitude per group and column, which the
+/// transposed codes need before their first byte.
+struct Float8RowsArgs : Float8Source {
   uint8_t* codes;          // [rows, pitch]; columns past `columns` become 0
   int64_t pitch;           // a multiple of 16, >= columns
   float* inverse_scale;    // [rows], 1 / scale: what a GEMM multiplies by
   uint32_t* column_amax;   // [groups, columns] float32 bits; null: not wanted
   float* scale = nullptr;  // [rows]; null: not wanted
 };
-cudaError_t launch_float8_rows(const Float8RowsArgs& args, cudaStream_t stream);
+LaunchStatus launch_float8_rows(const Float8RowsArgs& args, cudaStream_t stream);
+
+/// What launch_float8_rows takes for these arguments, for a log.
+struct Float8RowsVariant {
+  int row_threads;  // that share a row; 0: any number of columns at any address, element by element
+  int packets;      // of 16 bytes that each holds
+};
+Float8RowsVariant choose_float8_rows(const Float8RowsArgs& args);
 
 /// One scale per group and column, codes transposed, so that a GEMM can contract over rows.
 /// Jagged groups lie side by side, padded to RowGroups::padding; equal ones one after the other.
-struct Float8TransposedArgs {
-  const void* x;  // [rows, columns], contiguous
-  FloatType x_type;
-  int64_t columns;
-  RowGroups groups;
-  ElemDtype elem;
-  bool round_scales_to_power_of_2;
+struct Float8TransposedArgs : Float8Source {
   const uint32_t* amax;  // [groups, columns], or [1] when `one_scale`
   bool one_scale;        // tensorwise: one scale for all
 
@@ -53,20 +57,14 @@ struct Float8TransposedArgs {
   int64_t row_pitch = 0;               // a multiple of 16, >= columns
   float* row_inverse_scale = nullptr;  // [rows], all the same
 };
-cudaError_t launch_float8_transposed(const Float8TransposedArgs& args, cudaStream_t stream);
+LaunchStatus launch_float8_transposed(const Float8TransposedArgs& args, cudaStream_t stream);
 
 /// Largest magnitude of all `count` elements, as float32 bits, into *amax.
-cudaError_t launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
-                        cudaStream_t stream);
+LaunchStatus launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
+                         cudaStream_t stream);
 
 /// Tensorwise: one scale, from an amax on the device.
-struct Float8TensorArgs {
-  const void* x;  // [rows, columns], contiguous
-  FloatType x_type;
-  int64_t rows;
-  int64_t columns;
-  ElemDtype elem;
-  bool round_scales_to_power_of_2;
+struct Float8TensorArgs : Float8Source {
   const uint32_t* amax;  // [1]
 
   uint8_t* codes;        // [rows, pitch]; columns past `columns` become 0
@@ -74,6 +72,6 @@ struct Float8TensorArgs {
   float* scale;          // [1]; null: not wanted
   float* inverse_scale;  // [1]
 };
-cudaError_t launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stream);
+LaunchStatus launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stream);
 
 }  // namespace moe8::cuda

@@ -20,7 +20,7 @@ namespace {
 constexpr int kThreads = 256;  // one team of threads on a row, two on two rows, or eight on eight
 
 // Fewer slabs than this leave the last wave of blocks half empty: then each takes 32 rows.
-constexpr int64_t kManyBlocks = 132 * 8;
+constexpr int64_t kManyBlocks = 8;  // of a multiprocessor
 
 struct Rows {
   Float8RowsArgs args;
@@ -174,43 +174,46 @@ __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_const
 using Kernel = void (*)(Rows);
 
 /// A kernel and the longest row that its threads can hold.
-struct Variant {
+struct Choice {
   int64_t pitch;
   Kernel kernel;
+  Float8RowsVariant variant;
 };
 
 template <typename T, ElemDtype elem, int kRowThreads, int kPackets>
-constexpr Variant variant() {
+constexpr Choice choice() {
   return {kRowThreads * kPackets * Packet<T>::kElements,
-          quantize_rows<T, elem, kRowThreads, kPackets>};
+          quantize_rows<T, elem, kRowThreads, kPackets>,
+          {kRowThreads, kPackets}};
 }
 
 // Shortest first. Registers allow eight packets of bf16 (four of float32) three times over: the
 // row, the next one, the column maxima.
 template <typename T, ElemDtype elem>
-Kernel choose(const Float8RowsArgs& a) {
+Choice choose(const Float8RowsArgs& a) {
+  constexpr Choice kAny{INT64_MAX, quantize_any_rows<T, elem>, {0, 0}};
   const bool whole = a.columns % Packet<T>::kElements == 0;
-  if (!whole || !is_aligned(a.x, a.columns, sizeof(T))) return quantize_any_rows<T, elem>;
+  if (!whole || !is_aligned(a.x, a.columns, sizeof(T))) return kAny;
   if constexpr (sizeof(T) == 2) {
-    constexpr Variant kVariants[] = {
-        variant<T, elem, 32, 1>(),  variant<T, elem, 32, 2>(),  variant<T, elem, 32, 3>(),
-        variant<T, elem, 32, 4>(),  variant<T, elem, 128, 2>(), variant<T, elem, 128, 3>(),
-        variant<T, elem, 128, 4>(), variant<T, elem, 128, 5>(), variant<T, elem, 128, 6>(),
-        variant<T, elem, 128, 7>(), variant<T, elem, 128, 8>(), variant<T, elem, 256, 8>()};
-    for (const Variant& v : kVariants) {
-      if (a.pitch <= v.pitch) return v.kernel;
+    constexpr Choice kChoices[] = {
+        choice<T, elem, 32, 1>(),  choice<T, elem, 32, 2>(),  choice<T, elem, 32, 3>(),
+        choice<T, elem, 32, 4>(),  choice<T, elem, 128, 2>(), choice<T, elem, 128, 3>(),
+        choice<T, elem, 128, 4>(), choice<T, elem, 128, 5>(), choice<T, elem, 128, 6>(),
+        choice<T, elem, 128, 7>(), choice<T, elem, 128, 8>(), choice<T, elem, 256, 8>()};
+    for (const Choice& c : kChoices) {
+      if (a.pitch <= c.pitch) return c;
     }
   } else {
-    constexpr Variant kVariants[] = {variant<T, elem, 128, 1>(), variant<T, elem, 128, 2>(),
-                                     variant<T, elem, 128, 4>(), variant<T, elem, 256, 4>()};
-    for (const Variant& v : kVariants) {
-      if (a.pitch <= v.pitch) return v.kernel;
+    constexpr Choice kChoices[] = {choice<T, elem, 128, 1>(), choice<T, elem, 128, 2>(),
+                                   choice<T, elem, 128, 4>(), choice<T, elem, 256, 4>()};
+    for (const Choice& c : kChoices) {
+      if (a.pitch <= c.pitch) return c;
     }
   }
-  return quantize_any_rows<T, elem>;
+  return kAny;
 }
 
-Kernel choose(const Float8RowsArgs& a) {
+Choice choose(const Float8RowsArgs& a) {
   using enum ElemDtype;
   if (a.elem == E4M3) {
     return a.x_type == FloatType::BF16 ? choose<BFloat16, E4M3>(a) : choose<float, E4M3>(a);
@@ -220,18 +223,24 @@ Kernel choose(const Float8RowsArgs& a) {
 
 }  // namespace
 
-cudaError_t launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
+Float8RowsVariant choose_float8_rows(const Float8RowsArgs& args) {
+  return choose(args).variant;
+}
+
+LaunchStatus launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || !a.groups.is_valid() || a.pitch % 16 != 0 || a.pitch < a.columns)
-    return cudaErrorInvalidValue;
+  if (!fits) return refused("a format that the hardware does not convert to");
+  if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
+  if (a.pitch % 16 != 0 || a.pitch < a.columns)
+    return refused("a pitch of codes that does not fit");
   if (a.column_amax != nullptr) {
-    const cudaError_t error = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
-    if (error != cudaSuccess) return error;
+    const LaunchStatus cleared = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
+    if (!cleared.ok()) return cleared;
   }
-  const bool few = a.groups.rows < kSlabRows * kManyBlocks;
+  const bool few = a.groups.rows < kSlabRows * kManyBlocks * multiprocessor_count();
   const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups)};
-  if (a.groups.rows == 0 || rows.slabs.count == 0) return cudaSuccess;
-  return launch_early(choose(a), rows.slabs.count, kThreads, 0, stream, rows);
+  if (a.groups.rows == 0 || rows.slabs.count == 0) return {};
+  return launch_early(choose(a).kernel, rows.slabs.count, kThreads, 0, stream, rows);
 }
 
 }  // namespace moe8::cuda

@@ -14,7 +14,7 @@ namespace {
 // ---- configuration
 constexpr int kThreads = 256;
 constexpr int kPackets = 4;                            // a thread has in flight
-constexpr int kAmaxBlocks = 132 * 8;                   // full occupancy of an H100 or H200
+constexpr int64_t kAmaxBlocks = 8;                     // of a multiprocessor: all that it holds
 constexpr int64_t kSegment = kThreads * kPackets * 8;  // elements of a row that a block casts
 
 // ---- kernels
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) cast(const __grid_constant__ Float8T
     if (a.scale != nullptr) *a.scale = scale;
     *a.inverse_scale = inverse_of(scale);
   }
-  if (row >= a.rows) return;
+  if (row >= a.groups.rows) return;
   Packet<T> p[kPackets];
 #pragma unroll
   for (int k = 0; k < kPackets; ++k) {
@@ -80,20 +80,20 @@ __global__ void __launch_bounds__(kThreads) cast(const __grid_constant__ Float8T
 
 // ---- launch
 template <ElemDtype elem>
-cudaError_t launch_cast(const Float8TensorArgs& a, int64_t blocks, cudaStream_t stream) {
+LaunchStatus launch_cast(const Float8TensorArgs& a, int64_t blocks, cudaStream_t stream) {
   const auto kernel = a.x_type == FloatType::BF16 ? cast<BFloat16, elem> : cast<float, elem>;
   return launch_early(kernel, blocks, kThreads, 0, stream, a);
 }
 
 }  // namespace
 
-cudaError_t launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
-                        cudaStream_t stream) {
-  const cudaError_t error = launch_clear(amax, 1, stream);
-  if (error != cudaSuccess || count == 0) return error;
+LaunchStatus launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t* amax,
+                         cudaStream_t stream) {
+  const LaunchStatus cleared = launch_clear(amax, 1, stream);
+  if (!cleared.ok() || count == 0) return cleared;
   const int64_t packets = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? count / 8 : 0;
   const int64_t wanted = (count / 8 + kThreads - 1) / kThreads + 1;
-  const int64_t blocks = std::min<int64_t>(wanted, kAmaxBlocks);
+  const int64_t blocks = std::min<int64_t>(wanted, kAmaxBlocks * multiprocessor_count());
   if (x_type == FloatType::BF16) {
     return launch_early(find_amax<BFloat16>, blocks, kThreads, 0, stream,
                         static_cast<const BFloat16*>(x), packets, count, amax);
@@ -102,16 +102,19 @@ cudaError_t launch_amax(const void* x, FloatType x_type, int64_t count, uint32_t
                       packets, count, amax);
 }
 
-cudaError_t launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stream) {
+LaunchStatus launch_float8_tensor(const Float8TensorArgs& args, cudaStream_t stream) {
   Float8TensorArgs a = args;
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || a.pitch % 16 != 0 || a.pitch < a.columns) return cudaErrorInvalidValue;
+  if (!fits) return refused("a format that the hardware does not convert to");
+  if (a.pitch % 16 != 0 || a.pitch < a.columns)
+    return refused("a pitch of codes that does not fit");
   if (a.pitch == a.columns) {  // one long row: no division left with a rest
-    a.pitch = a.columns = a.rows * a.columns;
-    a.rows = 1;
+    a.pitch = a.columns = a.groups.rows * a.columns;
+    a.groups.rows = 1;
   }
   // At least one block, which writes the scales.
-  const int64_t blocks = std::max<int64_t>(a.rows * ((a.pitch + kSegment - 1) / kSegment), 1);
+  const int64_t blocks =
+      std::max<int64_t>(a.groups.rows * ((a.pitch + kSegment - 1) / kSegment), 1);
   return a.elem == ElemDtype::E4M3 ? launch_cast<ElemDtype::E4M3>(a, blocks, stream)
                                    : launch_cast<ElemDtype::E5M2>(a, blocks, stream);
 }

@@ -10,6 +10,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/quantize/float8.cuh"
 #include "cuda/quantize/float8.h"
+#include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
@@ -179,27 +180,24 @@ Kernel choose(const Float8TransposedArgs& a) {
   return a.x_type == FloatType::BF16 ? choose<BFloat16, E5M2>(a) : choose<float, E5M2>(a);
 }
 
-int64_t divide_up(int64_t n, int64_t by) {
-  return (n + by - 1) / by;
-}
-
 }  // namespace
 
-cudaError_t launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
+LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_t stream) {
   const bool fits = a.elem == ElemDtype::E4M3 || a.elem == ElemDtype::E5M2;
-  if (!fits || !a.groups.is_valid()) return cudaErrorInvalidValue;
+  if (!fits) return refused("a format that the hardware does not convert to");
+  if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
   if (a.row_codes != nullptr &&
       (!a.one_scale || a.row_pitch % 16 != 0 || a.row_pitch < a.columns)) {
-    return cudaErrorInvalidValue;
+    return refused("codes by rows without one scale, or of a pitch that does not fit");
   }
   Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
   const int64_t widest = a.row_codes != nullptr ? a.row_pitch : a.columns;
-  p.wide = static_cast<int32_t>(divide_up(widest, kLanesWide * columns));
-  p.warps = divide_up(p.tokens.count, kLanesHigh) * p.wide;
+  p.wide = static_cast<int32_t>(ceil_div(widest, kLanesWide * columns));
+  p.warps = ceil_div(p.tokens.count, kLanesHigh) * p.wide;
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
-  const int64_t blocks = divide_up(p.warps, kWarps) + divide_up(scales, kThreads);
-  if (blocks == 0) return cudaSuccess;
+  const int64_t blocks = ceil_div(p.warps, kWarps) + ceil_div(scales, kThreads);
+  if (blocks == 0) return {};
   return launch_early(choose(a), blocks, kThreads, 0, stream, p);
 }
 

@@ -41,11 +41,6 @@ struct MxArgs {
   int64_t column_scale_rows;  // at least the number of blocks, at most blocks_of(groups).count
   FloatType values_type;
 };
-cudaError_t launch_mx(const MxArgs& args, cudaStream_t stream);
-
-/// Packed codes of a 4-bit format, two a byte, the first in the low nibble: [count / 2] from
-/// [count] codes, count even.
-cudaError_t launch_pack_nibbles(const uint8_t* codes, int64_t count, uint8_t* packed,
-                                cudaStream_t stream);
+LaunchStatus launch_mx(const MxArgs& args, cudaStream_t stream);
 
 }  // namespace moe8::cuda

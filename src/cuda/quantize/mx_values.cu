@@ -46,16 +46,17 @@ MxKernel mx_values_kernel(FloatType x, FloatType values, ElemDtype elem) {
   return values == FloatType::BF16 ? of_elem<float, BFloat16>(elem) : of_elem<float, float>(elem);
 }
 
-cudaError_t launch_mx(const MxArgs& a, cudaStream_t stream) {
+LaunchStatus launch_mx(const MxArgs& a, cudaStream_t stream) {
   const bool values = a.row_blocks.values != nullptr || a.column_blocks.values != nullptr;
   const bool codes = a.row_blocks.codes != nullptr || a.column_blocks.codes != nullptr;
   Mx p{a, blocks_of(a.groups), 0, 0, may_access_packets(a)};
-  if (!a.groups.is_valid() || (values && codes) || a.column_scale_rows > p.blocks.count)
-    return cudaErrorInvalidValue;
+  if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
+  if (values && codes) return refused("values and codes in one call");
+  if (a.column_scale_rows > p.blocks.count) return refused("more scale rows than blocks");
   constexpr int64_t kColumns = kMxWarps * kWarpColumns;
   p.wide = static_cast<int32_t>((a.columns + kColumns - 1) / kColumns * kMxWarps);
   p.warps = p.blocks.count * p.wide;
-  if (p.warps == 0) return cudaSuccess;
+  if (p.warps == 0) return {};
   const MxKernel kernel = values ? mx_values_kernel(a.x_type, a.values_type, a.elem)
                                  : mx_codes_kernel(a.x_type, a.elem);
   return launch_early(kernel, p.warps / kMxWarps, kMxThreads, 0, stream, p);
