@@ -11,11 +11,12 @@
 #include "base/check.h"
 #include "cli.h"
 #include "commands.h"
+#include "convert/conversion_rules.h"
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
+#include "moe8/conversion_file.h"
 #include "moe8/safetensors.h"
 #include "plan/config_plan.h"
-#include "train/config/conversion_file.h"
 #include "train/config/recipe_rules.h"
 
 namespace moe8 {
@@ -53,11 +54,12 @@ std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) 
 
 std::vector<ConversionRule> rules_of(const Options& options) {
   return options.convert.empty() ? recipe_rules(options.recipe)
-                                 : read_conversion_file(options.convert);
+                                 : read_conversion_rules(options.convert);
 }
 
 void plan_checkpoint(const Options& options) {
-  const FqnToConfig config = to_fqn_config(rules_of(options));
+  const FqnToConfig config = options.convert.empty() ? to_fqn_config(recipe_rules(options.recipe))
+                                                     : read_conversion_file(options.convert);
   const ConversionReport report = resolve(parameters_of(options.models), {}, config);
   std::cout << (options.json ? report.to_json() + "\n" : report.to_table());
 }

@@ -7,6 +7,9 @@
 #include <torch/torch.h>
 
 #include "moe8/memory.h"
+#include "weights/backward_end.h"
+#include "weights/tags.h"
+#include "weights/usage.h"
 #include "weights/weight_cache.h"
 
 namespace moe8 {
@@ -118,6 +121,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
     const auto layer =
         c10::static_intrusive_pointer_cast<Layer>(ctx->saved_data["layer"].toCapsule());
     variable_list grads(2);  // A, W
+    if (any_unjudged()) judge_after_this_backward();
     if (grad_outputs[0].defined()) {
       const PlainOps guard;
       const Operand grad_out(grad_outputs[0].contiguous());  // y.sum() sends stride 0
@@ -183,6 +187,7 @@ at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
   layer->out_dtype = out_dtype;
   layer->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
   layer->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
+  if (const auto tagged = find_tag(W)) note_low_precision(tagged->id);
   if (numerics_observed()) layer->weight = weight_id(W);
   return LowPrecisionMM::apply(A, W, layer);
 }

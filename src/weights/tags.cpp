@@ -6,10 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
+
+#include "weights/usage.h"
 
 namespace moe8 {
 namespace {
@@ -20,7 +23,9 @@ std::atomic<uint64_t> last_id{0};
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
 struct Tag final : c10::BackendMeta {
   explicit Tag(const Config& c) : Tag(c, ++last_id) {}
-  Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
+  Tag(const Config& c, uint64_t same_id) : config(c), id(same_id), use(use_record(same_id)) {
+    ++live_tags;
+  }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
@@ -34,6 +39,7 @@ struct Tag final : c10::BackendMeta {
 
   std::optional<Config> config;
   const uint64_t id;
+  const std::shared_ptr<UseRecord> use;  // shared with the tags of copies; held, not looked at
   mutable std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
@@ -198,9 +204,13 @@ void set_tag(const at::Tensor& weight, const Config& config) {
 
 void clear_tag(const at::Tensor& weight) {
   c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  if (Tag* tag = Registry::instance().find(impl)) tag->config.reset();
+  if (Tag* tag = Registry::instance().find(impl)) {
+    tag->config.reset();
+    forget_use(tag->id, weight);
+  }
   if (Tag* tag = meta_tag(weight)) {
     tag->config.reset();
+    forget_use(tag->id, weight);
     impl->set_backend_meta(nullptr);
   }
   Registry::instance().erase(impl);
