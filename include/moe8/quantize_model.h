@@ -21,11 +21,13 @@ namespace moe8 {
 
 /// An ordered list of (key, config); a config can be a recipe's name, and one that is not set means
 /// "leave alone". A key is the name of a parameter or module, "re:PATTERN" (Perl-compatible,
-/// matched against the whole name) or "_default". Resolved parameter by parameter. A key counts for a parameter only if its config can
-/// apply to it (grouped configs: 3-D parameters; linear configs: the weight of a Linear, or another
-/// 2-D parameter) or is not set; and, unless the key is exactly the parameter's name, if it may be a
-/// weight of a product at all: not where the class of the owner (Conv1d, LSTM, Embedding, a norm), the
-/// name (a bias, a table of positions, A_log) or the shape ((1, S, D)) speaks against it. The first of these that exists decides:
+/// matched against the whole name) or "_default". Resolved parameter by parameter.
+///
+/// A key counts for a parameter only if its config is not set or can apply to it: grouped configs to
+/// 3-D parameters, linear configs to 2-D ones. Unless the key is exactly the parameter's name, the
+/// parameter must also be one that may be a weight of a product. It may not where the class of its
+/// owner (Conv1d, LSTM, Embedding, a norm), its name (a bias, a table of positions, A_log) or its
+/// shape (1, S, D) speaks against it. The first of these that exists decides:
 ///   1. the key equal to the parameter's name (an inapplicable config here is an error)
 ///   2. a key equal to the name of an enclosing module, the nearest first ("" is the root)
 ///   3. the first re: key that matches the parameter's name
