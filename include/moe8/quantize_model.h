@@ -23,8 +23,8 @@ namespace moe8 {
 /// "leave alone". A key is the name of a parameter or module, "re:PATTERN" (Perl-compatible,
 /// matched against the whole name) or "_default". Resolved parameter by parameter.
 ///
-/// A key counts for a parameter only if its config is not set or can apply to it: grouped configs to
-/// 3-D parameters, linear configs to 2-D ones. Unless the key is exactly the parameter's name, the
+/// A key counts for a parameter only if its config is not set or can apply to it: grouped configs
+/// to 3-D parameters, linear configs to 2-D ones. Unless the key is exactly the parameter's name, the
 /// parameter must also be one that may be a weight of a product. It may not where the class of its
 /// owner (Conv1d, LSTM, Embedding, a norm), its name (a bias, a table of positions, A_log) or its
 /// shape (1, S, D) speaks against it. The first of these that exists decides:
@@ -45,11 +45,11 @@ bool is_linear(const torch::nn::Module& module, const std::string& fqn);
 /// What to do when a key matched nothing: a typo must not silently train in high precision.
 enum class Unmatched { ERROR, WARN, IGNORE };
 
-/// What to do when a converted weight trains in high precision after all, since the model uses it in
-/// a way that has no low precision (see quantize_). Judged when a backward has ended, for the weights
-/// that a gradient reached; weights that a step did not need (an expert without tokens, a branch not
-/// taken) are judged when they are first needed. Frozen weights are judged by forward use alone, and
-/// for them nothing is an error.
+/// What to do when a converted weight trains in high precision after all, since the model uses it
+/// in a way that has no low precision (see quantize_). Judged when a backward has ended, for the
+/// weights that a gradient reached; weights that a step did not need (an expert without tokens, a
+/// branch not taken) are judged when they are first needed. Frozen weights are judged by forward
+/// use alone, and for them nothing is an error.
 ///   ERROR   that backward throws, after it has accumulated its gradients, and so does every later
 ///           one that reaches such a weight
 ///   WARN    one warning names all such weights, their shapes, operations and remedies; each once
@@ -147,8 +147,8 @@ struct ConversionCheck {
 /// Writes check.to_table().
 std::ostream& operator<<(std::ostream& out, const ConversionCheck& check);
 
-/// Did every converted weight of the model compute in low precision so far? To be asked at any time,
-/// best after a first step: before it, no weight had a product.
+/// Did every converted weight of the model compute in low precision so far? To be asked at any
+/// time, best after a first step: before it, no weight had a product.
 ConversionCheck check_conversion(const torch::nn::Module& model);
 
 /// Takes conversion back for every parameter of the model: LibTorch's own kernels run again.

@@ -24,8 +24,8 @@ class Pattern {
   bool matches(std::string_view name) const;
 
   /// The runs of letters, digits and '_' that the text asks for literally, of two characters and
-  /// more: "layers", "experts" and "w1" of "layers\\.\\d+\\.experts\\.w1". What look-arounds hold is
-  /// left out. Good enough for messages.
+  /// more: "layers", "experts" and "w1" of layers\.\d+\.experts\.w1. What look-arounds hold is left
+  /// out. Good enough for messages.
   std::vector<std::string> words() const;
 
  private:

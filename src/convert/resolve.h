@@ -33,8 +33,8 @@ struct ParameterInfo {
 std::optional<std::string> why_inapplicable(const Config& config, const ParameterInfo& parameter);
 
 /// Why a parameter to which `config` can apply is left alone all the same, unless a key names it
-/// exactly: by name or shape it is a bias, a table of positions, a convolution's or the like. Nothing
-/// when it may well be a weight, or `owner` says that it is.
+/// exactly: by name or shape it is a bias, a table of positions, a convolution's or the like.
+/// Nothing when it may well be a weight, or `owner` says that it is.
 std::optional<std::string> why_unlikely(const Config& config, const ParameterInfo& parameter);
 
 /// "converted", or what a conversion depends on where it is not known what a parameter is used for.
