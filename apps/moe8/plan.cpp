@@ -11,13 +11,14 @@
 #include "base/check.h"
 #include "cli.h"
 #include "commands.h"
+#include "convert/conversion_rules.h"
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
+#include "moe8/conversion_file.h"
 #include "moe8/safetensors.h"
 #include "plan/config_plan.h"
 #include "plan/proposal.h"
 #include "run_options.h"
-#include "train/config/conversion_file.h"
 #include "train/config/recipe_rules.h"
 
 namespace moe8 {
@@ -61,8 +62,7 @@ void print(const Options& options, const ConversionReport& report) {
 void plan_checkpoint(const Options& options) {
   const std::vector<ParameterInfo> parameters = parameters_of(options.models);
   if (!options.convert.empty()) {
-    const FqnToConfig config = to_fqn_config(read_conversion_file(options.convert));
-    return print(options, resolve(parameters, {}, config));
+    return print(options, resolve(parameters, {}, read_conversion_file(options.convert)));
   }
   const std::vector<ConversionRule> rules = recipe_rules(options.recipe);
   if (rules.empty() || name_any(rules, parameters)) {
@@ -84,7 +84,7 @@ void plan_config(const Options& options) {
     plan.recipes = {"bf16"};
   }
   if (!options.convert.empty()) {
-    plan.config.convert = read_conversion_file(options.convert);
+    plan.config.convert = read_conversion_rules(options.convert);
     plan.config.training.recipe = "custom";
     plan.recipes = {"bf16"};
   }

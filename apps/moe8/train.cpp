@@ -70,7 +70,7 @@ RunConfig config_of(const TrainArguments& arguments) {
     config.convert.clear();  // the command line decides, not the file
     config.training.recipe = arguments.recipe.empty() ? "custom" : arguments.recipe;
   }
-  if (!arguments.convert.empty()) config.convert = read_conversion_file(arguments.convert);
+  if (!arguments.convert.empty()) config.convert = read_conversion_rules(arguments.convert);
   if (!arguments.data.empty()) config.data.files = arguments.data;
   if (!arguments.out.empty()) config.output.folder = arguments.out;
   return config;

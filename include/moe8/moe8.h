@@ -4,6 +4,7 @@
 
 #include "moe8/blocked_scales.h"
 #include "moe8/config.h"
+#include "moe8/conversion_file.h"
 #include "moe8/float8.h"
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"

@@ -51,7 +51,7 @@ struct WeightNumerics {
 
 /// How many rows each expert of a module got.
 struct ExpertTokens {
-  std::string fqn{};  // of the module that owns the expert weights
+  std::string fqn{};  // of the module that owns the expert weights; "" is the root
   std::vector<int64_t> tokens{};
 
   double mean() const;
@@ -74,6 +74,7 @@ enum class NumericsQuantity {
   PRODUCT_SQNR,  // dB; the format is that of the operand with fewer mantissa bits
   BUSIEST_EXPERT,
   IDLE_EXPERTS,
+  PRODUCTS,  // in low precision, of a converted weight: 0 means that it computes in high precision
 };
 /// "amax", "underflow", "saturated", ...
 std::string_view to_string(NumericsQuantity quantity);

@@ -10,6 +10,7 @@
 #include "autograd/group_bias.h"
 #include "moe8/memory.h"
 #include "quantize/check_input.h"
+#include "weights/backward_end.h"
 #include "weights/tags.h"
 #include "weights/usage.h"
 #include "weights/weight_cache.h"
@@ -127,6 +128,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
     const auto product =
         c10::static_intrusive_pointer_cast<Product>(ctx->saved_data["product"].toCapsule());
     variable_list grads(product->bias_dtype ? 3 : 2);  // A, W, bias
+    if (any_unjudged()) judge_after_this_backward();
     if (grad_outputs[0].defined()) {
       check_dense("backward", "gradient of the output", grad_outputs[0]);
       const PlainOps guard;

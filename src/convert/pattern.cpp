@@ -4,7 +4,9 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <cstdint>
 
 #include "base/check.h"
@@ -46,6 +48,41 @@ MatchContext make_limits() {
   return context;
 }
 
+// ---- words ------------------------------------------------------------------
+bool is_word_character(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c < 0;
+}
+
+// Behind the bracket expression or the group that begins at `at`.
+size_t end_of_class(std::string_view text, size_t at) {
+  for (size_t i = at + 1; i < text.size(); ++i) {
+    if (text[i] == '\\')
+      ++i;
+    else if (text[i] == ']' && i > at + 1)
+      return i + 1;
+  }
+  return text.size();
+}
+size_t end_of_group(std::string_view text, size_t at) {
+  int depth = 0;
+  for (size_t i = at; i < text.size(); ++i) {
+    if (text[i] == '\\')
+      ++i;
+    else if (text[i] == '(')
+      ++depth;
+    else if (text[i] == ')' && --depth == 0)
+      return i + 1;
+  }
+  return text.size();
+}
+
+bool begins_look_around(std::string_view text) {
+  for (const std::string_view start : {"(?=", "(?!", "(?<=", "(?<!"}) {
+    if (text.starts_with(start)) return true;
+  }
+  return false;
+}
+
 PCRE2_SPTR bytes(std::string_view text) {
   return reinterpret_cast<PCRE2_SPTR>(text.data());
 }
@@ -74,6 +111,42 @@ bool Pattern::matches(std::string_view name) const {
              "'. Nested repetitions such as (a+)+ try exponentially many ways; use (a+) or the "
              "possessive (a+)++.");
   return result >= 0;
+}
+
+std::vector<std::string> Pattern::words() const {
+  std::vector<std::string> words;
+  std::string word;
+  const auto finish = [&] {
+    if (word.size() >= 2) words.push_back(word);
+    word.clear();
+  };
+  const std::string_view text = text_;
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    if (is_word_character(c)) {
+      word += c;
+      ++i;
+      continue;
+    }
+    const bool is_optional = c == '*' || c == '?' || c == '{';
+    if (is_optional && !word.empty()) word.pop_back();  // it may be missing
+    finish();
+    if (c == '\\') {
+      i += 2;
+    } else if (c == '[') {
+      i = end_of_class(text, i);
+    } else if (begins_look_around(text.substr(i))) {
+      i = end_of_group(text, i);
+    } else if (c == '{') {
+      i = std::min(text.find('}', i), text.size() - 1) + 1;
+    } else if (text.substr(i).starts_with("(?")) {
+      i = std::min(text.find_first_of(":>)", i), text.size() - 1) + 1;  // (?i), (?:, (?<name>
+    } else {
+      ++i;
+    }
+  }
+  finish();
+  return words;
 }
 
 void Pattern::FreeCode::operator()(pcre2_real_code_8* code) const {

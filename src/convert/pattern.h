@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 struct pcre2_real_code_8;
 
@@ -21,6 +22,11 @@ class Pattern {
   /// True when the pattern matches all of `name`. Safe to call from several threads.
   /// @throws c10::Error when matching takes too many steps (catastrophic back-tracking).
   bool matches(std::string_view name) const;
+
+  /// The runs of letters, digits and '_' that the text asks for literally, of two characters and
+  /// more: "layers", "experts" and "w1" of layers\.\d+\.experts\.w1. What look-arounds hold is left
+  /// out. Good enough for messages.
+  std::vector<std::string> words() const;
 
  private:
   struct FreeCode {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The report of a conversion as a table for people and as JSON for programs.
+// The reports on a conversion, and on the use of what was converted, as tables for people and as
+// JSON for programs.
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <string_view>
+#include <utility>
 
 #include "base/nearest.h"
 #include "base/printable.h"
@@ -14,8 +17,8 @@
 namespace moe8 {
 namespace {
 
-constexpr size_t kColumns = 5;
-using Line = std::array<std::string, kColumns>;
+constexpr std::string_view kConverted = "converted";
+using Line = std::vector<std::string>;
 
 // The recipe's name where the config is a recipe's, so that a table stays narrow.
 std::string name_of(const Config& config) {
@@ -33,9 +36,13 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 Line line_of(const ConversionRow& row) {
-  const bool plain = row.config && row.reason == "converted";
   std::string why = row.key ? "'" + *row.key + "'" : "";
-  if (!plain) why += (why.empty() ? "" : ": ") + row.reason;
+  if (row.config && row.key && row.reason.starts_with(kConverted)) {
+    const std::string more = row.reason.substr(kConverted.size());  // " if used through ..."
+    why += (more.starts_with(' ') ? "," : "") + more;
+  } else {
+    why += (why.empty() ? "" : ": ") + row.reason;
+  }
   return {printable(row.fqn), shape_text(row.shape), row.dtype,
           row.config ? name_of(*row.config) : "-", printable(why)};
 }
@@ -48,16 +55,18 @@ size_t width_of(const std::string& text) {
 }
 
 std::string aligned(const std::vector<Line>& lines) {
-  std::array<size_t, kColumns> widths{};
+  std::vector<size_t> widths(lines.front().size());
   for (const Line& line : lines) {
-    for (size_t i = 0; i < kColumns; ++i) widths[i] = std::max(widths[i], width_of(line[i]));
+    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], width_of(line[i]));
   }
   std::string text;
   for (const Line& line : lines) {
-    for (size_t i = 0; i + 1 < kColumns; ++i) {
+    for (size_t i = 0; i + 1 < line.size(); ++i) {
       text += line[i] + std::string(widths[i] - width_of(line[i]) + 2, ' ');
     }
-    text += line.back() + "\n";
+    text += line.back();
+    while (text.ends_with(' ')) text.pop_back();
+    text += '\n';
   }
   return text;
 }
@@ -66,8 +75,14 @@ nlohmann::json json_of(const std::optional<Config>& config) {
   return config ? nlohmann::json(name_of(*config)) : nlohmann::json();
 }
 
+// Names come from checkpoints and may hold any bytes; JSON must still be valid.
+std::string text_of(const nlohmann::json& json) {
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 }  // namespace
 
+// ---- of a conversion ----------------------------------------------------------
 std::vector<ConversionRow> ConversionReport::converted() const {
   std::vector<ConversionRow> list;
   std::copy_if(rows.begin(), rows.end(), std::back_inserter(list),
@@ -101,12 +116,77 @@ std::string ConversionReport::to_json() const {
   const nlohmann::json report = {{"parameters", parameters},
                                  {"converted", converted().size()},
                                  {"unmatched_keys", unmatched_keys}};
-  // Names come from checkpoints and may hold any bytes; JSON must still be valid.
-  return report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+  return text_of(report);
 }
 
 std::ostream& operator<<(std::ostream& out, const ConversionReport& report) {
   return out << report.to_table();
+}
+
+// ---- of the use of what was converted -----------------------------------------
+std::string_view to_string(Use use) {
+  switch (use) {
+    case Use::NONE:
+      return "none";
+    case Use::LOW_PRECISION:
+      return "low precision";
+    case Use::HIGH_PRECISION:
+      return "high precision";
+    case Use::BOTH:
+      return "both";
+  }
+  return "invalid";
+}
+
+std::vector<WeightUse> ConversionCheck::complaints() const {
+  std::vector<WeightUse> list;
+  std::copy_if(weights.begin(), weights.end(), std::back_inserter(list),
+               [](const WeightUse& weight) { return !weight.remedy.empty(); });
+  return list;
+}
+
+std::string ConversionCheck::to_table() const {
+  std::vector<Line> lines{{"converted weight", "shape", "products ran in", "what to do"}};
+  for (const WeightUse& weight : weights) {
+    lines.push_back({printable(weight.fqn), shape_text(weight.shape),
+                     std::string(to_string(weight.use)), printable(weight.remedy)});
+  }
+  return (weights.empty() ? "" : aligned(lines)) +
+         std::to_string(weights.size() - complaints().size()) + " of " +
+         std::to_string(weights.size()) +
+         " converted weights had all their products in low precision.\n";
+}
+
+// Weights with the same remedy share it.
+std::string ConversionCheck::to_line() const {
+  std::vector<std::pair<std::string, std::vector<std::string>>> groups;
+  for (const WeightUse& weight : complaints()) {
+    const auto same = std::find_if(groups.begin(), groups.end(),
+                                   [&](const auto& group) { return group.first == weight.remedy; });
+    auto& group = same == groups.end() ? groups.emplace_back(weight.remedy, Line()) : *same;
+    group.second.push_back(weight.fqn + " " + shape_text(weight.shape));
+  }
+  if (groups.empty()) return "";
+  std::vector<std::string> texts;
+  for (const auto& [remedy, names] : groups) texts.push_back(join(names) + ": " + remedy + ".");
+  return c10::str("expected products in low precision of every converted weight, got high ",
+                  "precision or none of ", complaints().size(), ": ", join(texts, " "));
+}
+
+std::string ConversionCheck::to_json() const {
+  nlohmann::json list = nlohmann::json::array();
+  for (const WeightUse& weight : weights) {
+    list.push_back({{"fqn", weight.fqn},
+                    {"shape", weight.shape},
+                    {"use", to_string(weight.use)},
+                    {"high_precision_ops", weight.ops},
+                    {"remedy", weight.remedy}});
+  }
+  return text_of({{"weights", list}, {"complaints", complaints().size()}});
+}
+
+std::ostream& operator<<(std::ostream& out, const ConversionCheck& check) {
+  return out << check.to_table();
 }
 
 }  // namespace moe8

@@ -89,6 +89,7 @@ const std::vector<NumericsBound>& default_numerics_bounds() {
       {Q::PRODUCT_SQNR, ElemDtype::E2M1, 7, kNoLimit},
       {Q::BUSIEST_EXPERT, {}, 0, 4},
       {Q::IDLE_EXPERTS, {}, 0, 0.25},
+      {Q::PRODUCTS, {}, 1, kNoLimit},
   };
   return table;
 }
@@ -97,6 +98,7 @@ std::vector<NumericsWarning> warnings_of(const NumericsReport& report,
                                          const std::vector<NumericsBound>& bounds) {
   Search search{bounds};
   for (const WeightNumerics& weight : report.weights) {
+    if (weight.products.empty()) search.check(weight.fqn, Q::PRODUCTS, {}, 0);
     for (const ProductNumerics& product : weight.products) {
       const std::string place = weight.fqn + " " + product.name;
       search.check(place + "." + product.left.name, product.left);
@@ -107,8 +109,9 @@ std::vector<NumericsWarning> warnings_of(const NumericsReport& report,
   }
   for (const ExpertTokens& experts : report.experts) {
     if (experts.mean() < kFewRows) continue;
-    search.check(experts.fqn, Q::BUSIEST_EXPERT, {}, experts.max_over_mean());
-    search.check(experts.fqn, Q::IDLE_EXPERTS, {}, experts.idle_share());
+    const std::string place = place_of(experts);
+    search.check(place, Q::BUSIEST_EXPERT, {}, experts.max_over_mean());
+    search.check(place, Q::IDLE_EXPERTS, {}, experts.idle_share());
   }
   return std::move(search.found);
 }
@@ -131,8 +134,14 @@ std::string_view to_string(NumericsQuantity quantity) {
       return "busiest expert";
     case Q::IDLE_EXPERTS:
       return "idle experts";
+    case Q::PRODUCTS:
+      return "low-precision products";
   }
   return "invalid";
+}
+
+std::string place_of(const ExpertTokens& experts) {
+  return experts.fqn.empty() ? "(root)" : experts.fqn;
 }
 
 std::string NumericsWarning::text() const {

@@ -13,6 +13,8 @@
 
 #include "base/overloaded.h"
 
+#include "numerics/bounds.h"
+
 namespace moe8 {
 namespace {
 
@@ -190,7 +192,7 @@ std::string NumericsReport::to_table() const {
   }
   std::string out = aligned(lines);
   for (const ExpertTokens& e : experts) {
-    out += e.fqn + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
+    out += place_of(e) + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
            text("%.2f", e.min_over_mean()) + " of the mean of " + text("%.0f", e.mean()) +
            " rows; balance " + text("%.3f", e.balance()) + "\n";
   }

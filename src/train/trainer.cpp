@@ -98,9 +98,17 @@ Load expert_load(torch::nn::Module& model) {
 int64_t convert(TransformerImpl& model, const RunConfig& config) {
   const FqnToConfig keys = to_fqn_config(config.conversion());
   if (keys.empty()) return 0;
-  const ConversionReport report = quantize_(model, keys);
+  // What does not run in low precision ends the run after its first step: check_products.
+  const ConversionReport report = quantize_(model, keys, {.unused = Unused::IGNORE});
   log_info("conversion\n" + report.to_table());
   return static_cast<int64_t>(report.converted().size());
+}
+
+// A run must not go on in another precision than its config says.
+void check_products(const TransformerImpl& model) {
+  const std::string complaints = check_conversion(model).to_line();
+  MOE8_CHECK(complaints.empty(), kOp, "convert", complaints,
+             " Training stopped after the first step.");
 }
 
 // One run: made ready completely by the constructor, then trained by go().
@@ -137,7 +145,7 @@ class Run {
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
-  bool warm_ = false;  // the first step of a process is not timed
+  bool warm_ = false;  // the first step of a process is not timed, and is followed by checks
   int64_t saved_step_ = 0;
   std::vector<std::string> notes_;  // what to say before training
   Clock::time_point start_ = Clock::now();
@@ -320,7 +328,9 @@ void Run::count_seconds() {
 
 void Run::train_on(Progress& progress) {
   while (state_.step < config_.training.steps && stop_signal() == 0) {
+    const bool is_first = !warm_;
     StepMetrics metrics = step();
+    if (is_first) check_products(*model_);
     const bool new_best = validate(metrics);
     if (const auto report = health_->take()) {
       metrics_->write(metrics.step, *report);

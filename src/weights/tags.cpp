@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "weights/usage.h"
 
 namespace moe8 {
 namespace {
@@ -21,7 +24,11 @@ std::atomic<uint64_t> last_id{0};
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
 struct Tag final : c10::intrusive_ptr_target {
   explicit Tag(const Config& c) : Tag(MadeOf{.config = c, .ids = {++last_id}}) {}
-  explicit Tag(MadeOf m) : config(m.config), made(std::move(m)) { ++live_tags; }
+  explicit Tag(MadeOf m) : config(m.config), made(std::move(m)) {
+    ++live_tags;
+    uses.reserve(made.ids.size());
+    for (const uint64_t id : made.ids) uses.push_back(use_record(id));
+  }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
@@ -35,6 +42,8 @@ struct Tag final : c10::intrusive_ptr_target {
 
   std::optional<Config> config;
   const MadeOf made;
+  // Of the weights that this was made of; shared with the tags of copies. Held, not looked at.
+  std::vector<std::shared_ptr<UseRecord>> uses;
   std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
@@ -291,9 +300,13 @@ void set_tag(const at::Tensor& weight, const Config& config) {
 
 void clear_tag(const at::Tensor& weight) {
   c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  if (Tag* tag = Registry::instance().find(impl)) tag->config.reset();
+  if (Tag* tag = Registry::instance().find(impl)) {
+    tag->config.reset();
+    forget_use(tag->id, weight);
+  }
   if (Tag* tag = meta_tag(weight)) {
     tag->config.reset();
+    forget_use(tag->id, weight);
     impl->set_backend_meta(nullptr);
   }
   Registry::instance().erase(impl);

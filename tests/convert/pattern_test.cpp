@@ -10,6 +10,7 @@ namespace moe8 {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using testing::error_of;
 using ::testing::HasSubstr;
 
@@ -47,6 +48,17 @@ TEST(Pattern, ReadsUtf8AndSurvivesOtherBytes) {
   EXPECT_FALSE(Pattern("gr..ße").matches("größe"));
   EXPECT_NO_THROW(Pattern(".*").matches("\xff\xfe"));
   EXPECT_THAT(error_of([] { Pattern("\xff"); }), HasSubstr("UTF-8"));
+}
+
+TEST(Pattern, WordsAreWhatItAsksForLiterally) {
+  const auto words = [](const char* text) { return Pattern(text).words(); };
+  EXPECT_THAT(words(R"(layers\.\d+\.moe\.experts\.w[123])"),
+              ElementsAre("layers", "moe", "experts"));
+  EXPECT_THAT(words("(?!.*shared).*expertz.*"), ElementsAre("expertz"));
+  EXPECT_THAT(words("(?i)(gate|up)_proj(?:s)?"), ElementsAre("gate", "up", "_proj"));
+  EXPECT_THAT(words("w12?"), ElementsAre("w1"));
+  EXPECT_THAT(words("größe{2,}[a-z]*[^]]x"), ElementsAre("größ"));
+  EXPECT_THAT(words(".*"), ElementsAre());
 }
 
 TEST(Pattern, NamesPositionAndReasonOfAnInvalidPattern) {

@@ -220,7 +220,8 @@ TEST(QuantizeModel, ConvertingAgain) {
   quantize_(*model, usual_keys());
   const ConversionReport same = quantize_(*model, usual_keys());
   EXPECT_EQ(row_of(same, "experts.w1").replaced, std::nullopt);
-  EXPECT_EQ(row_of(same, "experts.w1").reason, "converted");
+  EXPECT_THAT(row_of(same, "experts.w1").reason, HasSubstr("converted if used through"));
+  EXPECT_EQ(row_of(same, "pre_moe.weight").reason, "converted");
 
   const ConversionReport other = quantize_(*model, {{"experts", kFp8}, {"pre_moe", kAlone}});
   EXPECT_EQ(row_of(other, "experts.w1").replaced, kRceil);
@@ -245,6 +246,89 @@ TEST(QuantizeModel, OtherDtypesStayAloneOrAreErrors) {
               AllOf(HasSubstr("'experts.w1'"), HasSubstr("float16")));
   model->to(at::kDouble);
   EXPECT_THAT(error_of([&] { quantize_(*model, {{"experts.w1", kRceil}}); }), HasSubstr("float64"));
+}
+
+TEST(QuantizeModel, AFilterOnOtherDtypesSaysThatTheyAreTheReason) {
+  Model model;
+  model->to(at::kHalf);
+  EXPECT_THAT(error_of([&] { quantize_(*model, kLinear); }),
+              AllOf(HasSubstr("[quantize_] filter"), HasSubstr("got 3 modules"),
+                    HasSubstr("for example pre_moe.weight: expected bfloat16 or float32, got "
+                              "float16")));
+}
+
+// ---- what parameters are for ------------------------------------------------
+struct ManyKinds : nn::Module {
+  nn::Conv1d conv{register_module("conv", nn::Conv1d(nn::Conv1dOptions(32, 32, 4)))};
+  nn::Conv2d patches{register_module("patches", nn::Conv2d(nn::Conv2dOptions(3, 32, 4)))};
+  nn::Bilinear bilinear{register_module("bilinear", nn::Bilinear(32, 32, 4))};
+  nn::LSTM lstm{register_module("lstm", nn::LSTM(32, 32))};
+  nn::GRUCell cell{register_module("cell", nn::GRUCell(32, 32))};
+  nn::Embedding tokens{register_module("tokens", nn::Embedding(64, 32))};
+  nn::LayerNorm norm{register_module("norm", nn::LayerNorm(nn::LayerNormOptions({8, 32})))};
+  nn::MultiheadAttention attention{
+      register_module("attention", nn::MultiheadAttention(nn::MultiheadAttentionOptions(32, 2)))};
+  nn::Linear linear{register_module("linear", nn::Linear(32, 32))};
+  Tensor experts{register_parameter("experts", torch::randn({4, 32, 32}))};
+  Tensor positions{register_parameter("positions", torch::randn({1, 16, 32}))};
+  Tensor bias{register_parameter("bias", torch::randn({4, 32}))};
+  Tensor A_log{register_parameter("A_log", torch::randn({32, 16}))};
+  Tensor counts{register_buffer("counts", torch::zeros({4, 32}))};
+};
+
+std::vector<std::string> converted_names(const ConversionReport& report) {
+  std::vector<std::string> names;
+  for (const ConversionRow& row : report.converted()) names.push_back(row.fqn);
+  return names;
+}
+
+TEST(QuantizeModel, RankAloneMakesNoWeight) {
+  ManyKinds model;
+  const auto all = [](const nn::Module&, const std::string&) { return true; };
+  for (const ConversionReport& report : {quantize_(model, {{"", kRceil}}, {.dry_run = true}),
+                                         quantize_(model, {{"re:.*", kRceil}}, {.dry_run = true}),
+                                         quantize_(model, kRceil, all, {.dry_run = true})}) {
+    EXPECT_THAT(converted_names(report), ElementsAre("experts"));
+    EXPECT_THAT(row_of(report, "conv.weight").reason, HasSubstr("got a parameter of Conv1d"));
+    EXPECT_THAT(row_of(report, "bilinear.weight").reason, HasSubstr("got a parameter of Bilinear"));
+    EXPECT_THAT(row_of(report, "positions").reason, HasSubstr("'positions' in its name"));
+  }
+  for (const ConversionReport& report : {quantize_(model, {{"", kLinear}}, {.dry_run = true}),
+                                         quantize_(model, kLinear, all, {.dry_run = true})}) {
+    EXPECT_THAT(converted_names(report), ElementsAre("attention.in_proj_weight",
+                                                     "attention.out_proj.weight", "linear.weight"));
+    EXPECT_THAT(row_of(report, "lstm.weight_ih_l0").reason, HasSubstr("got a parameter of LSTM"));
+    EXPECT_THAT(row_of(report, "cell.weight_hh").reason, HasSubstr("got a parameter of GRUCell"));
+    EXPECT_THAT(row_of(report, "tokens.weight").reason, HasSubstr("Embedding"));
+    EXPECT_THAT(row_of(report, "norm.weight").reason, HasSubstr("got a parameter of LayerNorm"));
+    EXPECT_THAT(row_of(report, "bias").reason, HasSubstr("'bias' in its name"));
+    EXPECT_THAT(row_of(report, "A_log").reason, HasSubstr("'log' in its name"));
+  }
+  EXPECT_EQ(quantize_(model, {{"positions", kRceil}}).converted().size(), 1u);
+  EXPECT_THAT(error_of([&] {
+                quantize_(model, {{"conv.weight", kRceil}});
+              }),
+              AllOf(HasSubstr("'conv.weight'"), HasSubstr("got a parameter of Conv1d")));
+}
+
+TEST(QuantizeModel, ABufferIsNamedAsOne) {
+  ManyKinds model;
+  EXPECT_THAT(error_of([&] {
+                quantize_(model, {{"counts", kLinear}});
+              }),
+              HasSubstr("'counts' names the buffer 'counts', and only parameters"));
+}
+
+TEST(QuantizeModel, ALinearThatComputesWithAnotherTensorIsLeftAlone) {
+  ManyKinds model;
+  model.linear->weight = torch::randn({32, 32});
+  const ConversionReport report = quantize_(model, {{"", kLinear}});
+  EXPECT_THAT(row_of(report, "linear.weight").reason, HasSubstr("linear->weight"));
+  EXPECT_EQ(row_of(report, "linear.weight").config, std::nullopt);
+  EXPECT_THAT(error_of([&] {
+                quantize_(model, {{"linear.weight", kLinear}});
+              }),
+              HasSubstr("set_data()"));
 }
 
 // ---- shared and odd models --------------------------------------------------

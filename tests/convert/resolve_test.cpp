@@ -90,6 +90,22 @@ TEST(Resolve, ParameterBeatsModuleBeatsPatterns) {
                        {"output.weight", kFloat8}}));
 }
 
+TEST(Resolve, ALookAheadIsNotUndoneByTheModulesName) {
+  // The pattern matches "layers.1.moe.experts" as well, which holds w2.
+  EXPECT_EQ(decisions({{"re:(?!.*w2).*experts.*", kRceil}}),
+            (Decisions{{"layers.1.moe.experts.w1", kRceil}}));
+  EXPECT_EQ(
+      row_of(resolve(model(), {}, {{"re:(?!.*w2).*experts.*", kRceil}}), "layers.1.moe.experts.w2")
+          .reason,
+      "no key names it");
+  // Nor by that of a module further out.
+  EXPECT_EQ(decisions({{"re:(?!.*ffn).*layers\\.0.*", kMxLinear}}),
+            (Decisions{{"layers.0.attn.wq.weight", kMxLinear}}));
+  // Other keys still act by the module's name.
+  EXPECT_EQ(decisions({{"re:(?!.*w2).*experts.*", kRceil}, {"re:.*\\.experts", kFp8}}),
+            (Decisions{{"layers.1.moe.experts.w1", kRceil}, {"layers.1.moe.experts.w2", kFp8}}));
+}
+
 TEST(Resolve, NearestModuleDecides) {
   EXPECT_EQ(decisions({{"", kMxLinear}, {"layers.1", kAlone}, {"layers.1.moe", kFloat8}}),
             (Decisions{{"mixer", kMxLinear},
@@ -147,7 +163,7 @@ TEST(Resolve, RowsSayWhatDecided) {
   EXPECT_EQ(report.rows.size(), model().size());
   const ConversionRow w1 = row_of(report, "layers.1.moe.experts.w1");
   EXPECT_EQ(w1.key, "");
-  EXPECT_EQ(w1.reason, "converted");
+  EXPECT_EQ(w1.reason, "converted if used through at::_grouped_mm, bmm or matmul");
   EXPECT_EQ(w1.shape, (std::vector<int64_t>{2, 32, 16}));
   EXPECT_EQ(w1.dtype, "bfloat16");
   const ConversionRow shared = row_of(report, "layers.1.moe.shared.weight");
@@ -218,6 +234,105 @@ TEST(Resolve, AKeyThatMatchedNothingIsAnError) {
               HasSubstr("module without parameters"));
 }
 
+TEST(Resolve, AMistypedPatternLeadsToPartsOfNames) {
+  const auto error = [](const std::string& key) {
+    return error_of([&] { decisions({{key, kRceil}}); });
+  };
+  EXPECT_THAT(error("re:.*expertz.*"),
+              HasSubstr("no name has 'expertz', nearest parts: experts, "));
+  EXPECT_THAT(error("re:layers\\.\\d+\\.mow\\.expert_s\\.w[12]"),
+              AllOf(HasSubstr("no name has 'mow', nearest parts: moe"),
+                    HasSubstr("no name has 'expert_s', nearest parts: experts"),
+                    Not(HasSubstr("'layers'"))));
+  // All words are right: the pattern lacks something else.
+  EXPECT_THAT(error("re:moe\\.experts"),
+              HasSubstr("matches no name; nearest: layers.1.moe.experts"));
+}
+
+TEST(Resolve, AKeyThatNamesABufferSaysSo) {
+  const std::vector<std::string> buffers{"layers.1.moe.tokens_per_expert"};
+  for (const std::string key : {"layers.1.moe.tokens_per_expert", "re:.*tokens_per.*"}) {
+    EXPECT_THAT(
+        error_of([&] {
+          resolve(model(), {}, {{key, kRceil}}, Unmatched::ERROR, buffers);
+        }),
+        HasSubstr("names the buffer 'layers.1.moe.tokens_per_expert', and only parameters"));
+  }
+}
+
+TEST(Resolve, RankAloneMakesNoExpert) {
+  using enum OwnerKind;
+  const std::vector<ParameterInfo> parameters = {
+      {"experts.w1", {4, 32, 16}},
+      {"expert.w", {1, 32, 16}},  // a model with one expert
+      {"pos_embed", {1, 128, 16}},
+      {"latents", {1, 32, 16}},
+      {"experts.w1_bias", {4, 1, 32}},
+      {"experts.narrow", {4, 32, 1}},
+      {"experts.w1_scale", {4, 2, 2}},
+      {"conv1d.weight", {16, 4, 4}},
+      {"stem.weight", {16, 4, 3}, WITHOUT_PRODUCTS, "bfloat16", "Conv1d"},
+      {"both.weight", {8, 16, 16}, WITHOUT_PRODUCTS, "bfloat16", "Bilinear"},
+  };
+  Decisions got;
+  const ConversionReport report = resolve(parameters, {}, {{"re:.*", kRceil}});
+  for (const ConversionRow& row : report.converted()) got.emplace(row.fqn, *row.config);
+  EXPECT_EQ(got, (Decisions{{"experts.w1", kRceil}, {"expert.w", kRceil}}));
+  EXPECT_THAT(row_of(report, "pos_embed").reason, HasSubstr("got what 'pos' in its name says"));
+  EXPECT_THAT(row_of(report, "latents").reason, HasSubstr("got [1, 32, 16]"));
+  EXPECT_THAT(row_of(report, "experts.w1_bias").reason, HasSubstr("'bias' in its name"));
+  EXPECT_THAT(row_of(report, "experts.narrow").reason, HasSubstr("got [4, 32, 1]"));
+  EXPECT_THAT(row_of(report, "conv1d.weight").reason, HasSubstr("'conv1d' in its name"));
+  EXPECT_THAT(row_of(report, "stem.weight").reason, HasSubstr("got a parameter of Conv1d"));
+  EXPECT_THAT(row_of(report, "both.weight").reason, HasSubstr("got a parameter of Bilinear"));
+}
+
+TEST(Resolve, AMatrixIsNotAlwaysALinears) {
+  using enum OwnerKind;
+  const std::vector<ParameterInfo> parameters = {
+      {"mixer.w", {32, 16}},
+      {"mamba.A_log", {32, 16}},
+      {"experts.gate_up_bias", {4, 32}},
+      {"experts.b1", {4, 32}},
+      {"position_table", {128, 16}},
+      {"cls", {1, 16}},
+      {"rnn.weight_ih_l0", {64, 16}},
+      {"lstm.weight_hh_l0", {64, 16}, WITHOUT_PRODUCTS, "bfloat16", "LSTM"},
+      {"out.weight", {32, 16}, LINEAR, "bfloat16", "", true},
+      {"old.weight", {32, 16}, LINEAR, "bfloat16", "", true, true},
+  };
+  Decisions got;
+  const ConversionReport report = resolve(parameters, {}, {{"", kMxLinear}});
+  for (const ConversionRow& row : report.converted()) got.emplace(row.fqn, *row.config);
+  EXPECT_EQ(got, (Decisions{{"mixer.w", kMxLinear}, {"out.weight", kMxLinear}}));
+  EXPECT_EQ(row_of(report, "mixer.w").reason,
+            "converted if used through at::linear, mm, addmm or matmul");
+  EXPECT_EQ(row_of(report, "out.weight").reason, "converted");
+  EXPECT_THAT(row_of(report, "mamba.A_log").reason, HasSubstr("'log' in its name"));
+  EXPECT_THAT(row_of(report, "lstm.weight_hh_l0").reason, HasSubstr("got a parameter of LSTM"));
+  EXPECT_THAT(row_of(report, "old.weight").reason, HasSubstr("linear->weight"));
+}
+
+TEST(Resolve, AnExactKeyIsObeyedOrRefused) {
+  using enum OwnerKind;
+  const std::vector<ParameterInfo> parameters = {
+      {"latents", {1, 32, 16}},
+      {"A_log", {32, 16}},
+      {"stem.weight", {16, 4, 3}, WITHOUT_PRODUCTS, "bfloat16", "Conv1d"},
+  };
+  EXPECT_EQ(resolve(parameters, {}, {{"latents", kRceil}, {"A_log", kMxLinear}}).converted().size(),
+            2u);
+  EXPECT_THAT(error_of([&] {
+                resolve(parameters, {}, {{"stem.weight", kRceil}});
+              }),
+              AllOf(HasSubstr("key 'stem.weight'"), HasSubstr("got a parameter of Conv1d")));
+  // The module's name is not the parameter's.
+  EXPECT_THAT(error_of([&] {
+                resolve(parameters, {}, {{"stem", kRceil}});
+              }),
+              HasSubstr("'stem' can apply to nothing"));
+}
+
 TEST(Resolve, KeysThatDecideNothingButNameSomethingAreFine) {
   // Shadowed by a better key, or leaving alone what would be left alone anyway.
   EXPECT_NO_THROW(decisions({{"output.weight", kMxLinear}, {"re:output", kFloat8}}));
@@ -252,7 +367,8 @@ TEST(Report, PrintsATable) {
                                     {{"re:.*w", kRceil}, {"typo", kAlone}}, Unmatched::IGNORE);
   EXPECT_EQ(report.to_table(),
             "parameter  shape        dtype     recipe       decided by\n"
-            "größe.w    (2, 32, 16)  bfloat16  mxfp8_rceil  're:.*w'\n"
+            "größe.w    (2, 32, 16)  bfloat16  mxfp8_rceil  're:.*w', if used through "
+            "at::_grouped_mm, bmm or matmul\n"
             "norm       (16)         bfloat16  -            no key names it\n"
             "1 of 2 parameters converted.\n"
             "Keys that decided nothing: 'typo'.\n");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Conversion files, from text to the decision about every parameter of a model. Input: the text.
+#include "convert/conversion_rules.h"
 #include "convert/resolve.h"
 #include "fuzz/refusal.h"
-#include "train/config/conversion_file.h"
 
 namespace moe8 {
 namespace {

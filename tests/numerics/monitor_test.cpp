@@ -17,9 +17,11 @@
 namespace moe8 {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using testing::error_of;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::offs_of;
 using testing::same_bits;
 
@@ -139,7 +141,12 @@ TEST(NumericsMonitor, OtherModelsAreNotMixedIn) {
   for (const WeightNumerics& weight : monitor.report().weights) {
     EXPECT_TRUE(weight.products.empty());
   }
-  EXPECT_THAT(monitor.report().to_table(), HasSubstr("no product seen"));
+  const NumericsReport report = monitor.report();
+  EXPECT_THAT(report.to_table(),
+              AllOf(HasSubstr("no product seen"), Not(HasSubstr("within their bounds"))));
+  ASSERT_EQ(report.warnings.size(), report.weights.size());
+  EXPECT_EQ(report.warnings[0].text(),
+            report.weights[0].fqn + ": low-precision products 0, expected at least 1");
 }
 
 TEST(NumericsMonitor, ModelsWithoutConvertedWeightsHaveAnEmptyReport) {
@@ -311,6 +318,14 @@ TEST(NumericsBounds, ExpertsWithFewRowsSayNothing) {
   report.warnings = warnings_of(report, default_numerics_bounds());
   EXPECT_THAT(texts(report), ElementsAre("many: busiest expert 5, expected at most 4",
                                          "many: idle experts 0.8, expected at most 0.25"));
+}
+
+TEST(NumericsBounds, ExpertsOfTheRootHaveAName) {
+  NumericsReport report;
+  report.experts = {{"", {400, 0, 0, 0, 0}}};
+  report.warnings = warnings_of(report, default_numerics_bounds());
+  EXPECT_THAT(report.to_table(), AllOf(HasSubstr("\n(root): busiest expert 5.00"),
+                                       HasSubstr("WARNING (root): busiest expert 5")));
 }
 
 TEST(NumericsAlarm, RepeatsItselfOnlyAfterAllWasWell) {

@@ -7,8 +7,10 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
+#include "convert/aten_hooks.h"
 #include "moe8/safetensors.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
@@ -20,6 +22,7 @@
 namespace moe8 {
 namespace {
 
+using ::testing::AllOf;
 using testing::error_of;
 using ::testing::HasSubstr;
 using testing::same_bits;
@@ -254,6 +257,24 @@ TEST(Train, ANonFiniteLossStops) {
   EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"run", "text.txt"}));
   EXPECT_FALSE(std::filesystem::exists(folder / "run/model.safetensors"));
+}
+
+TEST(Train, ARunInAnotherPrecisionStopsAfterItsFirstStep) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.recipe = "mxfp8_rceil";
+  std::optional<WithoutAtenHooks> plain;  // products as a program would run that moe8 cannot see
+  RunOptions options;
+  options.interrupted = [&] {
+    if (!plain) plain.emplace();
+    return 0;
+  };
+  EXPECT_THAT(error_of([&] { train(config, options); }),
+              AllOf(HasSubstr("[train] convert: expected products in low precision of every"),
+                    HasSubstr("layers.0.attention.wq.weight (32, 32)"),
+                    HasSubstr("layers.1.moe.experts.w2 (4, 32, 32)"),
+                    HasSubstr("Training stopped after the first step")));
+  EXPECT_THAT(read_metrics(folder / "run/metrics.jsonl"), ::testing::IsEmpty());
 }
 
 TEST(Train, AFolderWithARunIsRefusedUnlessTold) {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "convert/resolve.h"
-#include "train/config/conversion_file.h"
+#include "convert/conversion_rules.h"
 
 namespace moe8 {
 

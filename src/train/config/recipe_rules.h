@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "train/config/conversion_file.h"
+#include "convert/conversion_rules.h"
 
 namespace moe8 {
 

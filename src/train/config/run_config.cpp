@@ -11,7 +11,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "train/config/conversion_rules.h"
+#include "convert/conversion_toml.h"
 #include "train/config/recipe_rules.h"
 
 namespace moe8 {

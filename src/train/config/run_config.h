@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "convert/conversion_rules.h"
 #include "moe8/transformer_config.h"
-#include "train/config/conversion_file.h"
 
 namespace moe8 {
 

@@ -14,8 +14,8 @@
 #include "device/cuda_device.h"
 #include "gemm/torch_gemm.h"
 #include "io/file.h"
+#include "convert/toml_input.h"
 #include "moe8/version.h"
-#include "train/config/toml_input.h"
 #include "train/store/checksum.h"
 
 namespace moe8 {

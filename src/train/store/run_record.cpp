@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "train/config/toml_input.h"
+#include "convert/toml_input.h"
 #include "train/store/run_folder.h"
 #include "train/trainer.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Reading TOML with errors that name file and line.
-#include "train/config/toml_input.h"
+#include "convert/toml_input.h"
 
 #include <filesystem>
 #include <fstream>
@@ -8,7 +8,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "train/config/toml_text.h"
+#include "convert/toml_text.h"
 
 namespace moe8 {
 namespace {

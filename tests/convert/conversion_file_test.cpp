@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Conversion files and the table of recipes: order, fields, and every mistake by its message.
-#include "train/config/conversion_file.h"
+// Conversion files: order, fields, and every mistake by its message.
+#include "moe8/conversion_file.h"
 
-#include "moe8/transformer.h"
+#include "convert/conversion_rules.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
-#include "train/config/recipe_rules.h"
 
 namespace moe8 {
 namespace {
@@ -79,56 +78,11 @@ TEST(ConversionFile, ReadFromDiskAndWrittenBack) {
   const testing::TemporaryFolder folder;
   const std::vector<ConversionRule> rules{
       {"re:.*\\.\"x\"", "mxfp8_rceil", {{"out_dtype", "float32"}}, ""}, {"", "none", {}, ""}};
-  EXPECT_EQ(read_conversion_file(folder.write("c.toml", to_toml(rules))), rules);
+  const std::string path = folder.write("c.toml", to_toml(rules));
+  EXPECT_EQ(read_conversion_rules(path), rules);
+  EXPECT_EQ(read_conversion_file(path), to_fqn_config(rules));
   EXPECT_THAT(error_of([&] { read_conversion_file(folder / "d.toml"); }),
               HasSubstr("which does not exist"));
-}
-
-// ---- recipes by name --------------------------------------------------------
-TEST(RecipeRules, EveryRecipeHasRulesOfItsKind) {
-  for (const RecipeInfo& info : all_recipes()) {
-    const FqnToConfig keys = to_fqn_config(recipe_rules(info.name));
-    EXPECT_EQ(keys.front().second, info.config) << info.name;
-    ASSERT_EQ(keys.size(), info.applies_to == "experts" ? 2u : 1u) << info.name;
-    EXPECT_FALSE(is_grouped(*keys.back().second)) << info.name;
-  }
-  EXPECT_TRUE(recipe_rules("bf16").empty());
-}
-
-TEST(RecipeRules, LinearsBesideExpertsHaveTheSameScaleRule) {
-  for (const char* name : {"mxfp8_rceil", "mxfp8_rceil_wgrad_with_hp", "mxfp8_emulated_rceil",
-                           "mxfp8_floor", "mxfp8_floor_wgrad_with_hp"}) {
-    const FqnToConfig keys = to_fqn_config(recipe_rules(name));
-    EXPECT_EQ(std::get<MXFP8GroupedMMConfig>(*keys[0].second).scale_calculation_mode,
-              std::get<MXLinearConfig>(*keys[1].second).scale_calculation_mode)
-        << name;
-  }
-}
-
-TEST(RecipeRules, UnknownNamesListAll) {
-  EXPECT_THAT(
-      error_of([] { recipe_rules("fp8"); }),
-      ::testing::AllOf(HasSubstr("[recipe] name: expected one of bf16, "), HasSubstr("got 'fp8'")));
-}
-
-TEST(RecipeRules, ConvertExpertsAndLinearsButNeverGateEmbeddingOrOutput) {
-  TransformerConfig config;
-  config.dim = 32;
-  config.n_layers = 2;
-  config.hidden_dim = config.dense_hidden_dim = 32;
-  for (const char* name : {"mxfp8_rceil", "fp8_rowwise", "mxfp8_cublas"}) {
-    Transformer model(config);
-    const ConversionReport report = quantize_(*model, to_fqn_config(recipe_rules(name)));
-    const bool experts_too = is_grouped(recipe(name));
-    for (const ConversionRow& row : report.rows) {
-      const bool experts = row.fqn.find(".experts.") != std::string::npos;
-      const bool linear = row.fqn.find("attention.w") != std::string::npos ||
-                          row.fqn.find("feed_forward.") != std::string::npos ||
-                          row.fqn.find("shared_experts.") != std::string::npos;
-      EXPECT_EQ(row.config.has_value(), linear || (experts && experts_too))
-          << name << " " << row.fqn;
-    }
-  }
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // TOML beyond ASCII: what is refused, by its message, and what keeps its meaning.
-#include "train/config/toml_text.h"
+#include "convert/toml_text.h"
 
+#include "convert/toml_input.h"
 #include "testing/compare.h"
-#include "train/config/toml_input.h"
 
 namespace moe8 {
 namespace {

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Conversion files: TOML to rules, rules to what quantize_ takes.
-#include "train/config/conversion_file.h"
+#include "moe8/conversion_file.h"
 
+#include <algorithm>
+#include <optional>
 #include <sstream>
+#include <utility>
 
 #include "base/check.h"
-#include "train/config/conversion_rules.h"
+#include "convert/conversion_rules.h"
+#include "convert/conversion_toml.h"
 
 namespace moe8 {
 namespace {
@@ -98,8 +102,12 @@ std::vector<ConversionRule> parse_conversion(const std::string& text, const std:
   return rules_from(*convert, source);
 }
 
-std::vector<ConversionRule> read_conversion_file(const std::string& path) {
+std::vector<ConversionRule> read_conversion_rules(const std::string& path) {
   return parse_conversion(read_text_file(kOp, path), path);
+}
+
+FqnToConfig read_conversion_file(const std::string& path) {
+  return to_fqn_config(read_conversion_rules(path));
 }
 
 FqnToConfig to_fqn_config(const std::vector<ConversionRule>& rules) {

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Conversion files: which weights train in which format, as TOML.
-//   [[convert]]
-//   match = "re:.*\\.experts\\.w[123]"      a key of quantize_model.h
-//   recipe = "mxfp8_rceil"                  or "none": leave alone
-//   wgrad_with_hp = true                    optional: fields of the recipe's config
+// The rules of conversion files (moe8/conversion_file.h) as they were written: what run.toml keeps.
 #pragma once
 
 #include <string>
@@ -25,7 +21,7 @@ struct ConversionRule {
 };
 
 /// @throws c10::Error naming file, line and what was expected.
-std::vector<ConversionRule> read_conversion_file(const std::string& path);
+std::vector<ConversionRule> read_conversion_rules(const std::string& path);
 std::vector<ConversionRule> parse_conversion(const std::string& text, const std::string& source);
 
 /// The keys and configs that quantize_ takes, in the order of the rules.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "train/config/toml_text.h"
+#include "convert/toml_text.h"
 
 #include <algorithm>
 #include <array>
