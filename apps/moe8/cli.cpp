@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "cli.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <iostream>
+#include <new>
 #include <vector>
 
 #include "base/check.h"
 #include "base/nearest.h"
 #include "moe8/version.h"
+#include "train/terminal.h"
 
 namespace moe8 {
 namespace {
@@ -116,6 +120,8 @@ int run_command_line(CLI::App& app, int argc, char** argv) {
     const int status = parse_and_run(app, argc, argv);
     MOE8_CHECK(std::cout.flush(), "moe8", "standard output", "cannot be written to");
     return status;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "moe8: out of memory\n";
   } catch (const std::exception& error) {
     std::cerr << "moe8: " << one_line(message_of(error)) << '\n';
   } catch (...) {
@@ -126,6 +132,10 @@ int run_command_line(CLI::App& app, int argc, char** argv) {
 
 void end_as_failed() {
   throw CLI::RuntimeError(kFailed);
+}
+
+TextTable table_style(const std::string& indent) {
+  return {.indent = indent, .columns = table_columns(STDOUT_FILENO)};
 }
 
 std::string examples(const std::string& lines) {

@@ -12,6 +12,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "convert/conversion_rules.h"
+#include "convert/report.h"
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
 #include "moe8/conversion_file.h"
@@ -56,7 +57,8 @@ std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) 
 }
 
 void print(const Options& options, const ConversionReport& report) {
-  std::cout << (options.json ? report.to_json() + "\n" : report.to_table());
+  std::cout << (options.json ? report.to_json() + "\n"
+                             : fitted_table(report, table_style().columns));
 }
 
 void plan_checkpoint(const Options& options) {

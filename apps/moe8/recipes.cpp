@@ -8,7 +8,6 @@
 #include "cli.h"
 #include "commands.h"
 #include "moe8/config.h"
-#include "text_table.h"
 
 namespace moe8 {
 namespace {
@@ -41,7 +40,7 @@ std::string as_table() {
   for (const RecipeInfo& info : all_recipes()) {
     rows.push_back({info.name, info.applies_to, info.description});
   }
-  return text_table(rows) + "\n" + kAdvice;
+  return text_table(rows, table_style()) + "\n" + kAdvice;
 }
 
 std::string configs_of(const std::vector<std::string>& names) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The reports on a conversion, and on the use of what was converted, as tables for people and as
 // JSON for programs.
+#include "convert/report.h"
+
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -12,7 +14,7 @@
 
 #include "base/nearest.h"
 #include "base/printable.h"
-#include "moe8/quantize_model.h"
+#include "base/text_table.h"
 
 namespace moe8 {
 namespace {
@@ -47,30 +49,6 @@ Line line_of(const ConversionRow& row) {
           row.config ? name_of(*row.config) : "-", printable(why)};
 }
 
-// Characters, not bytes: continuation bytes of UTF-8 take no column.
-size_t width_of(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  }));
-}
-
-std::string aligned(const std::vector<Line>& lines) {
-  std::vector<size_t> widths(lines.front().size());
-  for (const Line& line : lines) {
-    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], width_of(line[i]));
-  }
-  std::string text;
-  for (const Line& line : lines) {
-    for (size_t i = 0; i + 1 < line.size(); ++i) {
-      text += line[i] + std::string(widths[i] - width_of(line[i]) + 2, ' ');
-    }
-    text += line.back();
-    while (text.ends_with(' ')) text.pop_back();
-    text += '\n';
-  }
-  return text;
-}
-
 nlohmann::json json_of(const std::optional<Config>& config) {
   return config ? nlohmann::json(name_of(*config)) : nlohmann::json();
 }
@@ -90,16 +68,20 @@ std::vector<ConversionRow> ConversionReport::converted() const {
   return list;
 }
 
-std::string ConversionReport::to_table() const {
+std::string fitted_table(const ConversionReport& report, size_t columns) {
   std::vector<Line> lines{{"parameter", "shape", "dtype", "recipe", "decided by"}};
-  for (const ConversionRow& row : rows) lines.push_back(line_of(row));
-  std::string text = aligned(lines);
-  text += std::to_string(converted().size()) + " of " + std::to_string(rows.size()) +
+  for (const ConversionRow& row : report.rows) lines.push_back(line_of(row));
+  std::string text = text_table(lines, {.columns = columns});
+  text += std::to_string(report.converted().size()) + " of " + std::to_string(report.rows.size()) +
           " parameters converted.\n";
-  if (!unmatched_keys.empty()) {
-    text += "Keys that decided nothing: '" + printable(join(unmatched_keys, "', '")) + "'.\n";
+  if (!report.unmatched_keys.empty()) {
+    text += "Keys that decided nothing: '" + printable(join(report.unmatched_keys, "', '")) + "'.\n";
   }
   return text;
+}
+
+std::string ConversionReport::to_table() const {
+  return fitted_table(*this, 0);
 }
 
 std::string ConversionReport::to_json() const {
@@ -151,7 +133,7 @@ std::string ConversionCheck::to_table() const {
     lines.push_back({printable(weight.fqn), shape_text(weight.shape),
                      std::string(to_string(weight.use)), printable(weight.remedy)});
   }
-  return (weights.empty() ? "" : aligned(lines)) +
+  return (weights.empty() ? "" : text_table(lines)) +
          std::to_string(weights.size() - complaints().size()) + " of " +
          std::to_string(weights.size()) +
          " converted weights had all their products in low precision.\n";

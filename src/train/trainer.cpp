@@ -7,18 +7,22 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
+#include "device/cuda_device.h"
 #include "device/implementation.h"
 #include "io/file.h"
 #include "moe8/safetensors.h"
+#include "train/expert_load.h"
 #include "train/health.h"
+#include "train/run_header.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/store/checkpoint.h"
@@ -28,13 +32,16 @@
 #include "train/store/resume.h"
 #include "train/store/run_lock.h"
 #include "train/store/run_state.h"
+#include "train/store/speed.h"
 #include "train/text_data.h"
+#include "train/thread_count.h"
 #include "train/training_device.h"
 
 namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "train";
+constexpr int64_t kStepsAlone = 2;  // of runs in turns; the second has the moments of AdamW
 
 using Clock = std::chrono::steady_clock;
 
@@ -46,20 +53,39 @@ double tokens_of_a_step(const TrainingConfig& t) {
   return static_cast<double>(t.accumulation * t.batch_size * t.seq_len);
 }
 
-// Sets the number of LibTorch's threads for a while.
-class Threads {
+// Says how long a signal may wait for the step that is being computed: until the first step is done
+// and after the last not at all, whatever ends the run.
+class Patience {
  public:
-  explicit Threads(int64_t count) : before_(at::get_num_threads()) {
-    if (count > 0) at::set_num_threads(static_cast<int>(count));
+  explicit Patience(const RunOptions& options) : say_(options.patience) {}
+  ~Patience() {
+    if (say_) say_(0);
   }
-  ~Threads() { at::set_num_threads(before_); }
+  Patience(const Patience&) = delete;
+  Patience& operator=(const Patience&) = delete;
+
+  // With its validation and checkpoint.
+  void step_took(double seconds) {
+    constexpr double kLeast = 120, kTimesLongest = 10;
+    longest_ = std::max(longest_, seconds);
+    if (say_) say_(kLeast + kTimesLongest * longest_);
+  }
 
  private:
-  int before_;
+  const std::function<void(double)>& say_;
+  double longest_ = 0;
 };
+
+void check(const RunConfig& config, const RunOptions& options) {
+  config.validate();
+  MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
+             "expected at least one text file, got none. Pass --data FILE or set data.files.");
+  check_run_folder(config.output.folder, options.existing);
+}
 
 // The config that reproduces the run wherever it is started from.
 RunConfig resolved(RunConfig config) {
+  const ThreadCount threads(config.training.threads);
   for (std::string& file : config.data.files)
     file = std::filesystem::absolute(file).lexically_normal();
   config.output.folder = std::filesystem::absolute(config.output.folder).lexically_normal();
@@ -70,38 +96,30 @@ RunConfig resolved(RunConfig config) {
   return config;
 }
 
+// A scalar on the model's device. Copies there do not wait for it.
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Device device = model.output->weight.device();
-  const torch::Tensor logits = model.forward(batch.tokens.to(device)).to(at::kFloat);
-  return torch::nn::functional::cross_entropy(logits.flatten(0, 1),
-                                              batch.targets.to(device).flatten());
+  const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
+  const torch::Tensor logits = model.forward(moved(batch.tokens)).to(at::kFloat);
+  return torch::nn::functional::cross_entropy(logits.flatten(0, 1), moved(batch.targets).flatten());
 }
 
-struct Load {
-  double least = 1;
-  double most = 1;
-};
-
-// Of the counts since the last update_expert_bias.
-Load expert_load(torch::nn::Module& model) {
-  Load load;
-  model.apply([&](torch::nn::Module& module) {
-    const auto* layer = module.as<MoEImpl>();
-    if (!layer) return;
-    const torch::Tensor relative = layer->tokens_per_expert / layer->tokens_per_expert.mean();
-    load.least = std::min(load.least, relative.min().item<double>());
-    load.most = std::max(load.most, relative.max().item<double>());
-  });
-  return load;
+// The values of tensors of one device, one after the other. The only place of a step that waits for
+// a GPU.
+std::vector<double> values_of(std::vector<torch::Tensor> tensors) {
+  for (torch::Tensor& tensor : tensors) tensor = tensor.detach().to(at::kDouble).flatten();
+  const torch::Tensor values = at::cat(tensors).cpu();
+  const auto* first = values.const_data_ptr<double>();
+  return {first, first + values.numel()};
 }
 
-int64_t convert(TransformerImpl& model, const RunConfig& config) {
+ConversionReport convert(TransformerImpl& model, const RunConfig& config) {
   const FqnToConfig keys = to_fqn_config(config.conversion());
-  if (keys.empty()) return 0;
+  if (keys.empty()) return {};
   // What does not run in low precision ends the run after its first step: check_products.
-  const ConversionReport report = quantize_(model, keys, {.unused = Unused::IGNORE});
+  ConversionReport report = quantize_(model, keys, {.unused = Unused::IGNORE});
   log_info("conversion\n" + report.to_table());
-  return static_cast<int64_t>(report.converted().size());
+  return report;
 }
 
 // A run must not go on in another precision than its config says.
@@ -111,43 +129,81 @@ void check_products(const TransformerImpl& model) {
              " Training stopped after the first step.");
 }
 
-// One run: made ready completely by the constructor, then trained by go().
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[64];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts);
+  return text;
+}
+
+// CPU time of all threads of this process so far.
+double cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// One run: made ready completely by the constructor, then begin(), turn() until that is false,
+// end(). Between these calls other runs may do the same.
 class Run {
  public:
-  Run(RunConfig config, RunOptions options);
-  RunResult go();
+  /// @param others_hold  bytes that are in use for other runs
+  Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold);
+  void begin();
+  bool turn();
+  RunResult end();
+  /// From here on other runs work as well: what more is in use cannot be told apart.
+  void share_process();
 
  private:
   void open_folder();
   void resume();
   void load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info);
-  void train_on(Progress& progress);
+  std::optional<RunResult> finished(bool has_checkpoint) const;
+  void write_start();
+  // What LibTorch is set to while the run works.
+  struct Settings {
+    ThreadCount threads;
+    Deterministic deterministic;
+  };
+  Settings settings() const {
+    return {ThreadCount(config_.training.threads), Deterministic(device_)};
+  }
   StepMetrics step();
-  double backward(int64_t number);
+  torch::Tensor backward(int64_t number);
+  std::vector<ExpertTokens> measure(StepMetrics& metrics, const torch::Tensor& loss,
+                                    const torch::Tensor& grad_norm);
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
   void save();
   void keep_checkpoints();
   void check_finite(double value, const char* what, int64_t number) const;
   int stop_signal() const;
-  void count_seconds();
+  void count_process();
   RunResult result() const;
   void write_results(const RunResult& end) const;
 
   RunConfig config_;
   RunOptions options_;
+  Progress& progress_;
+  size_t row_ = 0;  // of the progress
+  int64_t others_hold_;
+  bool shares_process_ = false;
+  std::optional<Patience> patience_;
   at::Device device_;
-  Deterministic deterministic_;
   TextData data_;
   std::vector<std::string> text_;  // fingerprints of the data
   Transformer model_{nullptr};
-  int64_t converted_parameters_ = 0;
+  ConversionReport conversion_;
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
-  bool warm_ = false;  // the first step of a process is not timed, and is followed by checks
+  bool has_checked_products_ = false;  // by this process, after its first step
   int64_t saved_step_ = 0;
-  std::vector<std::string> notes_;  // what to say before training
+  std::vector<std::string> notes_;     // what to say before training
+  std::optional<RunResult> finished_;  // there is nothing to do
   Clock::time_point start_ = Clock::now();
 
   RunFolder folder_;
@@ -156,22 +212,24 @@ class Run {
   std::optional<MetricsFile> metrics_;
 };
 
-Run::Run(RunConfig config, RunOptions options)
+Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold)
     : config_(std::move(config)),
       options_(std::move(options)),
+      progress_(progress),
+      others_hold_(others_hold),
       device_(training_device(config_.training.device)),
-      deterministic_(device_),
       data_(config_.data.files, config_.data.validation_fraction),
       folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
+  const Settings now = settings();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
-  converted_parameters_ = convert(*model_, config_);
+  conversion_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
-  health_ = std::make_unique<Health>(*model_, config_.numerics);
+  health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
@@ -181,17 +239,16 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
 }
 
-// The loss of one step, its gradients left in the stepper.
-double Run::backward(int64_t number) {
+// The loss of one step, a scalar on the device; its gradients are left in the stepper.
+torch::Tensor Run::backward(int64_t number) {
   const TrainingConfig& t = config_.training;
-  torch::Tensor sum;  // stays on the device until the step's products are under way
+  torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   health_->start(number);
   for (int64_t i = 0; i < t.accumulation; ++i) {
     const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
                                           t.batch_size, t.seq_len);
     const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
-    const torch::Tensor part = loss.detach().to(at::kDouble);
-    sum = sum.defined() ? sum + part : part;
+    sum += loss.detach();
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
@@ -201,32 +258,43 @@ double Run::backward(int64_t number) {
   return total;
 }
 
+// Waits for what the step has computed so far, and checks it before any weight is changed.
+// Returns the rows of every expert.
+std::vector<ExpertTokens> Run::measure(StepMetrics& metrics, const torch::Tensor& loss,
+                                       const torch::Tensor& grad_norm) {
+  std::vector<torch::Tensor> tensors{loss, grad_norm};
+  for (torch::Tensor& counts : expert_counts(*model_)) tensors.push_back(std::move(counts));
+  const std::vector<double> values = values_of(std::move(tensors));
+  metrics.loss = values[0];
+  metrics.grad_norm = values[1];
+  check_finite(metrics.loss, "loss", metrics.step);
+  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
+  std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
+  add_loads(metrics, experts);
+  return experts;
+}
+
 StepMetrics Run::step() {
   const Clock::time_point start = Clock::now();
+  const double cpu_start = cpu_seconds();
   const TrainingConfig& t = config_.training;
   StepMetrics metrics;
   metrics.step = state_.step + 1;
   metrics.lr = learning_rate(config_.optimizer, t.steps, metrics.step);
-  metrics.loss = backward(metrics.step);
-  metrics.grad_norm = stepper_->step(metrics.lr);
-  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
-  const Load load = expert_load(*model_);
-  metrics.expert_load_min = load.least;
-  metrics.expert_load_max = load.most;
-  health_->finish();
+  const torch::Tensor loss = backward(metrics.step);
+  const torch::Tensor grad_norm = stepper_->clip_gradients();
+  const std::vector<ExpertTokens> experts = measure(metrics, loss, grad_norm);
+  stepper_->step(metrics.lr);
+  health_->finish(experts);
   update_expert_bias(*model_);
-  const double seconds = seconds_since(start);
-  metrics.tokens_per_s = tokens_of_a_step(t) / seconds;
+  metrics.tokens_per_s = tokens_of_a_step(t) / seconds_since(start);
+  if (device_.is_cpu()) {
+    metrics.tokens_per_cpu_s = tokens_of_a_step(t) / (cpu_seconds() - cpu_start);
+  }
 
   state_.step = metrics.step;
-  state_.tokens_per_s = metrics.tokens_per_s;
   state_.last_losses.push_back(metrics.loss);
   if (static_cast<int64_t>(state_.last_losses.size()) > kLastSteps) state_.last_losses.pop_front();
-  if (warm_) {
-    state_.timed_seconds += seconds;
-    ++state_.timed_steps;
-  }
-  warm_ = true;
   return metrics;
 }
 
@@ -254,6 +322,7 @@ void Run::open_folder() {
   if (options_.existing == ExistingRun::REPLACE) clear_run_folder(folder_);
   at::manual_seed(static_cast<uint64_t>(config_.training.seed));
   if (options_.existing == ExistingRun::RESUME) resume();
+  if (finished_) return;
   write_file(kOp, folder_.config(), to_toml(config_));
   metrics_.emplace(folder_.metrics(), state_.step);
   checkpoints_.prepare();
@@ -261,7 +330,8 @@ void Run::open_folder() {
   keep_checkpoints();
 }
 
-// Continues after the newest good checkpoint, or begins anew where there is none yet.
+// Continues after the newest good checkpoint, or begins anew where there is none yet; a run that is
+// finished stays as it is.
 void Run::resume() {
   const auto entry = checkpoints_.newest_good();
   if (entry) {
@@ -269,8 +339,24 @@ void Run::resume() {
   } else if (std::filesystem::exists(folder_.config())) {
     notes_ = allowed_changes(load_run_config(folder_.config()), config_, folder_.config());
   }
+  finished_ = finished(entry.has_value());
+  if (finished_) {
+    notes_ = {"This run is finished: nothing is changed. More steps: --set training.steps=N"};
+    return;
+  }
   notes_.insert(notes_.begin(), entry ? "Going on after " + entry->path
                                       : "There is no checkpoint yet: beginning with step 1");
+}
+
+// The result that the folder holds, when all steps are done and all that they lead to is there.
+std::optional<RunResult> Run::finished(bool has_checkpoint) const {
+  namespace fs = std::filesystem;
+  if (!fs::exists(folder_.result()) || !fs::exists(folder_.metrics())) return std::nullopt;
+  if (config_.output.checkpoint && !fs::exists(folder_.model())) return std::nullopt;
+  const int64_t steps = config_.training.steps;
+  if (has_checkpoint && state_.step != steps) return std::nullopt;
+  RunResult result = read_result(folder_.result());
+  return result.steps == steps ? std::optional(result) : std::nullopt;
 }
 
 void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info) {
@@ -301,7 +387,7 @@ bool Run::checkpoint_due(bool new_best) const {
 
 // The metrics first: a checkpoint promises the lines up to its step.
 void Run::save() {
-  count_seconds();
+  count_process();
   metrics_->sync();
   CheckpointTensors tensors{learned_tensors(*model_), stepper_->state()};
   for (auto& state : generator_states(device_)) tensors.training.push_back(std::move(state));
@@ -321,39 +407,72 @@ int Run::stop_signal() const {
   return options_.interrupted ? options_.interrupted() : 0;
 }
 
-void Run::count_seconds() {
+// Adds to the state what this process took since the last time.
+void Run::count_process() {
   state_.seconds += seconds_since(start_);
   start_ = Clock::now();
+  if (shares_process_) return;
+  state_.peak_memory = std::max(state_.peak_memory, peak_memory(device_) - others_hold_);
 }
 
-void Run::train_on(Progress& progress) {
-  while (state_.step < config_.training.steps && stop_signal() == 0) {
-    const bool is_first = !warm_;
-    StepMetrics metrics = step();
-    if (is_first) check_products(*model_);
-    const bool new_best = validate(metrics);
-    if (const auto report = health_->take()) {
-      metrics_->write(metrics.step, *report);
-      progress.warn(health_->fresh_warnings(*report));
-    }
-    metrics_->write(metrics);
-    progress.show(metrics);
-    if (checkpoint_due(new_best)) save();
-  }
-  if (state_.step < config_.training.steps && state_.step > saved_step_) save();
+void Run::share_process() {
+  count_process();
+  shares_process_ = true;
 }
 
-RunResult Run::go() {
+void Run::write_start() {
+  metrics_->write(RunStart{.step = state_.step + 1,
+                           .date = utc_now(),
+                           .program = options_.origin.program,
+                           .command = options_.origin.command,
+                           .machine = options_.origin.machine,
+                           .device = device_.is_cuda() ? device_name(device_) : "CPU",
+                           .threads = at::get_num_threads()});
+}
+
+void Run::begin() {
+  const Settings now = settings();
   open_folder();
-  const TrainingConfig& t = config_.training;
-  Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps, state_.step);
-  if (device_.is_cuda() || !kernels_wanted()) progress.say(describe_device(device_));
-  for (const std::string& note : notes_) progress.say(note);
-  train_on(progress);
-  progress.finish();
-  count_seconds();
+  row_ = progress_.add(config_.training.recipe, config_.training.steps, state_.step);
+  if (!finished_) {
+    if (state_.step < config_.training.steps) write_start();
+    progress_.say(config_.training.recipe);
+    for (const std::string& line : header_of(config_, conversion_, device_)) progress_.say(line);
+    if (device_.is_cuda() || !kernels_wanted()) progress_.say(describe_device(device_));
+    patience_.emplace(options_);
+  }
+  for (const std::string& note : notes_) progress_.say(note);
+}
+
+// A step and what is due after it. False when there is none to do any more.
+bool Run::turn() {
+  if (finished_ || state_.step >= config_.training.steps || stop_signal() != 0) return false;
+  const Settings now = settings();
+  const Clock::time_point start = Clock::now();
+  StepMetrics metrics = step();
+  if (!std::exchange(has_checked_products_, true)) check_products(*model_);
+  patience_->step_took(seconds_since(start));
+  const bool new_best = validate(metrics);
+  if (const auto report = health_->take()) {
+    metrics_->write(metrics.step, *report);
+    progress_.warn(row_, health_->fresh_warnings(*report));
+  }
+  metrics_->write(metrics);
+  progress_.show(row_, metrics);
+  if (checkpoint_due(new_best)) save();
+  patience_->step_took(seconds_since(start));
+  return true;
+}
+
+RunResult Run::end() {
+  if (finished_) return *finished_;
+  const Settings now = settings();
+  if (state_.step < config_.training.steps && state_.step > saved_step_) save();
+  progress_.finish();
+  count_process();
   const RunResult end = result();
   if (end.stopped_by == 0) write_results(end);
+  patience_.reset();
   return end;
 }
 
@@ -363,20 +482,17 @@ RunResult Run::result() const {
   result.recipe = config_.training.recipe;
   result.folder = folder_.path;
   result.steps = state_.step;
-  if (state_.step < config_.training.steps) result.stopped_by = stop_signal();
+  const int signal = stop_signal();
+  if (state_.step < config_.training.steps) result.stopped_by = signal;
   result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
                       static_cast<double>(state_.last_losses.size());
   result.validation_loss = state_.validation_loss.value_or(NAN);
-  result.tokens_per_s = state_.tokens_per_s;  // stands when no step was timed
-  if (state_.timed_steps > 0) {
-    result.tokens_per_s = static_cast<double>(state_.timed_steps) *
-                          tokens_of_a_step(config_.training) / state_.timed_seconds;
-  }
-  result.peak_memory = peak_memory(device_);
+  result.tokens_per_s = speed_of(read_metrics(folder_.metrics())).wall.median;
+  result.peak_memory = state_.peak_memory;
   result.seconds = state_.seconds;
   result.parameters = counts.total;
   result.active_parameters = counts.active;
-  result.converted_parameters = converted_parameters_;
+  result.converted_parameters = static_cast<int64_t>(conversion_.converted().size());
   return result;
 }
 
@@ -385,30 +501,43 @@ void Run::write_results(const RunResult& end) const {
     save_safetensors(folder_.model(), learned_tensors(*model_),
                      {{"format", "pt"}, {"recipe", config_.training.recipe}});
   }
-  const nlohmann::ordered_json json{{"recipe", end.recipe},
-                                    {"steps", end.steps},
-                                    {"train_loss", end.train_loss},
-                                    {"validation_loss", end.validation_loss},
-                                    {"tokens_per_s", end.tokens_per_s},
-                                    {"peak_memory_bytes", end.peak_memory},
-                                    {"seconds", end.seconds},
-                                    {"parameters", end.parameters},
-                                    {"active_parameters", end.active_parameters},
-                                    {"converted_parameters", end.converted_parameters}};
-  write_file(kOp, folder_.result(), json.dump(2) + "\n");
+  write_result(folder_.result(), end);
 }
 
 }  // namespace
 
 RunResult train(const RunConfig& config, const RunOptions& options) {
-  config.validate();
-  MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
-             "expected at least one text file, got none. Pass --data FILE or set data.files.");
-  check_run_folder(config.output.folder, options.existing);
-  const Threads threads(config.training.threads);
-  const RunConfig complete = resolved(config);
-  restart_peak_memory(training_device(complete.training.device));
-  return Run(complete, options).go();
+  return train_in_turns({config}, options).front();
+}
+
+std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
+                                      const RunOptions& options) {
+  for (const RunConfig& config : configs) check(config, options);
+  Progress progress(options.progress, options.progress_kind, options.columns);
+  std::vector<std::unique_ptr<Run>> runs;
+  int64_t held_at_first = 0;
+  for (const RunConfig& config : configs) {
+    const RunConfig complete = resolved(config);
+    const at::Device device = training_device(complete.training.device);
+    restart_peak_memory(device);
+    const int64_t held = memory_in_use(device);
+    if (runs.empty()) held_at_first = held;
+    Run& run = *runs.emplace_back(
+        std::make_unique<Run>(complete, options, progress, held - held_at_first));
+    run.begin();
+    if (configs.size() == 1) break;
+    for (int64_t i = 0; i < kStepsAlone && run.turn(); ++i) {
+    }
+    run.share_process();
+  }
+  for (bool go_on = true; go_on;) {
+    go_on = false;
+    for (const auto& run : runs) go_on = run->turn() || go_on;
+  }
+  std::vector<RunResult> results;
+  results.reserve(runs.size());
+  for (const auto& run : runs) results.push_back(run->end());
+  return results;
 }
 
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config) {
@@ -417,14 +546,13 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
   model.eval();
   const int64_t batches = std::min(config.validation_batches,
                                    data.validation_batches(config.batch_size, config.seq_len));
-  torch::Tensor sum = torch::zeros({}, at::kDouble);
+  std::vector<torch::Tensor> losses;
   for (int64_t i = 0; i < batches; ++i) {
-    const torch::Tensor loss =
-        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len));
-    sum = sum.to(loss.device()) + loss.to(at::kDouble);
+    losses.push_back(loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len)));
   }
   model.train(was_training);
-  return sum.item<double>() / static_cast<double>(batches);
+  const std::vector<double> values = values_of(losses);
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }
 
 }  // namespace moe8

@@ -5,44 +5,41 @@
 #include <functional>
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "train/config/run_config.h"
 #include "train/progress.h"
 #include "train/store/run_folder.h"
+#include "train/store/run_result.h"
 
 namespace moe8 {
 
 class TextData;
 
+/// Who trains, for the record in metrics.jsonl; see RunStart.
+struct RunOrigin {
+  std::string program{};
+  std::string command{};
+  std::string machine{};
+};
+
 struct RunOptions {
   ExistingRun existing = ExistingRun::REFUSE;
   std::ostream* progress = nullptr;  // null: silent
   Progress::Kind progress_kind = Progress::Kind::LINES;
+  std::function<int()> columns;  // of the terminal; null: no limit
   // Asked after every step: the number of a signal that wants the run to stop, or 0. Null: never.
   std::function<int()> interrupted;
+  // Called with how many seconds such a signal may wait for the step that is being computed; with 0
+  // when a stop would lose nothing: before the first step, at the end, in a failure. Null: never.
+  std::function<void(double seconds)> patience;
+  RunOrigin origin{};
 };
-
-struct RunResult {
-  std::string recipe;  // "custom" when a conversion file decided
-  std::string folder;
-  int64_t steps = 0;           // done, in this and earlier processes
-  int stopped_by = 0;          // the signal because of which steps are missing; 0: none are
-  double train_loss = 0;       // mean of the last steps, see kLastSteps
-  double validation_loss = 0;  // after the last step
-  double tokens_per_s = 0;     // without the first step of a process and without validation
-  int64_t peak_memory = 0;     // bytes, see training_device.h
-  double seconds = 0;          // the whole run
-  int64_t parameters = 0;
-  int64_t active_parameters = 0;
-  int64_t converted_parameters = 0;  // how many of the tensors compute in low precision
-};
-
-/// RunResult::train_loss is the mean of so many last steps (of all, when there are fewer).
-inline constexpr int64_t kLastSteps = 20;
 
 /// Trains, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
-/// run), metrics.jsonl (a line per step), checkpoints/ (docs/checkpoints.md), and at the end
+/// run), metrics.jsonl (a line for every step), checkpoints/ (docs/checkpoints.md), and at the end
 /// result.json and, when asked for, model.safetensors. The folder is locked meanwhile.
+/// Going on with a run that is finished changes nothing and returns its result.
 /// The same config gives the same losses on the same machine with the same number of threads,
 /// however often the run is killed and resumed.
 /// @throws c10::Error on a bad config, missing or short text, a folder that holds a run or in which
@@ -50,6 +47,14 @@ inline constexpr int64_t kLastSteps = 20;
 /// is touched); on resuming, a checkpoint of another run or only damaged ones (neither is touched);
 /// a loss or gradient that is not finite, a failure to write.
 RunResult train(const RunConfig& config, const RunOptions& options = {});
+
+/// Trains several runs in this process, a step of each in turn, so that whatever else the machine
+/// does slows all of them alike. Every run leaves in its folder what train() would leave, the same
+/// to the last bit but for times and memory. Each begins with a few steps alone; the memory it takes
+/// is measured then, as what the process holds beyond what the runs before it hold at rest.
+/// @return in the order of `configs`. @throws c10::Error as train(); bad configs before any run.
+std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
+                                      const RunOptions& options = {});
 
 /// Mean loss in nats per token of the first config.validation_batches batches, or of all there are.
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config);

@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -17,6 +18,8 @@
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/store/metrics.h"
+#include "train/store/speed.h"
+#include "train/thread_count.h"
 #include "train/tiny_run.h"
 
 namespace moe8 {
@@ -81,6 +84,7 @@ TEST(Stepper, MasterWeightsKeepWhatBf16WouldLose) {
     for (auto [model, stepper] : {std::pair{&master, &master_stepper}, {&plain, &plain_stepper}}) {
       (model->w.sum() + model->v.sum()).backward();
       stepper->accumulate();
+      stepper->clip_gradients();
       stepper->step(1e-4);  // far less than half a bf16 step at 1
     }
   }
@@ -123,16 +127,24 @@ TEST(Stepper, ClipsToTheGlobalNormAndReportsTheNormBefore) {
   Stepper stepper(model, config, Weights::FLOAT32);
   (model.w.sum() * 3 + model.v.sum() * 4).backward();
   const double expected = std::sqrt(32 * 9.0 + 8 * 16.0);
-  EXPECT_NEAR(stepper.step(1e-3), expected, 1e-3);
+  EXPECT_NEAR(stepper.clip_gradients().item<double>(), expected, 1e-3);
+  EXPECT_NEAR(at::cat({model.w.grad().flatten(), model.v.grad()}).norm().item<double>(), 0.5, 1e-6);
+  EXPECT_NEAR(stepper.clip_gradients().item<double>(), 0.5, 1e-6);
 }
 
-TEST(Stepper, LeavesEverythingAsItWasWhenAGradientIsNotFinite) {
-  Pair model(at::kFloat);
-  Stepper stepper(model, {}, Weights::FLOAT32);
-  const torch::Tensor before = model.w.detach().clone();
-  (model.w.sum() * INFINITY).backward();
-  EXPECT_FALSE(std::isfinite(stepper.step(1.0)));
-  EXPECT_TRUE(same_bits(before, model.w.detach()));
+TEST(Stepper, ClipsAsLibTorchDoes) {
+  for (const double largest : {0.5, 1e9, 0.0}) {
+    OptimizerConfig config;
+    config.max_grad_norm = largest;
+    Pair ours(at::kFloat), theirs(at::kFloat);
+    Stepper stepper(ours, config, Weights::FLOAT32);
+    for (Pair* pair : {&ours, &theirs}) (pair->w.square().sum() * 3 + pair->v.sum() * 4).backward();
+    const double norm = torch::nn::utils::clip_grad_norm_(
+        theirs.parameters(), largest > 0 ? largest : std::numeric_limits<double>::infinity());
+    EXPECT_EQ(stepper.clip_gradients().item<double>(), norm);
+    EXPECT_TRUE(same_bits(theirs.w.grad(), ours.w.grad()));
+    EXPECT_TRUE(same_bits(theirs.v.grad(), ours.v.grad()));
+  }
 }
 
 // ---- runs -------------------------------------------------------------------
@@ -160,7 +172,7 @@ TEST(Train, LossFallsAndTheFilesAreRight) {
   }
   EXPECT_NEAR(result.train_loss, sum / 20, 1e-9);
   EXPECT_DOUBLE_EQ(result.validation_loss, *steps.back().validation_loss);
-  EXPECT_GT(result.tokens_per_s, 0);
+  EXPECT_EQ(result.tokens_per_s, speed_of(steps).wall.median);
   EXPECT_GT(result.peak_memory, 50 << 20);
   EXPECT_EQ(result.recipe, "bf16");
   EXPECT_EQ(result.parameters, count_parameters(config.model).total);
@@ -254,7 +266,8 @@ TEST(Train, ANonFiniteLossStops) {
   config.optimizer.learning_rate = 1e9;
   config.optimizer.max_grad_norm = 0;
   config.optimizer.warmup_steps = 0;
-  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
+  EXPECT_THAT(error_of([&] { train(config); }),
+              HasSubstr("[train] loss: expected a finite number, got "));
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"run", "text.txt"}));
   EXPECT_FALSE(std::filesystem::exists(folder / "run/model.safetensors"));
 }
@@ -275,6 +288,62 @@ TEST(Train, ARunInAnotherPrecisionStopsAfterItsFirstStep) {
                     HasSubstr("layers.1.moe.experts.w2 (4, 32, 32)"),
                     HasSubstr("Training stopped after the first step")));
   EXPECT_THAT(read_metrics(folder / "run/metrics.jsonl"), ::testing::IsEmpty());
+}
+
+TEST(Train, AGradientThatIsNotFiniteStopsBeforeAnyWeightChanges) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 3;
+  config.checkpoint.interval = 1;
+  config.training.recipe = "bf16";
+  config.training.weights = Weights::BF16;
+  config.optimizer.learning_rate = 1e9;
+  config.optimizer.max_grad_norm = 0;
+  config.optimizer.warmup_steps = 0;
+  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
+  for (const auto& [name, tensor] :
+       load_safetensors(folder / "run/checkpoints/step-00000001/model.safetensors")) {
+    EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+  }
+}
+
+// ---- threads and signals ------------------------------------------------------
+TEST(ThreadCount, IsRestoredAtTheEndButNotInAFailure) {
+  const int before = at::get_num_threads();
+  {
+    const ThreadCount one(1);
+    EXPECT_EQ(at::get_num_threads(), 1);
+  }
+  EXPECT_EQ(at::get_num_threads(), before);
+  try {
+    const ThreadCount other(before + 1);
+    throw std::runtime_error("out of memory");
+  } catch (const std::runtime_error&) {
+  }
+  EXPECT_EQ(at::get_num_threads(), before + 1);  // a pool of threads was not asked for others
+  at::set_num_threads(before);
+}
+
+// A signal may end the process as long as no step is done, and when the run fails or ends.
+TEST(Train, SaysHowLongASignalMayWait) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 3;
+  RunOptions options;
+  std::vector<double> said;
+  options.patience = [&](double seconds) { said.push_back(seconds); };
+  train(config, options);
+  ASSERT_GE(said.size(), 4u);
+  EXPECT_GT(said.front(), 100);
+  EXPECT_EQ(said.back(), 0);
+  said.clear();
+  config.output.folder = folder / "fails";
+  config.optimizer.learning_rate = 1e9;
+  config.optimizer.max_grad_norm = 0;
+  config.optimizer.warmup_steps = 0;
+  config.training.steps = 20;
+  EXPECT_NE(error_of([&] { train(config, options); }), "(no error)");
+  EXPECT_EQ(said.back(), 0);
 }
 
 TEST(Train, AFolderWithARunIsRefusedUnlessTold) {
@@ -343,17 +412,51 @@ TEST(Progress, RewritesOneLineOnATerminalAndPrintsLinesElsewhere) {
   last.step = 10;
   last.loss = 2.5;
   std::ostringstream terminal, lines;
-  Progress a(&terminal, Progress::Kind::TERMINAL, "bf16", 10),
-      b(&lines, Progress::Kind::LINES, "bf16", 10);
+  const auto columns = [] { return 80; };
+  Progress a(&terminal, Progress::Kind::TERMINAL, columns),
+      b(&lines, Progress::Kind::LINES, columns);
   for (Progress* progress : {&a, &b}) {
-    progress->show(last);
+    progress->show(progress->add("bf16", 10), last);
     progress->finish();
   }
   EXPECT_THAT(terminal.str(), ::testing::StartsWith("\rbf16  step 10/10  loss 2.5000"));
   EXPECT_THAT(terminal.str(), ::testing::EndsWith("\n"));
   EXPECT_EQ(lines.str().find('\r'), std::string::npos);
   EXPECT_THAT(lines.str(), HasSubstr("step 10/10  loss 2.5000"));
-  Progress(nullptr, Progress::Kind::LINES, "", 1).show(last);  // silent
+  Progress silent(nullptr, Progress::Kind::LINES, columns);
+  silent.show(silent.add("", 10), last);
+}
+
+TEST(Progress, FitsTheTerminal) {
+  StepMetrics long_one{.step = 123456,
+                       .loss = 12.3456,
+                       .lr = 1.25e-4,
+                       .grad_norm = 1234.56,
+                       .tokens_per_s = 1234567};
+  long_one.validation_loss = 12.3456;
+  for (const int columns : {200, 80, 40, 20, 3, 1}) {
+    for (const int runs : {1, 3}) {
+      std::ostringstream out;
+      Progress progress(&out, Progress::Kind::TERMINAL, [&] { return columns; });
+      for (int i = 0; i < runs; ++i) progress.add("mxfp8_rceil_wgrad_with_hp", 200000);
+      progress.show(0, long_one);
+      const std::string line = out.str();
+      EXPECT_EQ(line.front(), '\r');
+      EXPECT_LE(line.size() - 1, static_cast<size_t>(std::max(1, columns - 1))) << line;
+      if (columns >= 40) EXPECT_THAT(line, HasSubstr("step ")) << line;
+      if (columns >= 40 && runs == 1) EXPECT_THAT(line, HasSubstr("loss 12.3456")) << line;
+      if (columns == 80 && runs == 1) EXPECT_THAT(line, HasSubstr("ETA ")) << line;
+    }
+  }
+}
+
+TEST(Progress, SeveralRunsShareALine) {
+  std::ostringstream out;
+  Progress progress(&out, Progress::Kind::TERMINAL, [] { return 80; });
+  const size_t a = progress.add("bf16", 2), b = progress.add("mxfp8_rceil", 2);
+  progress.show(a, {.step = 2, .loss = 2.5});
+  progress.show(b, {.step = 2, .loss = 2.25});
+  EXPECT_THAT(out.str(), HasSubstr("\rstep 2/2  bf16 2.5000  mxfp8_rceil 2.2500  took 0s"));
 }
 
 TEST(Progress, Durations) {

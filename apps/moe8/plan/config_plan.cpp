@@ -11,7 +11,8 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "text_table.h"
+#include "cli.h"
+#include "convert/report.h"
 #include "train/plan/memory_plan.h"
 
 namespace moe8 {
@@ -86,7 +87,7 @@ std::string parameter_table(const TransformerConfig& config) {
   }
   const ParameterCounts counts = count_parameters(config);
   rows.push_back({"total", with_commas(counts.total), with_commas(counts.active)});
-  return text_table(rows);
+  return text_table(rows, table_style());
 }
 
 // ---- conversion -------------------------------------------------------------
@@ -141,7 +142,7 @@ ConversionReport by_layer_ranges(const ConversionReport& report) {
 
 std::string conversion_table(const RunConfig& config) {
   const ConversionReport report = plan_conversion(config);
-  std::string table = by_layer_ranges(report).to_table();
+  std::string table = fitted_table(by_layer_ranges(report), table_style().columns);
   table.erase(table.rfind('\n', table.size() - 2) + 1);  // its last line counts merged rows
   return c10::str(table, report.converted().size(), " of ", report.rows.size(),
                   " parameters converted.\n");
@@ -182,7 +183,8 @@ std::string memory_table(const ConfigPlan& plan) {
   const bool on_gpu = t.device == TrainingDevice::CUDA;
   return c10::str("memory of one process on ", on_gpu ? "a Hopper GPU" : "this CPU",
                   ": weights = \"", to_string(t.weights), "\", ", t.batch_size, " x ", t.seq_len,
-                  " tokens a backward, accumulation ", t.accumulation, "\n", text_table(rows));
+                  " tokens a backward, accumulation ", t.accumulation, "\n",
+                  text_table(rows, table_style()));
 }
 
 // ---- GPUs -------------------------------------------------------------------
@@ -207,7 +209,7 @@ std::string gpu_table(const ConfigPlan& plan) {
   const RecipeMemory first = memory_of(plan).front();
   Rows rows{{"GPUs by memory, " + first.recipe, "needed"}};
   for (const Gpu& gpu : kGpus) rows.push_back({gpu.name, gpus_for(first.memory, gpu)});
-  return c10::str(text_table(rows),
+  return c10::str(text_table(rows, table_style()),
                   "Of more than one: each with a batch of its own and an equal part of weights,\n"
                   "masters, optimizer and gradients. `moe8 train` itself uses one GPU.\n");
 }
@@ -221,7 +223,7 @@ std::string saved_table(const RunConfig& config) {
     total += saved.bytes;
   }
   rows.push_back({"total", bytes_text(total)});
-  return text_table(rows);
+  return text_table(rows, table_style());
 }
 
 nlohmann::json parameters_json(const TransformerConfig& config) {

@@ -4,13 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "base/check.h"
-#include "convert/toml_input.h"
 #include "train/store/run_folder.h"
-#include "train/trainer.h"
+#include "train/store/run_result.h"
 
 namespace moe8 {
 namespace {
@@ -24,33 +21,11 @@ std::string last_part(const std::string& folder) {
   return path.has_filename() ? path.filename() : path.parent_path().filename();
 }
 
-double median_tokens_per_s(const std::vector<StepMetrics>& steps) {
-  std::vector<double> rates;
-  rates.reserve(steps.size());
-  for (const StepMetrics& step : steps) rates.push_back(step.tokens_per_s);
-  const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
-  std::ranges::nth_element(rates, middle);
-  return *middle;
-}
-
 double mean_of_last_losses(const std::vector<StepMetrics>& steps) {
   const size_t count = std::min(steps.size(), static_cast<size_t>(kLastSteps));
   double sum = 0;
   for (size_t i = steps.size() - count; i < steps.size(); ++i) sum += steps[i].loss;
   return sum / static_cast<double>(count);
-}
-
-// What result.json adds; a run that did not come to its end has none.
-void add_result(RunRecord& run, const std::string& path) {
-  if (!fs::exists(path)) return;
-  try {
-    const auto json = nlohmann::json::parse(read_text_file(kOp, path));
-    run.finished = true;
-    run.tokens_per_s = json.at("tokens_per_s");
-    run.peak_memory = json.at("peak_memory_bytes");
-  } catch (const nlohmann::json::exception& error) {
-    fail(kOp, path, c10::str("expected the result of a run, got: ", error.what()));
-  }
 }
 
 }  // namespace
@@ -62,15 +37,20 @@ RunRecord read_run(const std::string& folder) {
              fs::exists(folder) ? "one without" : "none", ". See: moe8 train --help");
   RunRecord run{.name = last_part(folder), .folder = folder};
   run.config = load_run_config(files.config());
-  run.steps = read_metrics(files.metrics());
+  MetricsRecord metrics = read_all_metrics(files.metrics());
+  run.steps = std::move(metrics.steps);
+  run.numerics = std::move(metrics.numerics);
+  run.starts = std::move(metrics.starts);
   MOE8_CHECK(!run.steps.empty(), kOp, folder, "expected at least one step, got none yet");
-  run.numerics = read_numerics(files.metrics());
   run.train_loss = mean_of_last_losses(run.steps);
-  run.tokens_per_s = median_tokens_per_s(run.steps);
+  run.speed = speed_of(run.steps);
   for (const StepMetrics& step : run.steps) {
     if (step.validation_loss) run.validation_loss = step.validation_loss;
   }
-  add_result(run, files.result());
+  if (fs::exists(files.result())) {  // only a run that came to its end has one
+    run.finished = true;
+    run.peak_memory = read_result(files.result()).peak_memory;
+  }
   return run;
 }
 
@@ -86,6 +66,12 @@ std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
     if (std::ranges::count_if(runs, same) > 1) run.name = run.folder;
   }
   return runs;
+}
+
+size_t warnings_in(const RunRecord& run) {
+  size_t count = 0;
+  for (const NumericsLine& look : run.numerics) count += look.warnings.size();
+  return count;
 }
 
 std::optional<double> difference_percent(const RunRecord& run, const RunRecord& first) {
