@@ -91,6 +91,8 @@ def failing_file(entry, overlay):
     if done.returncode == 0:
         return None
     source = os.path.relpath(entry["file"], ROOT)
+    if "error:" not in done.stderr:
+        sys.exit(f"{source}: the compiler ended with {done.returncode}: {done.stderr[-2000:]}")
     for line in re.findall(r"^(/[^:]+):\d+:\d+: (?:fatal )?error:", done.stderr, re.M):
         if line.startswith(f"{ROOT}/"):
             source = os.path.relpath(line, ROOT)  # a header, when the error is there
