@@ -334,7 +334,7 @@ void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
 void keep_tag(const at::Tensor& weight) {
   Tag* tag = meta_tag(weight);
   if (!tag || !tag->config) return;
-  if (Registry::instance().find(weight.unsafeGetTensorImpl()) == tag) return;
+  if (Registry::instance().find(weight.unsafeGetTensorImpl())) return;
   Registry::instance().insert(weight, TagPtr::reclaim_copy(tag));
 }
 

@@ -268,10 +268,22 @@ TEST(AtenHooks, PlainTensorsSeeLibTorch) {
       {"BaddbmmBackward0", [&] { return at::baddbmm(bias, x3, w3.transpose(-2, -1)); }},
       {"MvBackward0", [&] { return at::mv(w, x3[0][0]); }},
       {"AddmvBackward0", [&] { return at::addmv(bias, w, x3[0][0]); }},
-      {"CatBackward0", [&] { return at::cat({w, w}); }},
-      {"StackBackward0", [&] { return at::stack({w, w}); }},
-      {"IndexSelectBackward0", [&] { return w.index_select(0, at::tensor({2, 1})); }},
-      {"IndexBackward0", [&] { return w.index({at::tensor({2, 1})}); }},
+      {"CatBackward0",
+       [&] {
+         return at::cat({w, w});
+       }},
+      {"StackBackward0",
+       [&] {
+         return at::stack({w, w});
+       }},
+      {"IndexSelectBackward0",
+       [&] {
+         return w.index_select(0, at::tensor({2, 1}));
+       }},
+      {"IndexBackward0",
+       [&] {
+         return w.index({at::tensor({2, 1})});
+       }},
   };
   const auto run = [&](const std::function<Tensor()>& call) {
     for (const Tensor& leaf : {x, w, bias, w3}) leaf.mutable_grad() = Tensor();

@@ -78,8 +78,8 @@ struct After<Layer, Op, Mark, R(Args...)> {
 
 template <typename Op>
 std::string name_of() {
-  const std::string overload = Op::overload_name;
-  return Op::name + (overload.empty() ? "" : "." + overload);
+  const std::string name(Op::name), overload(Op::overload_name);
+  return overload.empty() ? name : name + "." + overload;
 }
 
 template <typename Layer, typename Op, auto Try>

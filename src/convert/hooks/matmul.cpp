@@ -190,7 +190,8 @@ std::optional<Tensor> try_linear(const Tensor& x, const Tensor& weight,
   if (has_bias && is_refused(x, *bias)) return std::nullopt;
   const std::optional<Tensor> y = try_matmul("linear", x, weight.t());
   if (!y || !has_bias) return y;
-  return at::add(*y, bias->to(y->scalar_type()).expand_as(*y));
+  const Tensor summand = bias->to(y->scalar_type());
+  return at::add(*y, summand.dim() == 1 ? summand : summand.expand_as(*y));
 }
 
 std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
