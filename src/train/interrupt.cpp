@@ -31,6 +31,7 @@ void say(const char (&text)[Size]) {
 
 extern "C" void note_signal(int number) {
   if (first_signal != 0) {
+    if (is_terminal) say("\n");  // below the progress
     say("moe8: ended by a second signal; steps since the last checkpoint are lost\n");
     ::_exit(128 + number);
   }
