@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "cli.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <iostream>
 #include <new>
@@ -9,6 +11,7 @@
 #include "base/check.h"
 #include "base/nearest.h"
 #include "moe8/version.h"
+#include "train/terminal.h"
 
 namespace moe8 {
 namespace {
@@ -76,6 +79,10 @@ int run_command_line(CLI::App& app, int argc, char** argv) {
 
 void end_as_failed() {
   throw CLI::RuntimeError(kFailed);
+}
+
+TextTable table_style(const std::string& indent) {
+  return {.indent = indent, .columns = table_columns(STDOUT_FILENO)};
 }
 
 std::string examples(const std::string& lines) {

@@ -5,6 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "base/text_table.h"
+
 namespace moe8 {
 
 enum ExitStatus { kOk = 0, kFailed = 1, kUsage = 2 };
@@ -15,6 +17,9 @@ int run_command_line(CLI::App& app, int argc, char** argv);
 
 /// Ends a subcommand with kFailed when what went wrong is printed already.
 [[noreturn]] void end_as_failed();
+
+/// How tables fit what standard output is: a terminal, or a file or program without a limit.
+TextTable table_style(const std::string& indent = "");
 
 /// The end of a help text: "Example:" and the lines, indented.
 std::string examples(const std::string& lines);

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,7 +25,6 @@
 #include "doctor/speed.h"
 #include "gemm/torch_gemm.h"
 #include "moe8/version.h"
-#include "text_table.h"
 
 namespace moe8 {
 namespace {
@@ -85,56 +86,116 @@ std::string backends_line() {
   return line;
 }
 
-void print(const char* title, const Rows& rows) {
-  std::cout << title << '\n' << text_table(rows, "  ") << '\n';
+// A part of what a doctor finds: names and values.
+struct Section {
+  const char* title;
+  Rows rows;
+};
+
+std::vector<Section> findings() {
+  const std::vector<std::string> features = cpu_features();
+  return {{"versions",
+           {{"moe8", version()},
+            {"LibTorch", c10::str(TORCH_VERSION)},
+            {"compiler", compiler()},
+            {"backends", backends_line()}}},
+          {"machine",
+           {{"CPU", cpu_model()},
+            {"features", features.empty() ? "none that moe8 knows" : join(features, " ")},
+            {"memory", memory_line()},
+            {"GPU", gpu_line()}}},
+          {"what moe8 uses",
+           {{"quantizers", kernels_line()},
+            {"products", products_line()},
+            {"LibTorch kernels", at::get_cpu_capability()},
+            {"threads", std::to_string(at::get_num_threads())}}}};
 }
 
-void print_speeds(const Speeds& speeds) {
+// What was measured, and what could not be: a doctor looks at ill machines as well.
+struct Measured {
+  Speeds speeds;
+  std::vector<std::string> failures;
+};
+
+Measured measure() {
+  Measured measured;
+  const auto attempt = [&](const auto& measure_some) {
+    try {
+      measure_some();
+    } catch (const std::exception& error) {
+      measured.failures.emplace_back(message_of(error));
+    }
+  };
+  attempt([&] { measured.speeds = measure_speeds(); });
+  if (load_cuda_backend()) return measured;  // why not is said among the backends
+  for (size_t i = 0; i < at::getNumGPUs(); ++i) {
+    const at::Device gpu(at::kCUDA, static_cast<at::DeviceIndex>(i));
+    attempt([&] {
+      for (Speed& speed : measure_gpu(gpu)) measured.speeds.rows.push_back(std::move(speed));
+    });
+  }
+  return measured;
+}
+
+// Empty when moe8 multiplies as is fastest here.
+std::string advice(const Speeds& speeds) {
+  if (speeds.rows.empty()) return "";
+  const bool bf16_faster = speeds.bf16_gflops > speeds.float32_gflops;
+  if (bf16_faster == cpu_prefers_bf16()) return "";
+  const std::string faster = bf16_faster ? "bf16" : "float32";
+  return faster + " products measured faster; MOE8_CPU_GEMM=" + faster + " would use them";
+}
+
+// ---- for people -------------------------------------------------------------
+void print_measured(const Measured& measured) {
   Rows rows;
-  for (const Speed& speed : speeds.rows) {
+  for (const Speed& speed : measured.speeds.rows) {
     char value[32];
     std::snprintf(value, sizeof value, "%7.1f", speed.value);
     rows.push_back({speed.what, value, speed.unit});
   }
-  std::cout << text_table(rows, "  ");
-  const bool bf16_faster = speeds.bf16_gflops > speeds.float32_gflops;
-  if (bf16_faster != cpu_prefers_bf16()) {
-    const char* faster = bf16_faster ? "bf16" : "float32";
-    std::cout << "  note: " << faster << " products measured faster; MOE8_CPU_GEMM=" << faster
-              << " would use them\n";
+  std::cout << text_table(rows, table_style("  "));
+  const std::string note = advice(measured.speeds);
+  if (!note.empty()) std::cout << "  note: " << note << '\n';
+  for (const std::string& failure : measured.failures) {
+    std::cout << "  failed: " << failure << '\n';
   }
 }
 
-// Ill machines are what a doctor is for: what cannot be measured is said, and the rest follows.
-void print_measured() {
-  std::cout << "measured (about two seconds)" << std::endl;
-  try {
-    print_speeds(measure_speeds());
-  } catch (const std::exception& error) {
-    std::cout << "  failed: " << message_of(error) << '\n';
+void print_for_people() {
+  for (const Section& section : findings()) {
+    std::cout << section.title << '\n' << text_table(section.rows, table_style("  ")) << '\n';
   }
-  std::cout << '\n';
-}
-
-void run() {
-  print("versions", {{"moe8", version()},
-                     {"LibTorch", c10::str(TORCH_VERSION)},
-                     {"compiler", compiler()},
-                     {"backends", backends_line()}});
-  const std::vector<std::string> features = cpu_features();
-  print("machine", {{"CPU", cpu_model()},
-                    {"features", features.empty() ? "none that moe8 knows" : join(features, " ")},
-                    {"memory", memory_line()},
-                    {"GPU", gpu_line()}});
-  print("what moe8 uses", {{"quantizers", kernels_line()},
-                           {"products", products_line()},
-                           {"LibTorch kernels", at::get_cpu_capability()},
-                           {"threads", std::to_string(at::get_num_threads())}});
-  print_measured();
+  std::cout << "measured (a few seconds)" << std::endl;
+  print_measured(measure());
   Rows environment;
   for (const std::string& line : environment_lines()) environment.push_back({line});
   if (environment.empty()) environment.push_back({"nothing is set"});
-  std::cout << "environment\n" << text_table(environment, "  ");
+  std::cout << "\nenvironment\n" << text_table(environment, table_style("  "));
+}
+
+// ---- for programs -----------------------------------------------------------
+void print_json() {
+  using Json = nlohmann::ordered_json;
+  Json json;
+  for (const Section& section : findings()) {
+    for (const auto& row : section.rows) json[section.title][row[0]] = row[1];
+  }
+  const Measured measured = measure();
+  json["measured"] = Json::array();
+  for (const Speed& speed : measured.speeds.rows) {
+    json["measured"].push_back(
+        {{"what", speed.what}, {"value", speed.value}, {"unit", speed.unit}});
+  }
+  json["failures"] = measured.failures;
+  json["advice"] = advice(measured.speeds);
+  json["environment"] = Json::object();
+  for (const std::string& line : environment_lines()) {
+    const size_t sign = line.find('=');
+    json["environment"][line.substr(0, sign)] = line.substr(sign + 1);
+  }
+  // Values of the environment may hold any bytes.
+  std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
 }
 
 }  // namespace
@@ -142,8 +203,10 @@ void run() {
 void add_doctor_command(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("doctor", "Show what this machine has and what moe8 would use and why.");
-  command->footer(examples("moe8 doctor\nMOE8_CPU_ISA=avx2 moe8 doctor"));
-  command->callback(run);
+  const auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "Print JSON instead of tables");
+  command->footer(examples("moe8 doctor\nmoe8 doctor --json\nMOE8_CPU_ISA=avx2 moe8 doctor"));
+  command->callback([json] { *json ? print_json() : print_for_people(); });
 }
 
 }  // namespace moe8

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "cli.h"
 #include "commands.h"
+#include "convert/report.h"
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
 #include "moe8/safetensors.h"
@@ -59,7 +60,8 @@ std::vector<ConversionRule> rules_of(const Options& options) {
 void plan_checkpoint(const Options& options) {
   const FqnToConfig config = to_fqn_config(rules_of(options));
   const ConversionReport report = resolve(parameters_of(options.models), {}, config);
-  std::cout << (options.json ? report.to_json() + "\n" : report.to_table());
+  std::cout << (options.json ? report.to_json() + "\n"
+                             : fitted_table(report, table_style().columns));
 }
 
 void plan_config(const Options& options) {

@@ -7,7 +7,6 @@
 #include "cli.h"
 #include "commands.h"
 #include "moe8/config.h"
-#include "text_table.h"
 
 namespace moe8 {
 namespace {
@@ -29,7 +28,7 @@ std::string as_table() {
   for (const RecipeInfo& info : all_recipes()) {
     rows.push_back({info.name, info.applies_to, info.description});
   }
-  std::string text = text_table(rows) + "\n";
+  std::string text = text_table(rows, table_style()) + "\n";
   for (const RecipeInfo& info : all_recipes()) {
     text += info.name + "\n  " + to_string(info.config) + "\n";
   }

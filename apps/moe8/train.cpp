@@ -11,8 +11,10 @@
 #include <memory>
 
 #include "cli.h"
+#include "origin.h"
 #include "train/interrupt.h"
 #include "train/report/demo.h"
+#include "train/terminal.h"
 
 namespace moe8 {
 namespace {
@@ -38,6 +40,8 @@ struct DemoArguments {
 
 RunOptions progress_options() {
   RunOptions options;
+  options.origin = this_origin();
+  options.columns = [] { return terminal_columns(STDOUT_FILENO); };
   options.progress = &std::cout;
   options.progress_kind = isatty(STDOUT_FILENO) ? Progress::Kind::TERMINAL : Progress::Kind::LINES;
   return options;
@@ -89,6 +93,7 @@ void print_end(const RunResult& result, int64_t steps) {
       static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
       result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
       result.folder.c_str());
+  std::printf("Look at it, alone or beside others: moe8 compare %s\n", result.folder.c_str());
 }
 
 void run_train(const TrainArguments& arguments) {
@@ -120,7 +125,7 @@ void run_demo_command(const DemoArguments& arguments) {
   const DemoResult result = run_demo(config, arguments.recipes, progress_options());
   const Verdict end = verdict(result);
   std::cout << '\n'
-            << to_table(result) << "\nReport: " << result.report << '\n'
+            << to_table(result, table_style().columns) << "\nReport: " << result.report << '\n'
             << end.sentence << '\n';
   if (!end.passed) throw CLI::RuntimeError(1);
 }

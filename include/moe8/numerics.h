@@ -53,9 +53,11 @@ struct WeightNumerics {
 struct ExpertTokens {
   std::string fqn{};  // of the module that owns the expert weights
   std::vector<int64_t> tokens{};
+  int64_t top_k = 0;  // how many experts a token goes to; 0: not known, judged as 1
 
   double mean() const;
   double max_over_mean() const;  // rows of the busiest expert, relative to the mean; 0 without rows
+  double largest() const;        // what max_over_mean can be at most: experts / top_k
   double min_over_mean() const;  // of the least busy one
   double idle_share() const;     // share of the experts without a row
   /// Entropy of the shares over its largest possible value: 1 when all get the same, 0 when one
@@ -74,6 +76,7 @@ enum class NumericsQuantity {
   PRODUCT_SQNR,  // dB; the format is that of the operand with fewer mantissa bits
   BUSIEST_EXPERT,
   IDLE_EXPERTS,
+  STARVED_EXPERTS,  // how many got no row since the look before; known to moe8's trainer only
 };
 /// "amax", "underflow", "saturated", ...
 std::string_view to_string(NumericsQuantity quantity);

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "base/printable.h"
@@ -41,6 +42,17 @@ Logger& logger() {
   return instance;
 }
 
+// These messages have lines of their own, and what comes from strangers is made printable where it
+// is put into them: only what else steers a terminal is left to escape.
+std::string printable_lines(const std::string& message) {
+  std::string text;
+  size_t begin = 0;
+  for (size_t end; (end = message.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    text += printable(std::string_view(message).substr(begin, end - begin)) + '\n';
+  }
+  return text + printable(std::string_view(message).substr(begin));
+}
+
 }  // namespace
 
 void log_error(const std::string& message) {
@@ -50,13 +62,13 @@ void log_warning(const std::string& message) {
   logger().out->warn("{}", printable(message));
 }
 void log_info(const std::string& message) {
-  logger().out->info("{}", printable(message));
+  logger().out->info("{}", printable_lines(message));
 }
 bool logs_dispatch() {
   return logger().dispatch;
 }
 void log_dispatch(const std::string& message) {
-  logger().out->debug("{}", printable(message));
+  logger().out->debug("{}", printable_lines(message));
 }
 
 }  // namespace moe8

@@ -11,9 +11,10 @@ namespace moe8 {
 
 void log_error(const std::string& message);
 void log_warning(const std::string& message);
+/// May have several lines; names from files in it must be printable() already.
 void log_info(const std::string& message);
 
-/// True when MOE8_LOG contains "dispatch"; ask before building the message.
+/// True when MOE8_LOG contains "dispatch"; ask before building the message, which may have lines.
 bool logs_dispatch();
 void log_dispatch(const std::string& message);
 

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The report of a conversion as a table for people and as JSON for programs.
+#include "convert/report.h"
+
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <array>
 #include <nlohmann/json.hpp>
 #include <ostream>
 
 #include "base/nearest.h"
 #include "base/printable.h"
-#include "moe8/quantize_model.h"
+#include "base/text_table.h"
 
 namespace moe8 {
 namespace {
 
-constexpr size_t kColumns = 5;
-using Line = std::array<std::string, kColumns>;
+using Line = std::vector<std::string>;
 
 // The recipe's name where the config is a recipe's, so that a table stays narrow.
 std::string name_of(const Config& config) {
@@ -40,28 +40,6 @@ Line line_of(const ConversionRow& row) {
           row.config ? name_of(*row.config) : "-", printable(why)};
 }
 
-// Characters, not bytes: continuation bytes of UTF-8 take no column.
-size_t width_of(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  }));
-}
-
-std::string aligned(const std::vector<Line>& lines) {
-  std::array<size_t, kColumns> widths{};
-  for (const Line& line : lines) {
-    for (size_t i = 0; i < kColumns; ++i) widths[i] = std::max(widths[i], width_of(line[i]));
-  }
-  std::string text;
-  for (const Line& line : lines) {
-    for (size_t i = 0; i + 1 < kColumns; ++i) {
-      text += line[i] + std::string(widths[i] - width_of(line[i]) + 2, ' ');
-    }
-    text += line.back() + "\n";
-  }
-  return text;
-}
-
 nlohmann::json json_of(const std::optional<Config>& config) {
   return config ? nlohmann::json(name_of(*config)) : nlohmann::json();
 }
@@ -75,16 +53,20 @@ std::vector<ConversionRow> ConversionReport::converted() const {
   return list;
 }
 
-std::string ConversionReport::to_table() const {
+std::string fitted_table(const ConversionReport& report, size_t columns) {
   std::vector<Line> lines{{"parameter", "shape", "dtype", "recipe", "decided by"}};
-  for (const ConversionRow& row : rows) lines.push_back(line_of(row));
-  std::string text = aligned(lines);
-  text += std::to_string(converted().size()) + " of " + std::to_string(rows.size()) +
+  for (const ConversionRow& row : report.rows) lines.push_back(line_of(row));
+  std::string text = text_table(lines, {.columns = columns});
+  text += std::to_string(report.converted().size()) + " of " + std::to_string(report.rows.size()) +
           " parameters converted.\n";
-  if (!unmatched_keys.empty()) {
-    text += "Keys that decided nothing: '" + printable(join(unmatched_keys, "', '")) + "'.\n";
+  if (!report.unmatched_keys.empty()) {
+    text += "Keys that decided nothing: '" + printable(join(report.unmatched_keys, "', '")) + "'.\n";
   }
   return text;
+}
+
+std::string ConversionReport::to_table() const {
+  return fitted_table(*this, 0);
 }
 
 std::string ConversionReport::to_json() const {

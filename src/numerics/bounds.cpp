@@ -18,6 +18,7 @@ using Q = NumericsQuantity;
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 constexpr double kFewRows = 16;  // per expert: with fewer, an idle one is no sign of anything
+constexpr double kMostOfTheWay = 2.0 / 3;  // of the busiest expert, from balance to all tokens
 
 const NumericsBound* find_bound(const std::vector<NumericsBound>& bounds, Q quantity,
                                 std::optional<ElemDtype> elem) {
@@ -40,6 +41,18 @@ struct Search {
     if (!within) found.push_back({place, quantity, value, *bound});
   }
 
+  void check(const ExpertTokens& experts) {
+    if (experts.mean() < kFewRows) return;
+    if (const NumericsBound* bound = find_bound(bounds, Q::BUSIEST_EXPERT, {})) {
+      NumericsBound reachable = *bound;
+      reachable.most = most_for_busiest(bound->most, experts.largest());
+      const double value = experts.max_over_mean();
+      const bool within = value >= reachable.least && value <= reachable.most;
+      if (!within) found.push_back({experts.fqn, Q::BUSIEST_EXPERT, value, reachable});
+    }
+    check(experts.fqn, Q::IDLE_EXPERTS, {}, experts.idle_share());
+  }
+
   void check(const std::string& place, const OperandNumerics& o) {
     if (o.sampled == 0) return;
     check(place, Q::AMAX, o.elem, o.amax);
@@ -49,14 +62,6 @@ struct Search {
     check(place, Q::OPERAND_SQNR, o.elem, o.sqnr_db);
   }
 };
-
-// The format with fewer mantissa bits, which decides how exact a product can be.
-std::optional<ElemDtype> coarser(const ProductNumerics& product) {
-  const auto& a = product.left.elem;
-  const auto& b = product.right.elem;
-  if (!a || !b) return a ? a : b;
-  return layout_of(*a).mantissa_bits <= layout_of(*b).mantissa_bits ? a : b;
-}
 
 std::string number(double value) {
   if (std::isnan(value)) return "nan";  // printf shows its sign
@@ -87,10 +92,27 @@ const std::vector<NumericsBound>& default_numerics_bounds() {
       {Q::PRODUCT_SQNR, ElemDtype::E2M3, 17, kNoLimit},
       {Q::PRODUCT_SQNR, ElemDtype::E3M2, 14, kNoLimit},
       {Q::PRODUCT_SQNR, ElemDtype::E2M1, 7, kNoLimit},
-      {Q::BUSIEST_EXPERT, {}, 0, 4},
+      {Q::BUSIEST_EXPERT, {}, 0, 4},  // less where 4 is out of reach: most_for_busiest
       {Q::IDLE_EXPERTS, {}, 0, 0.25},
+      {Q::STARVED_EXPERTS, {}, 0, 0},
   };
   return table;
+}
+
+std::optional<ElemDtype> coarser(const std::optional<ElemDtype>& a,
+                                 const std::optional<ElemDtype>& b) {
+  if (!a || !b) return a ? a : b;
+  return layout_of(*a).mantissa_bits <= layout_of(*b).mantissa_bits ? a : b;
+}
+
+std::optional<NumericsBound> default_bound(NumericsQuantity quantity,
+                                           const std::optional<ElemDtype>& elem) {
+  const NumericsBound* bound = find_bound(default_numerics_bounds(), quantity, elem);
+  return bound ? std::optional(*bound) : std::nullopt;
+}
+
+double most_for_busiest(double of_the_table, double largest) {
+  return std::min(of_the_table, 1 + kMostOfTheWay * (largest - 1));
 }
 
 std::vector<NumericsWarning> warnings_of(const NumericsReport& report,
@@ -102,14 +124,11 @@ std::vector<NumericsWarning> warnings_of(const NumericsReport& report,
       search.check(place + "." + product.left.name, product.left);
       search.check(place + "." + product.right.name, product.right);
       if (product.sampled == 0) continue;
-      search.check(place, Q::PRODUCT_SQNR, coarser(product), product.sqnr_db);
+      search.check(place, Q::PRODUCT_SQNR, coarser(product.left.elem, product.right.elem),
+                   product.sqnr_db);
     }
   }
-  for (const ExpertTokens& experts : report.experts) {
-    if (experts.mean() < kFewRows) continue;
-    search.check(experts.fqn, Q::BUSIEST_EXPERT, {}, experts.max_over_mean());
-    search.check(experts.fqn, Q::IDLE_EXPERTS, {}, experts.idle_share());
-  }
+  for (const ExpertTokens& experts : report.experts) search.check(experts);
   return std::move(search.found);
 }
 
@@ -131,6 +150,8 @@ std::string_view to_string(NumericsQuantity quantity) {
       return "busiest expert";
     case Q::IDLE_EXPERTS:
       return "idle experts";
+    case Q::STARVED_EXPERTS:
+      return "starved experts";
   }
   return "invalid";
 }

@@ -13,6 +13,8 @@
 
 #include "base/overloaded.h"
 
+#include "base/text_table.h"
+
 namespace moe8 {
 namespace {
 
@@ -62,23 +64,6 @@ Line line_of(const std::string& product, std::optional<double> sqnr_db, const Op
           text("%.2f%%", 100 * o.underflow),
           text("%.2f%%", 100 * o.saturated),
           text("%.1f", o.sqnr_db)};
-}
-
-std::string aligned(const std::vector<Line>& lines) {
-  std::vector<size_t> widths(lines.front().size());
-  for (const Line& line : lines) {
-    if (line.size() == 1) continue;  // a remark, as long as it likes
-    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
-  }
-  std::string out;
-  for (const Line& line : lines) {
-    for (size_t i = 0; i < line.size(); ++i) {
-      out += line[i];
-      if (i + 1 < line.size()) out.append(widths[i] - line[i].size() + 2, ' ');
-    }
-    out += '\n';
-  }
-  return out;
 }
 
 // ---- JSON -------------------------------------------------------------------
@@ -157,6 +142,10 @@ double ExpertTokens::max_over_mean() const {
   return average > 0 ? static_cast<double>(*std::ranges::max_element(tokens)) / average : 0;
 }
 
+double ExpertTokens::largest() const {
+  return static_cast<double>(tokens.size()) / static_cast<double>(std::max<int64_t>(1, top_k));
+}
+
 double ExpertTokens::min_over_mean() const {
   const double average = mean();
   return average > 0 ? static_cast<double>(*std::ranges::min_element(tokens)) / average : 0;
@@ -188,7 +177,7 @@ std::string NumericsReport::to_table() const {
       lines.push_back(line_of("", {}, product.right));
     }
   }
-  std::string out = aligned(lines);
+  std::string out = text_table(lines);
   for (const ExpertTokens& e : experts) {
     out += e.fqn + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
            text("%.2f", e.min_over_mean()) + " of the mean of " + text("%.0f", e.mean()) +

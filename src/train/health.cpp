@@ -8,28 +8,14 @@
 #include "numerics/bounds.h"
 
 namespace moe8 {
-namespace {
 
-std::vector<ExpertTokens> tokens_of_experts(torch::nn::Module& model) {
-  std::vector<ExpertTokens> all;
-  for (const auto& module : model.named_modules()) {
-    const auto* layer = module.value()->as<MoEImpl>();
-    if (!layer) continue;
-    const torch::Tensor counts = layer->tokens_per_expert.to(at::kCPU, at::kLong).contiguous();
-    const auto* first = counts.const_data_ptr<int64_t>();
-    all.push_back({module.key() + ".experts", {first, first + counts.numel()}});
-  }
-  return all;
-}
-
-}  // namespace
-
-Health::Health(TransformerImpl& model, const NumericsConfig& config)
-    : model_(model), config_(config) {}
+Health::Health(TransformerImpl& model, const NumericsConfig& config, int64_t last_step)
+    : model_(model), config_(config), last_step_(last_step) {}
 
 void Health::start(int64_t step) {
   step_ = step;
-  const bool due = config_.interval > 0 && (step == 1 || step % config_.interval == 0);
+  const bool due =
+      config_.interval > 0 && (step == 1 || step == last_step_ || step % config_.interval == 0);
   if (due) monitor_.emplace(model_, NumericsOptions{.seed = static_cast<uint64_t>(step)});
 }
 
@@ -37,12 +23,14 @@ void Health::stop() {
   if (monitor_) monitor_->stop();
 }
 
-void Health::finish() {
+void Health::finish(const std::vector<ExpertTokens>& experts) {
+  starved_.add(experts);
   if (!monitor_) return;
   report_ = monitor_->report();
   monitor_.reset();
-  report_->experts = tokens_of_experts(model_);
+  report_->experts = experts;
   report_->warnings = warnings_of(*report_, default_numerics_bounds());
+  for (NumericsWarning& warning : starved_.take()) report_->warnings.push_back(std::move(warning));
 }
 
 std::optional<NumericsReport> Health::take() {

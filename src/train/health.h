@@ -11,6 +11,7 @@
 #include "moe8/numerics.h"
 #include "moe8/transformer.h"
 #include "train/config/run_config.h"
+#include "train/expert_load.h"
 
 namespace moe8 {
 
@@ -18,13 +19,13 @@ namespace moe8 {
 /// when gradients and counts are complete. take() has a report after the steps that were due.
 class Health {
  public:
-  Health(TransformerImpl& model, const NumericsConfig& config);
+  /// @param last_step  is looked at in any case; 0: none is the last
+  Health(TransformerImpl& model, const NumericsConfig& config, int64_t last_step = 0);
 
   void start(int64_t step);
   void stop();
-  /// Reads the counts of all MoE layers, of converted models and others: before
-  /// update_expert_bias, which zeroes them.
-  void finish();
+  /// @param experts  the step's rows of all MoE layers, of converted models and others
+  void finish(const std::vector<ExpertTokens>& experts);
   std::optional<NumericsReport> take();
 
   /// Texts of the warnings that the report before did not have, each with the step.
@@ -33,7 +34,9 @@ class Health {
  private:
   TransformerImpl& model_;
   NumericsConfig config_;
+  int64_t last_step_;
   int64_t step_ = 0;
+  StarvedExperts starved_;
   std::optional<NumericsMonitor> monitor_;
   std::optional<NumericsReport> report_;
   NumericsAlarm alarm_;

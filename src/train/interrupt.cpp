@@ -21,16 +21,28 @@ std::atomic<int> patience = 0;  // seconds that a signal waits
 static_assert(std::atomic<int>::is_always_lock_free);
 std::array<struct sigaction, kStop.size() + kIgnore.size() + 1> before;
 
+bool is_terminal = false;  // standard error; to be asked before a handler runs
+
+// As a handler may: nothing but one system call.
+template <size_t Size>
+void say(const char (&text)[Size]) {
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text, Size - 1);
+}
+
 extern "C" void note_signal(int number) {
-  if (first_signal != 0 || patience == 0) ::_exit(128 + number);
+  if (first_signal != 0) {
+    if (is_terminal) say("\n");  // below the progress
+    say("moe8: ended by a second signal; steps since the last checkpoint are lost\n");
+    ::_exit(128 + number);
+  }
+  if (patience == 0) ::_exit(128 + number);
+  if (is_terminal) say("\nmoe8: stopping after this step; again: at once\n");
   ::alarm(static_cast<unsigned>(patience));  // first: who sees the signal stops the clock
   first_signal = number;
 }
 
 extern "C" void end_waiting(int) {
-  constexpr char kText[] =
-      "moe8: the step did not end in time; stopped without a checkpoint of it\n";
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof kText - 1);
+  say("moe8: the step did not end in time; stopped without a checkpoint of it\n");
   ::_exit(128 + first_signal);
 }
 
@@ -49,6 +61,7 @@ struct sigaction set(int number, void (*handler)(int)) {
 Interrupt::Interrupt() {
   first_signal = 0;
   patience = 0;
+  is_terminal = ::isatty(STDERR_FILENO) == 1;
   size_t i = 0;
   before[i++] = set(SIGALRM, &end_waiting);
   for (const int number : kStop) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The progress line of a run.
+// The progress line of runs.
 #include "train/progress.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <ostream>
 
 #include "base/log.h"
@@ -14,59 +15,120 @@ namespace {
 
 constexpr std::chrono::milliseconds kRewrite{100};
 constexpr std::chrono::seconds kNewLine{10};
+constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
+
+std::string text_of(const char* format, auto... values) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, values...);
+  return text;
+}
+
+std::string step_text(int64_t step, int64_t steps) {
+  return text_of("step %lld/%lld", static_cast<long long>(step), static_cast<long long>(steps));
+}
+
+// A piece of a line; those of the highest rank go first where there is no room.
+struct Piece {
+  std::string text;
+  int rank;
+};
+
+// The pieces that fit, two spaces between them, in their order.
+std::string joined(std::vector<Piece> pieces, size_t columns) {
+  const auto length = [&] {
+    size_t sum = 0;
+    for (const Piece& piece : pieces) sum += piece.text.size() + (sum > 0 ? 2 : 0);
+    return sum;
+  };
+  while (pieces.size() > 1 && length() > columns) {
+    pieces.erase(std::ranges::max_element(pieces, {}, &Piece::rank));
+  }
+  std::string line;
+  for (const Piece& piece : pieces) line += (line.empty() ? "" : "  ") + piece.text;
+  return line.substr(0, std::min(columns, line.size()));
+}
 
 }  // namespace
 
 std::string duration_text(double seconds) {
   const auto total = static_cast<int64_t>(std::lround(std::max(0.0, seconds)));
-  char text[64];
-  if (total < 60) {
-    std::snprintf(text, sizeof text, "%ds", static_cast<int>(total));
-  } else if (total < 3600) {
-    std::snprintf(text, sizeof text, "%dm %02ds", static_cast<int>(total / 60),
-                  static_cast<int>(total % 60));
-  } else {
-    std::snprintf(text, sizeof text, "%lldh %02dm", static_cast<long long>(total / 3600),
-                  static_cast<int>(total % 3600 / 60));
+  if (total < 60) return text_of("%ds", static_cast<int>(total));
+  if (total < 3600) {
+    return text_of("%dm %02ds", static_cast<int>(total / 60), static_cast<int>(total % 60));
   }
-  return text;
+  return text_of("%lldh %02dm", static_cast<long long>(total / 3600),
+                 static_cast<int>(total % 3600 / 60));
 }
 
-Progress::Progress(std::ostream* out, Kind kind, std::string label, int64_t steps, int64_t done)
-    : out_(out), kind_(kind), label_(std::move(label)), steps_(steps), done_(done) {}
+Progress::Progress(std::ostream* out, Kind kind, std::function<int()> columns)
+    : out_(out), kind_(kind), columns_(std::move(columns)) {}
 
-std::string Progress::line_of(const StepMetrics& m) const {
+size_t Progress::add(std::string label, int64_t steps, int64_t done) {
+  runs_.push_back({std::move(label), steps, done});
+  return runs_.size() - 1;
+}
+
+bool Progress::all_ended() const {
+  return std::ranges::all_of(runs_, [](const Run& run) { return run.last.step == run.steps; });
+}
+
+// How long it took, or will take if the other steps take as long as those so far.
+std::string Progress::time_text() const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
-  const double left =
-      elapsed / static_cast<double>(m.step - done_) * static_cast<double>(steps_ - m.step);
-  char text[256];
-  std::snprintf(text, sizeof text,
-                "%s  step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %.0f tokens/s  %s %s",
-                label_.c_str(), static_cast<long long>(m.step), static_cast<long long>(steps_),
-                m.loss, m.lr, m.grad_norm, m.tokens_per_s, m.step == steps_ ? "took" : "ETA",
-                duration_text(m.step == steps_ ? elapsed : left).c_str());
-  std::string line = text;
-  if (m.validation_loss) {
-    std::snprintf(text, sizeof text, "  validation %.4f", *m.validation_loss);
-    line += text;
+  if (all_ended()) return "took " + duration_text(elapsed);
+  int64_t done = 0, left = 0;
+  for (const Run& run : runs_) {
+    done += std::max<int64_t>(0, run.last.step - run.done);
+    left += run.steps - std::max(run.done, run.last.step);
   }
-  return line;
+  return "ETA " + duration_text(elapsed * static_cast<double>(left) /
+                                static_cast<double>(std::max<int64_t>(1, done)));
 }
 
-void Progress::show(const StepMetrics& metrics) {
+std::string Progress::line_of(const Run& run, size_t columns) const {
+  const StepMetrics& m = run.last;
+  std::vector<Piece> pieces{{run.label, 4},
+                            {step_text(m.step, run.steps), 0},
+                            {text_of("loss %.4f", m.loss), 1},
+                            {text_of("lr %.2e", m.lr), 7},
+                            {text_of("grad norm %.2f", m.grad_norm), 6},
+                            {text_of("%.0f tokens/s", m.tokens_per_s), 3},
+                            {time_text(), 2}};
+  if (m.validation_loss) pieces.push_back({text_of("validation %.4f", *m.validation_loss), 5});
+  return joined(std::move(pieces), columns);
+}
+
+// Of runs that take turns: how far all of them are, and each one's loss.
+std::string Progress::line_of_all(size_t columns) const {
+  const auto slowest = std::ranges::min_element(
+      runs_, {}, [](const Run& run) { return static_cast<double>(run.last.step - run.steps); });
+  std::vector<Piece> pieces{{step_text(slowest->last.step, slowest->steps), 0}};
+  int rank = 2;
+  for (const Run& run : runs_) {
+    if (run.last.step == 0) continue;
+    pieces.push_back({run.label + text_of(" %.4f", run.last.loss), rank++});
+  }
+  pieces.push_back({time_text(), 1});
+  return joined(std::move(pieces), columns);
+}
+
+void Progress::show(size_t run, const StepMetrics& metrics) {
+  runs_[run].last = metrics;
   if (!out_) return;
-  const bool last = metrics.step == steps_;
   const auto pause =
       kind_ == Kind::TERMINAL ? Clock::duration(kRewrite) : Clock::duration(kNewLine);
-  if (!last && Clock::now() - shown_ < pause) return;
+  if (!all_ended() && Clock::now() - shown_ < pause) return;
   shown_ = Clock::now();
-  std::string line = line_of(metrics);
-  if (kind_ == Kind::LINES) {
+  const bool terminal = kind_ == Kind::TERMINAL;
+  // Not the last column: a cursor that stands there may already be on the next line.
+  const size_t columns = terminal ? static_cast<size_t>(std::max(2, columns_()) - 1) : kNoLimit;
+  std::string line = runs_.size() == 1 ? line_of(runs_[run], columns) : line_of_all(columns);
+  if (!terminal) {
     *out_ << line << std::endl;
     return;
   }
   const size_t length = line.size();
-  line.resize(std::max(width_, length), ' ');  // covers what stood there before
+  line.resize(std::max(std::min(width_, columns), length), ' ');  // covers what stood there before
   width_ = length;
   *out_ << '\r' << line << std::flush;
 }
@@ -76,10 +138,11 @@ void Progress::say(const std::string& line) {
   if (out_) *out_ << line << std::endl;
 }
 
-void Progress::warn(const std::vector<std::string>& warnings) {
+void Progress::warn(size_t run, const std::vector<std::string>& warnings) {
   if (warnings.empty()) return;
   finish();
-  for (const std::string& warning : warnings) log_warning(warning);
+  const std::string whose = runs_.size() > 1 ? runs_[run].label + ": " : "";
+  for (const std::string& warning : warnings) log_warning(whose + warning);
 }
 
 void Progress::finish() {

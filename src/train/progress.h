@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The progress of a run for people: one line that is rewritten on a terminal, else a line now and
-// then.
+// The progress of one run, or of several that take turns, for people: one line that is rewritten on
+// a terminal and fits it, else a line now and then.
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <iosfwd>
 #include <string>
 #include <vector>
@@ -19,28 +20,40 @@ class Progress {
  public:
   enum class Kind { TERMINAL, LINES };
 
-  /// @param out  nothing is printed when null. Lines come at most every ten seconds, and at the
-  /// end.
-  /// @param done  steps of earlier processes, for the time that is left
-  Progress(std::ostream* out, Kind kind, std::string label, int64_t steps, int64_t done = 0);
+  /// @param out      nothing is printed when null. Kind::LINES: a line at most every ten seconds,
+  ///                 and at the end.
+  /// @param columns  how many characters a line of a terminal may have, asked before each
+  Progress(std::ostream* out, Kind kind, std::function<int()> columns);
 
-  void show(const StepMetrics& metrics);
+  /// Shows one more run. @return its number, for the functions below
+  /// @param done  steps of earlier processes, for the time that is left
+  size_t add(std::string label, int64_t steps, int64_t done = 0);
+
+  void show(size_t run, const StepMetrics& metrics);
   /// A line of its own.
   void say(const std::string& line);
   /// Prints warnings of the library below the line.
-  void warn(const std::vector<std::string>& warnings);
+  void warn(size_t run, const std::vector<std::string>& warnings);
   /// Leaves the last line standing.
   void finish();
 
  private:
   using Clock = std::chrono::steady_clock;
-  std::string line_of(const StepMetrics& metrics) const;
+  struct Run {
+    std::string label;
+    int64_t steps;
+    int64_t done;
+    StepMetrics last{};
+  };
+  bool all_ended() const;
+  std::string time_text() const;
+  std::string line_of(const Run& run, size_t columns) const;
+  std::string line_of_all(size_t columns) const;
 
   std::ostream* out_;
   Kind kind_;
-  std::string label_;
-  int64_t steps_;
-  int64_t done_;
+  std::function<int()> columns_;
+  std::vector<Run> runs_;
   size_t width_ = 0;  // of the line that stands on the terminal
   Clock::time_point start_ = Clock::now();
   Clock::time_point shown_{};

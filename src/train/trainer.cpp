@@ -7,17 +7,21 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <filesystem>
-#include <iterator>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
+#include "device/cuda_device.h"
 #include "io/file.h"
 #include "moe8/safetensors.h"
+#include "train/expert_load.h"
 #include "train/health.h"
+#include "train/run_header.h"
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/store/checkpoint.h"
@@ -27,6 +31,7 @@
 #include "train/store/resume.h"
 #include "train/store/run_lock.h"
 #include "train/store/run_state.h"
+#include "train/store/speed.h"
 #include "train/text_data.h"
 #include "train/thread_count.h"
 #include "train/training_device.h"
@@ -35,6 +40,7 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "train";
+constexpr int64_t kStepsAlone = 2;  // of runs in turns; the second has the moments of AdamW
 
 using Clock = std::chrono::steady_clock;
 
@@ -69,8 +75,16 @@ class Patience {
   double longest_ = 0;
 };
 
+void check(const RunConfig& config, const RunOptions& options) {
+  config.validate();
+  MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
+             "expected at least one text file, got none. Pass --data FILE or set data.files.");
+  check_run_folder(config.output.folder, options.existing);
+}
+
 // The config that reproduces the run wherever it is started from.
 RunConfig resolved(RunConfig config) {
+  const ThreadCount threads(config.training.threads);
   for (std::string& file : config.data.files)
     file = std::filesystem::absolute(file).lexically_normal();
   config.output.folder = std::filesystem::absolute(config.output.folder).lexically_normal();
@@ -89,51 +103,69 @@ torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   return torch::nn::functional::cross_entropy(logits.flatten(0, 1), moved(batch.targets).flatten());
 }
 
-// Of each MoE layer the counts of the least and the most loaded expert relative to the mean, since
-// the last update_expert_bias: scalars on the model's device.
-std::vector<torch::Tensor> expert_loads(torch::nn::Module& model) {
-  std::vector<torch::Tensor> loads;
-  model.apply([&](torch::nn::Module& module) {
-    const auto* layer = module.as<MoEImpl>();
-    if (!layer) return;
-    const torch::Tensor relative = layer->tokens_per_expert / layer->tokens_per_expert.mean();
-    loads.push_back(relative.min());
-    loads.push_back(relative.max());
-  });
-  return loads;
-}
-
-// The values of scalars of one device. The only place of a step that waits for a GPU.
-std::vector<double> values_of(std::vector<torch::Tensor> scalars) {
-  for (torch::Tensor& scalar : scalars) scalar = scalar.detach().to(at::kDouble);
-  const torch::Tensor values = at::stack(scalars).cpu();
+// The values of tensors of one device, one after the other. The only place of a step that waits for
+// a GPU.
+std::vector<double> values_of(std::vector<torch::Tensor> tensors) {
+  for (torch::Tensor& tensor : tensors) tensor = tensor.detach().to(at::kDouble).flatten();
+  const torch::Tensor values = at::cat(tensors).cpu();
   const auto* first = values.const_data_ptr<double>();
   return {first, first + values.numel()};
 }
 
-int64_t convert(TransformerImpl& model, const RunConfig& config) {
+ConversionReport convert(TransformerImpl& model, const RunConfig& config) {
   const FqnToConfig keys = to_fqn_config(config.conversion());
-  if (keys.empty()) return 0;
-  const ConversionReport report = quantize_(model, keys);
+  if (keys.empty()) return {};
+  ConversionReport report = quantize_(model, keys);
   log_info("conversion\n" + report.to_table());
-  return static_cast<int64_t>(report.converted().size());
+  return report;
 }
 
-// One run: made ready completely by the constructor, then trained by go().
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[64];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts);
+  return text;
+}
+
+// CPU time of all threads of this process so far.
+double cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// One run: made ready completely by the constructor, then begin(), turn() until that is false,
+// end(). Between these calls other runs may do the same.
 class Run {
  public:
-  Run(RunConfig config, RunOptions options);
-  RunResult go();
+  /// @param others_hold  bytes that are in use for other runs
+  Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold);
+  void begin();
+  bool turn();
+  RunResult end();
+  /// From here on other runs work as well: what more is in use cannot be told apart.
+  void share_process();
 
  private:
   void open_folder();
   void resume();
   void load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info);
   std::optional<RunResult> finished(bool has_checkpoint) const;
-  void train_on(Progress& progress, Patience& patience);
+  void write_start();
+  // What LibTorch is set to while the run works.
+  struct Settings {
+    ThreadCount threads;
+    Deterministic deterministic;
+  };
+  Settings settings() const {
+    return {ThreadCount(config_.training.threads), Deterministic(device_)};
+  }
   StepMetrics step();
   torch::Tensor backward(int64_t number);
-  void measure(StepMetrics& metrics, const torch::Tensor& loss, const torch::Tensor& grad_norm);
+  std::vector<ExpertTokens> measure(StepMetrics& metrics, const torch::Tensor& loss,
+                                    const torch::Tensor& grad_norm);
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
   void save();
@@ -146,12 +178,16 @@ class Run {
 
   RunConfig config_;
   RunOptions options_;
+  Progress& progress_;
+  size_t row_ = 0;  // of the progress
+  int64_t others_hold_;
+  bool shares_process_ = false;
+  std::optional<Patience> patience_;
   at::Device device_;
-  Deterministic deterministic_;
   TextData data_;
   std::vector<std::string> text_;  // fingerprints of the data
   Transformer model_{nullptr};
-  int64_t converted_parameters_ = 0;
+  ConversionReport conversion_;
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
@@ -166,22 +202,24 @@ class Run {
   std::optional<MetricsFile> metrics_;
 };
 
-Run::Run(RunConfig config, RunOptions options)
+Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold)
     : config_(std::move(config)),
       options_(std::move(options)),
+      progress_(progress),
+      others_hold_(others_hold),
       device_(training_device(config_.training.device)),
-      deterministic_(device_),
       data_(config_.data.files, config_.data.validation_fraction),
       folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
+  const Settings now = settings();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
-  converted_parameters_ = convert(*model_, config_);
+  conversion_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
-  health_ = std::make_unique<Health>(*model_, config_.numerics);
+  health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
@@ -209,34 +247,38 @@ torch::Tensor Run::backward(int64_t number) {
 }
 
 // Waits for what the step has computed so far, and checks it before any weight is changed.
-void Run::measure(StepMetrics& metrics, const torch::Tensor& loss, const torch::Tensor& grad_norm) {
-  std::vector<torch::Tensor> scalars{loss, grad_norm};
-  std::ranges::copy(expert_loads(*model_), std::back_inserter(scalars));
-  const std::vector<double> values = values_of(scalars);
+// Returns the rows of every expert.
+std::vector<ExpertTokens> Run::measure(StepMetrics& metrics, const torch::Tensor& loss,
+                                       const torch::Tensor& grad_norm) {
+  std::vector<torch::Tensor> tensors{loss, grad_norm};
+  for (torch::Tensor& counts : expert_counts(*model_)) tensors.push_back(std::move(counts));
+  const std::vector<double> values = values_of(std::move(tensors));
   metrics.loss = values[0];
   metrics.grad_norm = values[1];
-  metrics.expert_load_min = metrics.expert_load_max = 1;
-  for (size_t i = 2; i < values.size(); i += 2) {
-    metrics.expert_load_min = std::min(metrics.expert_load_min, values[i]);
-    metrics.expert_load_max = std::max(metrics.expert_load_max, values[i + 1]);
-  }
   check_finite(metrics.loss, "loss", metrics.step);
   check_finite(metrics.grad_norm, "grad_norm", metrics.step);
+  std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
+  add_loads(metrics, experts);
+  return experts;
 }
 
 StepMetrics Run::step() {
   const Clock::time_point start = Clock::now();
+  const double cpu_start = cpu_seconds();
   const TrainingConfig& t = config_.training;
   StepMetrics metrics;
   metrics.step = state_.step + 1;
   metrics.lr = learning_rate(config_.optimizer, t.steps, metrics.step);
   const torch::Tensor loss = backward(metrics.step);
   const torch::Tensor grad_norm = stepper_->clip_gradients();
-  measure(metrics, loss, grad_norm);
+  const std::vector<ExpertTokens> experts = measure(metrics, loss, grad_norm);
   stepper_->step(metrics.lr);
-  health_->finish();
+  health_->finish(experts);
   update_expert_bias(*model_);
   metrics.tokens_per_s = tokens_of_a_step(t) / seconds_since(start);
+  if (device_.is_cpu()) {
+    metrics.tokens_per_cpu_s = tokens_of_a_step(t) / (cpu_seconds() - cpu_start);
+  }
 
   state_.step = metrics.step;
   state_.last_losses.push_back(metrics.loss);
@@ -357,39 +399,66 @@ int Run::stop_signal() const {
 void Run::count_process() {
   state_.seconds += seconds_since(start_);
   start_ = Clock::now();
-  state_.peak_memory = std::max(state_.peak_memory, peak_memory(device_));
+  if (shares_process_) return;
+  state_.peak_memory = std::max(state_.peak_memory, peak_memory(device_) - others_hold_);
 }
 
-void Run::train_on(Progress& progress, Patience& patience) {
-  while (state_.step < config_.training.steps && stop_signal() == 0) {
-    const Clock::time_point start = Clock::now();
-    StepMetrics metrics = step();
-    patience.step_took(seconds_since(start));
-    const bool new_best = validate(metrics);
-    if (const auto report = health_->take()) {
-      metrics_->write(metrics.step, *report);
-      progress.warn(health_->fresh_warnings(*report));
-    }
-    metrics_->write(metrics);
-    progress.show(metrics);
-    if (checkpoint_due(new_best)) save();
-    patience.step_took(seconds_since(start));
-  }
-  if (state_.step < config_.training.steps && state_.step > saved_step_) save();
+void Run::share_process() {
+  count_process();
+  shares_process_ = true;
 }
 
-RunResult Run::go() {
+void Run::write_start() {
+  metrics_->write(RunStart{.step = state_.step + 1,
+                           .date = utc_now(),
+                           .program = options_.origin.program,
+                           .command = options_.origin.command,
+                           .machine = options_.origin.machine,
+                           .device = device_.is_cuda() ? device_name(device_) : "CPU",
+                           .threads = at::get_num_threads()});
+}
+
+void Run::begin() {
+  const Settings now = settings();
   open_folder();
-  const TrainingConfig& t = config_.training;
-  Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps, state_.step);
-  for (const std::string& note : notes_) progress.say(note);
+  row_ = progress_.add(config_.training.recipe, config_.training.steps, state_.step);
+  if (!finished_) {
+    if (state_.step < config_.training.steps) write_start();
+    progress_.say(config_.training.recipe);
+    for (const std::string& line : header_of(config_, conversion_, device_)) progress_.say(line);
+    patience_.emplace(options_);
+  }
+  for (const std::string& note : notes_) progress_.say(note);
+}
+
+// A step and what is due after it. False when there is none to do any more.
+bool Run::turn() {
+  if (finished_ || state_.step >= config_.training.steps || stop_signal() != 0) return false;
+  const Settings now = settings();
+  const Clock::time_point start = Clock::now();
+  StepMetrics metrics = step();
+  patience_->step_took(seconds_since(start));
+  const bool new_best = validate(metrics);
+  if (const auto report = health_->take()) {
+    metrics_->write(metrics.step, *report);
+    progress_.warn(row_, health_->fresh_warnings(*report));
+  }
+  metrics_->write(metrics);
+  progress_.show(row_, metrics);
+  if (checkpoint_due(new_best)) save();
+  patience_->step_took(seconds_since(start));
+  return true;
+}
+
+RunResult Run::end() {
   if (finished_) return *finished_;
-  Patience patience(options_);
-  train_on(progress, patience);
-  progress.finish();
+  const Settings now = settings();
+  if (state_.step < config_.training.steps && state_.step > saved_step_) save();
+  progress_.finish();
   count_process();
   const RunResult end = result();
   if (end.stopped_by == 0) write_results(end);
+  patience_.reset();
   return end;
 }
 
@@ -404,12 +473,12 @@ RunResult Run::result() const {
   result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
                       static_cast<double>(state_.last_losses.size());
   result.validation_loss = state_.validation_loss.value_or(NAN);
-  result.tokens_per_s = median_tokens_per_s(read_metrics(folder_.metrics()));
+  result.tokens_per_s = speed_of(read_metrics(folder_.metrics())).wall.median;
   result.peak_memory = state_.peak_memory;
   result.seconds = state_.seconds;
   result.parameters = counts.total;
   result.active_parameters = counts.active;
-  result.converted_parameters = converted_parameters_;
+  result.converted_parameters = static_cast<int64_t>(conversion_.converted().size());
   return result;
 }
 
@@ -424,14 +493,37 @@ void Run::write_results(const RunResult& end) const {
 }  // namespace
 
 RunResult train(const RunConfig& config, const RunOptions& options) {
-  config.validate();
-  MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
-             "expected at least one text file, got none. Pass --data FILE or set data.files.");
-  check_run_folder(config.output.folder, options.existing);
-  const ThreadCount threads(config.training.threads);
-  const RunConfig complete = resolved(config);
-  restart_peak_memory(training_device(complete.training.device));
-  return Run(complete, options).go();
+  return train_in_turns({config}, options).front();
+}
+
+std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
+                                      const RunOptions& options) {
+  for (const RunConfig& config : configs) check(config, options);
+  Progress progress(options.progress, options.progress_kind, options.columns);
+  std::vector<std::unique_ptr<Run>> runs;
+  int64_t held_at_first = 0;
+  for (const RunConfig& config : configs) {
+    const RunConfig complete = resolved(config);
+    const at::Device device = training_device(complete.training.device);
+    restart_peak_memory(device);
+    const int64_t held = memory_in_use(device);
+    if (runs.empty()) held_at_first = held;
+    Run& run = *runs.emplace_back(
+        std::make_unique<Run>(complete, options, progress, held - held_at_first));
+    run.begin();
+    if (configs.size() == 1) break;
+    for (int64_t i = 0; i < kStepsAlone && run.turn(); ++i) {
+    }
+    run.share_process();
+  }
+  for (bool go_on = true; go_on;) {
+    go_on = false;
+    for (const auto& run : runs) go_on = run->turn() || go_on;
+  }
+  std::vector<RunResult> results;
+  results.reserve(runs.size());
+  for (const auto& run : runs) results.push_back(run->end());
+  return results;
 }
 
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config) {

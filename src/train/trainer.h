@@ -5,6 +5,7 @@
 #include <functional>
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "train/config/run_config.h"
 #include "train/progress.h"
@@ -15,19 +16,28 @@ namespace moe8 {
 
 class TextData;
 
+/// Who trains, for the record in metrics.jsonl; see RunStart.
+struct RunOrigin {
+  std::string program{};
+  std::string command{};
+  std::string machine{};
+};
+
 struct RunOptions {
   ExistingRun existing = ExistingRun::REFUSE;
   std::ostream* progress = nullptr;  // null: silent
   Progress::Kind progress_kind = Progress::Kind::LINES;
+  std::function<int()> columns;  // of the terminal; null: no limit
   // Asked after every step: the number of a signal that wants the run to stop, or 0. Null: never.
   std::function<int()> interrupted;
   // Called with how many seconds such a signal may wait for the step that is being computed; with 0
   // when a stop would lose nothing: before the first step, at the end, in a failure. Null: never.
   std::function<void(double seconds)> patience;
+  RunOrigin origin{};
 };
 
 /// Trains, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
-/// run), metrics.jsonl (a line per step), checkpoints/ (docs/checkpoints.md), and at the end
+/// run), metrics.jsonl (a line for every step), checkpoints/ (docs/checkpoints.md), and at the end
 /// result.json and, when asked for, model.safetensors. The folder is locked meanwhile.
 /// Going on with a run that is finished changes nothing and returns its result.
 /// The same config gives the same losses on the same machine with the same number of threads,
@@ -37,6 +47,14 @@ struct RunOptions {
 /// is touched); on resuming, a checkpoint of another run or only damaged ones (neither is touched);
 /// a loss or gradient that is not finite, a failure to write.
 RunResult train(const RunConfig& config, const RunOptions& options = {});
+
+/// Trains several runs in this process, a step of each in turn, so that whatever else the machine
+/// does slows all of them alike. Every run leaves in its folder what train() would leave, the same
+/// to the last bit but for times and memory. Each begins with a few steps alone; the memory it takes
+/// is measured then, as what the process holds beyond what the runs before it hold at rest.
+/// @return in the order of `configs`. @throws c10::Error as train(); bad configs before any run.
+std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
+                                      const RunOptions& options = {});
 
 /// Mean loss in nats per token of the first config.validation_batches batches, or of all there are.
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config);

@@ -99,6 +99,10 @@ void restart_peak_memory(const c10::Device& device) {
   if (device.is_cuda()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }
 
+int64_t memory_in_use(const c10::Device& device) {
+  return device.is_cuda() ? bytes_on(device).current : resident_memory();
+}
+
 int64_t peak_memory(const c10::Device& device) {
   return device.is_cuda() ? bytes_on(device).peak : peak_memory();
 }

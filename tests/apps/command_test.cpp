@@ -101,5 +101,18 @@ TEST(Doctor, SaysWhatIsThereAndWhatWouldBeUsed) {
   EXPECT_THAT(ran.out, HasSubstr("MOE8_CPU_ISA=portable"));
 }
 
+TEST(Doctor, JsonSaysTheSame) {
+  const Ran ran = run_moe8({"doctor", "--json"}, {"MOE8_CPU_GEMM=float32"});
+  EXPECT_EQ(ran.status, 0) << ran.err;
+  const nlohmann::json json = nlohmann::json::parse(ran.out);
+  EXPECT_EQ(json.at("versions").at("moe8"), version());
+  EXPECT_THAT(json.at("what moe8 uses").at("products").get<std::string>(),
+              HasSubstr("float32, because MOE8_CPU_GEMM says so"));
+  EXPECT_EQ(json.at("environment").at("MOE8_CPU_GEMM"), "float32");
+  EXPECT_GE(json.at("measured").size(), 6u);
+  EXPECT_GT(json.at("measured").at(0).at("value").get<double>(), 0);
+  EXPECT_TRUE(json.at("failures").empty());
+}
+
 }  // namespace
 }  // namespace moe8::testing

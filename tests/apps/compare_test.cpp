@@ -36,7 +36,7 @@ TEST(Compare, PrintsATableAndWritesThePage) {
   const std::string a = make_run(folder, "a", 2), b = make_run(folder, "b", 2.1);
   const Ran ran = run_moe8({"compare", a, b, "--out", folder / "page.html"});
   EXPECT_EQ(ran.status, 0) << ran.err;
-  EXPECT_THAT(ran.out, HasSubstr("b    rowwise  2 (unfinished)  2.1000      2.1000      +5.00%"));
+  EXPECT_THAT(ran.out, HasSubstr("b    rowwise  2 of 3  2.1000      2.1000      +5.00%"));
   EXPECT_THAT(ran.out, HasSubstr("Report: "));
   EXPECT_THAT(folder.read("page.html"), HasSubstr("2 runs compared</h1>"));
 }

@@ -309,8 +309,27 @@ TEST(NumericsBounds, ExpertsWithFewRowsSayNothing) {
   NumericsReport report;
   report.experts = {{"few", {10, 0, 10, 0}}, {"many", {400, 0, 0, 0, 0}}};
   report.warnings = warnings_of(report, default_numerics_bounds());
-  EXPECT_THAT(texts(report), ElementsAre("many: busiest expert 5, expected at most 4",
+  EXPECT_THAT(texts(report), ElementsAre("many: busiest expert 5, expected at most 3.67",
                                          "many: idle experts 0.8, expected at most 0.25"));
+}
+
+// The busiest of 8 experts, of which each token takes 2, can get at most 4 times the mean.
+TEST(NumericsBounds, TheBusiestExpertCanReachItsBound) {
+  const auto warned = [](std::vector<int64_t> tokens, int64_t top_k) {
+    NumericsReport report;
+    report.experts = {{"moe", std::move(tokens), top_k}};
+    return texts({.warnings = warnings_of(report, default_numerics_bounds())});
+  };
+  EXPECT_THAT(warned({512, 86, 86, 86, 85, 85, 84, 0}, 2),
+              ElementsAre("moe: busiest expert 4, expected at most 3"));
+  EXPECT_THAT(warned({380, 92, 92, 92, 92, 92, 92, 92}, 2), ElementsAre());
+  EXPECT_THAT(warned({100, 60, 20, 20}, 2),
+              ElementsAre("moe: busiest expert 2, expected at most 1.67"));
+  EXPECT_THAT(warned({100, 100, 100}, 3),
+              ElementsAre());  // all get everything: nothing else can be
+  std::vector<int64_t> many(128, 100);
+  many[0] = 450;
+  EXPECT_THAT(warned(many, 8), ElementsAre("moe: busiest expert 4.38, expected at most 4"));
 }
 
 TEST(NumericsAlarm, RepeatsItselfOnlyAfterAllWasWell) {

@@ -42,6 +42,14 @@ RunConfig tiny_config(const TemporaryFolder& folder, const std::string& out) {
   return config;
 }
 
+std::vector<ExpertTokens> counted(TransformerImpl& model) {
+  std::vector<double> counts;
+  for (const at::Tensor& layer : expert_counts(model)) {
+    for (int64_t e = 0; e < layer.numel(); ++e) counts.push_back(layer[e].item<double>());
+  }
+  return expert_tokens(model, counts);
+}
+
 TEST(Health, TheFirstStepAndEveryFourthAreWatched) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder, "run");
@@ -58,7 +66,7 @@ TEST(Health, TheFirstStepAndEveryFourthAreWatched) {
     EXPECT_EQ(line.experts[0].fqn, "layers.1.moe.experts");
     EXPECT_EQ(line.experts[0].mean() * 4, 2 * 2 * 4 * 32);  // of both batches
   }
-  EXPECT_THAT(steps, ElementsAre(1, 4, 8));
+  EXPECT_THAT(steps, ElementsAre(1, 4, 8, 9));  // and the last
 }
 
 TEST(Health, WatchingChangesNoLoss) {
@@ -106,7 +114,7 @@ TEST(Health, WarningsNameStepAndLayerAndComeOnce) {
     health.start(step);
     model->forward(torch::zeros({2, 8}, torch::kLong)).sum().backward();
     health.stop();
-    health.finish();
+    health.finish(counted(*model));
     const auto report = health.take();
     return report ? health.fresh_warnings(*report) : std::vector<std::string>{"not watched"};
   };
@@ -155,12 +163,13 @@ TEST(Metrics, NumericsLinesStandBesideStepsAndAreReadOnTheirOwn) {
 
 TEST(Progress, WarningsLeaveTheLineStanding) {
   std::ostringstream out;
-  Progress progress(&out, Progress::Kind::TERMINAL, "bf16", 10);
-  progress.show({.step = 10});
+  Progress progress(&out, Progress::Kind::TERMINAL, [] { return 80; });
+  const size_t run = progress.add("bf16", 10);
+  progress.show(run, {.step = 10});
   ::testing::internal::CaptureStderr();
-  progress.warn({});
+  progress.warn(run, {});
   EXPECT_EQ(out.str().find('\n'), std::string::npos);
-  progress.warn({"[numerics] step 10: w: amax 0"});
+  progress.warn(run, {"[numerics] step 10: w: amax 0"});
   EXPECT_THAT(out.str(), ::testing::EndsWith("\n"));
   EXPECT_THAT(::testing::internal::GetCapturedStderr(),
               HasSubstr("warning: [numerics] step 10: w: amax 0"));

@@ -53,7 +53,10 @@ inline int64_t step_lines(const std::string& metrics) {
 /// Every number of a run that must not depend on how often it was killed: all but the speed.
 inline std::vector<StepMetrics> repeatable(const std::string& metrics_file) {
   std::vector<StepMetrics> steps = read_metrics(metrics_file);
-  for (StepMetrics& step : steps) step.tokens_per_s = 0;
+  for (StepMetrics& step : steps) {
+    step.tokens_per_s = 0;
+    step.tokens_per_cpu_s.reset();
+  }
   return steps;
 }
 

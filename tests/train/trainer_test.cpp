@@ -16,6 +16,7 @@
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/store/metrics.h"
+#include "train/store/speed.h"
 #include "train/thread_count.h"
 #include "train/tiny_run.h"
 
@@ -168,7 +169,7 @@ TEST(Train, LossFallsAndTheFilesAreRight) {
   }
   EXPECT_NEAR(result.train_loss, sum / 20, 1e-9);
   EXPECT_DOUBLE_EQ(result.validation_loss, *steps.back().validation_loss);
-  EXPECT_EQ(result.tokens_per_s, median_tokens_per_s(steps));
+  EXPECT_EQ(result.tokens_per_s, speed_of(steps).wall.median);
   EXPECT_GT(result.peak_memory, 50 << 20);
   EXPECT_EQ(result.recipe, "bf16");
   EXPECT_EQ(result.parameters, count_parameters(config.model).total);
@@ -390,17 +391,51 @@ TEST(Progress, RewritesOneLineOnATerminalAndPrintsLinesElsewhere) {
   last.step = 10;
   last.loss = 2.5;
   std::ostringstream terminal, lines;
-  Progress a(&terminal, Progress::Kind::TERMINAL, "bf16", 10),
-      b(&lines, Progress::Kind::LINES, "bf16", 10);
+  const auto columns = [] { return 80; };
+  Progress a(&terminal, Progress::Kind::TERMINAL, columns),
+      b(&lines, Progress::Kind::LINES, columns);
   for (Progress* progress : {&a, &b}) {
-    progress->show(last);
+    progress->show(progress->add("bf16", 10), last);
     progress->finish();
   }
   EXPECT_THAT(terminal.str(), ::testing::StartsWith("\rbf16  step 10/10  loss 2.5000"));
   EXPECT_THAT(terminal.str(), ::testing::EndsWith("\n"));
   EXPECT_EQ(lines.str().find('\r'), std::string::npos);
   EXPECT_THAT(lines.str(), HasSubstr("step 10/10  loss 2.5000"));
-  Progress(nullptr, Progress::Kind::LINES, "", 1).show(last);  // silent
+  Progress silent(nullptr, Progress::Kind::LINES, columns);
+  silent.show(silent.add("", 10), last);
+}
+
+TEST(Progress, FitsTheTerminal) {
+  StepMetrics long_one{.step = 123456,
+                       .loss = 12.3456,
+                       .lr = 1.25e-4,
+                       .grad_norm = 1234.56,
+                       .tokens_per_s = 1234567};
+  long_one.validation_loss = 12.3456;
+  for (const int columns : {200, 80, 40, 20, 3, 1}) {
+    for (const int runs : {1, 3}) {
+      std::ostringstream out;
+      Progress progress(&out, Progress::Kind::TERMINAL, [&] { return columns; });
+      for (int i = 0; i < runs; ++i) progress.add("mxfp8_rceil_wgrad_with_hp", 200000);
+      progress.show(0, long_one);
+      const std::string line = out.str();
+      EXPECT_EQ(line.front(), '\r');
+      EXPECT_LE(line.size() - 1, static_cast<size_t>(std::max(1, columns - 1))) << line;
+      if (columns >= 40) EXPECT_THAT(line, HasSubstr("step ")) << line;
+      if (columns >= 40 && runs == 1) EXPECT_THAT(line, HasSubstr("loss 12.3456")) << line;
+      if (columns == 80 && runs == 1) EXPECT_THAT(line, HasSubstr("ETA ")) << line;
+    }
+  }
+}
+
+TEST(Progress, SeveralRunsShareALine) {
+  std::ostringstream out;
+  Progress progress(&out, Progress::Kind::TERMINAL, [] { return 80; });
+  const size_t a = progress.add("bf16", 2), b = progress.add("mxfp8_rceil", 2);
+  progress.show(a, {.step = 2, .loss = 2.5});
+  progress.show(b, {.step = 2, .loss = 2.25});
+  EXPECT_THAT(out.str(), HasSubstr("\rstep 2/2  bf16 2.5000  mxfp8_rceil 2.2500  took 0s"));
 }
 
 TEST(Progress, Durations) {

@@ -60,9 +60,13 @@ std::vector<std::string> cpu_features() {
   return features;
 }
 
+std::string total_memory() {
+  return gibibytes_of(proc_value("/proc/meminfo", "MemTotal"));
+}
+
 std::string memory_line() {
-  return gibibytes_of(proc_value("/proc/meminfo", "MemTotal")) + ", " +
-         gibibytes_of(proc_value("/proc/meminfo", "MemAvailable")) + " available";
+  return total_memory() + ", " + gibibytes_of(proc_value("/proc/meminfo", "MemAvailable")) +
+         " available";
 }
 
 std::string gpu_line() {

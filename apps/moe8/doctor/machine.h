@@ -9,6 +9,7 @@ namespace moe8 {
 
 std::string cpu_model();                  // "unknown" where the system does not say
 std::vector<std::string> cpu_features();  // those that matter to moe8 or LibTorch, of this CPU
+std::string total_memory();               // "23.5 GiB"
 std::string memory_line();                // "23.5 GiB, 20.1 GiB available"
 std::string gpu_line();                   // what the NVIDIA driver shows, by its files alone
 

@@ -2,6 +2,7 @@
 #include "doctor/speed.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
@@ -12,6 +13,7 @@
 #include <limits>
 
 #include "moe8/float8.h"
+#include "moe8/linear.h"
 #include "moe8/mx.h"
 
 namespace moe8 {
@@ -64,7 +66,39 @@ Speed quantizer(const char* what, const at::Tensor& x, F quantize) {
   return {what, bytes / best_seconds([&] { quantize(x); }) * 1e-9, "GB/s read"};
 }
 
+// Work on a GPU is queued: many products, then one value of the last, which waits for all of them.
+template <typename F>
+double gpu_tflops(double flops, F product) {
+  constexpr int kQueued = 16;
+  const double seconds = best_seconds([&] {
+    at::Tensor last;
+    for (int i = 0; i < kQueued; ++i) last = product();
+    last.view(-1)[0].item();
+  });
+  return kQueued * flops / seconds * 1e-12;
+}
+
 }  // namespace
+
+std::vector<Speed> measure_gpu(const at::Device& gpu) {
+  constexpr int64_t kTokens = 8192, kFeatures = 4096;  // large enough to fill any GPU
+  const at::NoGradGuard no_grad;
+  const auto bf16 = at::TensorOptions().device(gpu).dtype(at::kBFloat16);
+  const at::Tensor x = at::randn({kTokens, kFeatures}, bf16);
+  const at::Tensor weight = at::randn({kFeatures, kFeatures}, bf16);
+  const double flops = 2.0 * kTokens * kFeatures * kFeatures;
+  const std::string where = gpu.str() + " ";
+  std::vector<Speed> speeds{{where + "bf16 product",
+                             gpu_tflops(flops, [&] { return at::mm(x, weight.t()); }), "TFLOP/s"}};
+  for (const char* name : {"rowwise", "mxfp8_cublas_rceil"}) {
+    const Config config = recipe(name);
+    speeds.push_back(
+        {where + name + " linear",
+         gpu_tflops(flops, [&] { return quantize_then_linear(x, weight, {}, config); }),
+         "TFLOP/s"});
+  }
+  return speeds;
+}
 
 Speeds measure_speeds() {
   Speeds speeds;

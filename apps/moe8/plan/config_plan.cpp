@@ -10,7 +10,8 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
-#include "text_table.h"
+#include "cli.h"
+#include "convert/report.h"
 #include "train/plan/memory_plan.h"
 
 namespace moe8 {
@@ -85,7 +86,7 @@ std::string parameter_table(const TransformerConfig& config) {
   }
   const ParameterCounts counts = count_parameters(config);
   rows.push_back({"total", with_commas(counts.total), with_commas(counts.active)});
-  return text_table(rows);
+  return text_table(rows, table_style());
 }
 
 // ---- conversion -------------------------------------------------------------
@@ -140,7 +141,7 @@ ConversionReport by_layer_ranges(const ConversionReport& report) {
 
 std::string conversion_table(const RunConfig& config) {
   const ConversionReport report = plan_conversion(config);
-  std::string table = by_layer_ranges(report).to_table();
+  std::string table = fitted_table(by_layer_ranges(report), table_style().columns);
   table.erase(table.rfind('\n', table.size() - 2) + 1);  // its last line counts merged rows
   return c10::str(table, report.converted().size(), " of ", report.rows.size(),
                   " parameters converted.\n");
@@ -180,7 +181,7 @@ std::string memory_table(const ConfigPlan& plan) {
   }
   return c10::str("memory of one process on this CPU: weights = \"", to_string(t.weights), "\", ",
                   t.batch_size, " x ", t.seq_len, " tokens a backward, accumulation ",
-                  t.accumulation, "\n", text_table(rows));
+                  t.accumulation, "\n", text_table(rows, table_style()));
 }
 
 std::string saved_table(const RunConfig& config) {
@@ -192,7 +193,7 @@ std::string saved_table(const RunConfig& config) {
     total += saved.bytes;
   }
   rows.push_back({"total", bytes_text(total)});
-  return text_table(rows);
+  return text_table(rows, table_style());
 }
 
 nlohmann::json parameters_json(const TransformerConfig& config) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The demo: several runs of one config, their table and verdict. The page: report.cpp.
+// The demo: several runs of one config, their tables and verdict. The page is report.cpp's.
 #include "train/report/demo.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "train/report/demo_config.h"
 #include "train/report/report.h"
+#include "train/report/run_tables.h"
 #include "train/text_data.h"
 
 namespace moe8 {
@@ -22,23 +23,34 @@ double bigram_loss(const RunConfig& config) {
   return data.bigram_loss(batches, t.batch_size, t.seq_len);
 }
 
-std::string row(const char* format, auto... values) {
+std::string text_of(const char* format, auto... values) {
   char text[256];
   std::snprintf(text, sizeof text, format, values...);
   return text;
 }
 
+std::vector<RunConfig> configs_of(const RunConfig& config,
+                                  const std::vector<std::string>& recipes) {
+  std::vector<RunConfig> configs;
+  for (const std::string& name : recipes) {
+    RunConfig& one = configs.emplace_back(config);
+    one.training.recipe = name;
+    one.checkpoint.interval = 0;  // the demo always begins anew
+    one.output.folder = config.output.folder + "/" + name;
+  }
+  return configs;
+}
+
 Report report_of(const DemoResult& result) {
-  const RunResult& first = result.runs.front();
-  std::vector<std::string> folders;
-  for (const RunResult& run : result.runs) folders.push_back(run.folder);
+  const RunConfig& config = result.runs.front().config;
+  const ParameterCounts counts = count_parameters(config.model);
   return {.title = "moe8 demo: one model, one seed, several recipes",
-          .introduction = row("%.2f million parameters, %.2f million of them active for a token; "
-                              "%lld steps.",
-                              static_cast<double>(first.parameters) / 1e6,
-                              static_cast<double>(first.active_parameters) / 1e6,
-                              static_cast<long long>(first.steps)),
-          .runs = read_runs(folders),
+          .introduction = text_of("%.2f million parameters, %.2f million of them active for a "
+                                  "token; %lld steps, taken by the runs in turn.",
+                                  static_cast<double>(counts.total) / 1e6,
+                                  static_cast<double>(counts.active) / 1e6,
+                                  static_cast<long long>(config.training.steps)),
+          .runs = result.runs,
           .bigram_loss = result.bigram_loss};
 }
 
@@ -49,60 +61,47 @@ const std::string& demo_config_text() {
   return text;
 }
 
-double DemoResult::difference(const RunResult& run) const {
-  return 100 * (run.validation_loss / runs.front().validation_loss - 1);
-}
-
 DemoResult run_demo(const RunConfig& config, const std::vector<std::string>& recipes,
                     const RunOptions& options) {
   MOE8_CHECK(!recipes.empty(), "demo", "recipes", "expected at least one, got none");
   MOE8_CHECK(!config.data.files.empty(), "demo", "data",
              "expected at least one text file, got none. Pass --data FILE.");
   DemoResult result;
-  result.config = config;
   result.bigram_loss = bigram_loss(config);
   RunOptions replacing = options;
   replacing.existing = ExistingRun::REPLACE;
-  for (const std::string& name : recipes) {
-    RunConfig one = config;
-    one.training.recipe = name;
-    one.checkpoint.interval = 0;  // the demo always begins anew
-    one.output.folder = config.output.folder + "/" + name;
-    result.runs.push_back(train(one, replacing));
+  std::vector<std::string> folders;
+  for (const RunResult& run : train_in_turns(configs_of(config, recipes), replacing)) {
+    folders.push_back(run.folder);
   }
+  result.runs = read_runs(folders);
   result.report = config.output.folder + "/report.html";
   write_report(report_of(result), result.report);
   return result;
 }
 
-std::string to_table(const DemoResult& result) {
-  std::string text = row("%-28s %10s %10s %9s %9s %9s\n", "recipe", "train loss", "validation",
-                         "vs bf16", "tokens/s", "peak mem");
-  for (const RunResult& run : result.runs) {
-    text += row("%-28s %10.4f %10.4f %+8.2f%% %9.0f %6.0f MB\n", run.recipe.c_str(), run.train_loss,
-                run.validation_loss, result.difference(run), run.tokens_per_s,
-                static_cast<double>(run.peak_memory) / 1e6);
-  }
-  return text + row("%-28s %10s %10.4f\n", "byte-bigram table", "", result.bigram_loss);
+std::string to_table(const DemoResult& result, size_t columns) {
+  return loss_table(result.runs, result.bigram_loss, columns) + '\n' +
+         speed_table(result.runs, columns);
 }
 
 Verdict verdict(const DemoResult& result) {
   double furthest = 0, gain = INFINITY;
   bool passed = true;
-  for (const RunResult& run : result.runs) {
-    const double difference = std::abs(result.difference(run));
-    const double below = result.bigram_loss - run.validation_loss;
+  for (const RunRecord& run : result.runs) {
+    const double difference = std::abs(difference_percent(run, result.runs.front()).value_or(NAN));
+    const double below = result.bigram_loss - run.validation_loss.value_or(NAN);
     passed = passed && difference <= kMostDifferencePercent && below >= kLeastGainOverBigram;
     furthest = std::max(furthest, difference);
     gain = std::min(gain, below);
   }
   const std::string facts =
-      row("recipes are within %.2f%% of %s and at least %.2f nats below the bigram table", furthest,
-          result.runs.front().recipe.c_str(), gain);
+      text_of("recipes are within %.2f%% of %s and at least %.2f nats below the bigram table",
+              furthest, result.runs.front().config.training.recipe.c_str(), gain);
   if (passed) return {true, "The demo succeeded: all " + facts + "."};
   return {false, "The demo failed: " + facts +
-                     row("; expected within %.0f%% and at least %.2f nats.", kMostDifferencePercent,
-                         kLeastGainOverBigram)};
+                     text_of("; expected within %.0f%% and at least %.2f nats.",
+                             kMostDifferencePercent, kLeastGainOverBigram)};
 }
 
 }  // namespace moe8

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The frame of a self-contained page: no scripts, no network, light and dark by the reader's
-// setting, for narrow screens as well. What stands on the page: report.cpp.
+// The frame of a self-contained page: one file, nothing from outside, light and dark by the reader's
+// setting, narrow screens as well; readable without its script. What stands on it: report.cpp.
 #pragma once
 
 #include <cstdio>
@@ -20,10 +20,16 @@ std::string html_text(const char* format, auto... values) {
 /// Text that stands for itself between tags and in quoted attributes; what XML forbids becomes "?".
 std::string escaped(std::string_view plain);
 
-/// The whole document around `body`.
-std::string html_page(const std::string& title, const std::string& body);
+/// Where page.js puts its buttons.
+inline constexpr const char* kControls = "<div id=\"controls\" hidden></div>\n";
 
-/// A table of cells that are HTML already; `head` is text. Scrolls sideways where it is too wide.
+/// The whole document around `body`, with page.css, page.js and the JSON that it draws.
+std::string html_page(const std::string& title, const std::string& body, const std::string& data);
+
+/// A part of the page with its title and, below, what to know about it (HTML).
+std::string section(const std::string& title, const std::string& body, const std::string& note);
+
+/// A table of cells that are HTML already; `head` is text. On a narrow screen every row is a card.
 std::string html_table(const std::vector<std::string>& head,
                        const std::vector<std::vector<std::string>>& rows);
 

@@ -18,10 +18,13 @@ struct Report {
   std::optional<double> bigram_loss{};  // of a byte-bigram table on the same validation text
 };
 
-/// Table; curves of losses, of their differences to the first run, of tokens/s; maps of SQNR by
-/// weight and step, and of tokens by expert; warnings; the configs side by side. No scripts, no
-/// network; light and dark by the reader's setting; readable on a phone. Replaces an older page as
-/// a whole. @throws c10::Error without runs or on a failure to write.
+/// A verdict; a card for every run and the table; curves of losses, of their differences to the
+/// first run, of validation, gradient norm, learning rate, tokens/s and expert load; maps of the
+/// load by layer and step and of SQNR by weight and step; warnings; origin and config of every run.
+/// One file without anything from outside; light and dark by the reader's setting; readable on a
+/// phone, and without its script, which adds values under the pointer, zoom and other axes
+/// (docs/decisions/023-a-page-with-a-script.md). Replaces an older page as a whole.
+/// @throws c10::Error without runs or on a failure to write.
 void write_report(const Report& report, const std::string& path);
 
 /// What write_report writes.

@@ -14,11 +14,19 @@
 
 #include "base/check.h"
 #include "base/plain_text.h"
+#include "formats/elem.h"
+#include "moe8/config.h"
+#include "numerics/bounds.h"
 
 namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "metrics";
+
+// Three decimals say all that a load can.
+double rounded(double value) {
+  return std::round(value * 1000) / 1000;
+}
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
   fail(kOp, path, "expected a writable file, got: " + std::generic_category().message(error));
@@ -63,22 +71,54 @@ void for_each_line(const std::string& path, Visit visit) {
   }
 }
 
+std::vector<LayerLoad> layers_from(const nlohmann::json& line) {
+  std::vector<LayerLoad> layers;
+  if (!line.contains("busiest")) return layers;
+  const auto busiest = line.at("busiest").get<std::vector<double>>();
+  const auto idle = line.at("idle").get<std::vector<int64_t>>();
+  for (size_t i = 0; i < std::min(busiest.size(), idle.size()); ++i) {
+    layers.push_back({busiest[i], idle[i]});
+  }
+  return layers;
+}
+
 StepMetrics step_from(const nlohmann::json& line) {
-  StepMetrics m{line.at("step"),
-                line.at("loss"),
-                line.at("lr"),
-                line.at("grad_norm"),
-                line.at("tokens_per_s"),
-                line.at("expert_load_min"),
-                line.at("expert_load_max"),
-                std::nullopt};
+  StepMetrics m;
+  m.step = line.at("step");
+  m.loss = line.at("loss");
+  m.lr = line.at("lr");
+  m.grad_norm = line.at("grad_norm");
+  m.tokens_per_s = line.at("tokens_per_s");
+  m.expert_load_min = line.at("expert_load_min");
+  m.expert_load_max = line.at("expert_load_max");
   if (line.contains("validation_loss")) m.validation_loss = line.at("validation_loss");
+  if (line.contains("tokens_per_cpu_s")) m.tokens_per_cpu_s = line.at("tokens_per_cpu_s");
+  m.layers = layers_from(line);
   return m;
+}
+
+RunStart start_from(const nlohmann::json& line) {
+  return {.step = line.at("step"),
+          .date = line.value("date", ""),
+          .program = line.value("program", ""),
+          .command = line.value("command", ""),
+          .machine = line.value("machine", ""),
+          .device = line.value("device", ""),
+          .threads = line.value("threads", int64_t{0})};
 }
 
 // JSON has no infinity and no NaN: they are null, and `otherwise` is which.
 double number_or(const nlohmann::json& value, double otherwise) {
   return value.is_null() ? otherwise : value.get<double>();
+}
+
+// The element format that an operand's format names: "mx float8_e4m3fn rceil".
+std::optional<ElemDtype> elem_in(std::string_view format) {
+  for (size_t i = 0; i < kElemLayouts.size(); ++i) {
+    const auto elem = static_cast<ElemDtype>(i);
+    if (format.find(to_string(elem)) != std::string_view::npos) return elem;
+  }
+  return std::nullopt;
 }
 
 NumericsLine::Product product_from(const std::string& weight, const std::string& name,
@@ -87,6 +127,7 @@ NumericsLine::Product product_from(const std::string& weight, const std::string&
   product.sqnr_db = number_or(json.at("sqnr_db"), INFINITY);
   for (const auto& [key, operand] : json.items()) {
     if (!operand.is_object()) continue;
+    product.elem = coarser(product.elem, elem_in(operand.value("format", "")));
     const double amax = number_or(operand.at("amax"), NAN);
     product.underflow = std::max(product.underflow, operand.at("underflow").get<double>());
     product.saturated = std::max(product.saturated, operand.at("saturated").get<double>());
@@ -133,7 +174,24 @@ void MetricsFile::write(const StepMetrics& m) {
                               {"expert_load_min", m.expert_load_min},
                               {"expert_load_max", m.expert_load_max}};
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
+  if (m.tokens_per_cpu_s) line["tokens_per_cpu_s"] = *m.tokens_per_cpu_s;
+  if (!m.layers.empty()) {
+    auto &busiest = line["busiest"], &idle = line["idle"];
+    for (const LayerLoad& layer : m.layers) {
+      busiest.push_back(rounded(layer.busiest));
+      idle.push_back(layer.idle);
+    }
+  }
   write(line.dump());
+}
+
+void MetricsFile::write(const RunStart& start) {
+  const nlohmann::ordered_json line{{"kind", "start"},          {"step", start.step},
+                                    {"date", start.date},       {"program", start.program},
+                                    {"command", start.command}, {"machine", start.machine},
+                                    {"device", start.device},   {"threads", start.threads}};
+  // A command line may hold any bytes.
+  write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 void MetricsFile::write(int64_t step, const NumericsReport& report) {
@@ -155,20 +213,17 @@ std::vector<StepMetrics> read_metrics(const std::string& path) {
   return all;
 }
 
-double median_tokens_per_s(const std::vector<StepMetrics>& steps) {
-  if (steps.empty()) return 0;
-  std::vector<double> rates;
-  rates.reserve(steps.size());
-  for (const StepMetrics& step : steps) rates.push_back(step.tokens_per_s);
-  const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
-  std::ranges::nth_element(rates, middle);
-  return *middle;
+std::vector<NumericsLine> read_numerics(const std::string& path) {
+  return read_all_metrics(path).numerics;
 }
 
-std::vector<NumericsLine> read_numerics(const std::string& path) {
-  std::vector<NumericsLine> all;
+MetricsRecord read_all_metrics(const std::string& path) {
+  MetricsRecord all;
   for_each_line(path, [&](const nlohmann::json& line) {
-    if (line.value("kind", "") == "numerics") all.push_back(numerics_from(line));
+    const std::string kind = line.value("kind", "step");
+    if (kind == "step") all.steps.push_back(step_from(line));
+    if (kind == "numerics") all.numerics.push_back(numerics_from(line));
+    if (kind == "start") all.starts.push_back(start_from(line));
   });
   return all;
 }

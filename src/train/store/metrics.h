@@ -13,6 +13,14 @@
 
 namespace moe8 {
 
+/// How the rows of one MoE layer were spread over its experts.
+struct LayerLoad {
+  double busiest = 1;  // rows of the busiest expert, relative to the mean
+  int64_t idle = 0;    // experts without a row
+
+  bool operator==(const LayerLoad&) const = default;
+};
+
 struct StepMetrics {
   int64_t step = 0;  // 1 is the first
   double loss = 0;   // mean over the tokens of the step, in nats, before the step's update
@@ -24,8 +32,24 @@ struct StepMetrics {
   double expert_load_min = 0;
   double expert_load_max = 0;
   std::optional<double> validation_loss{};  // after the step's update, where one was measured
+  // A second of CPU time of all threads, where CPUs compute. Not in files of older versions.
+  std::optional<double> tokens_per_cpu_s{};
+  std::vector<LayerLoad> layers{};  // of the MoE layers, in order; likewise
 
   bool operator==(const StepMetrics&) const = default;
+};
+
+/// A process that trained a run: one at its start, one more for every time that it went on.
+struct RunStart {
+  int64_t step = 0;       // the first that it was to do
+  std::string date{};     // in UTC, "2026-11-29 22:03:08 UTC"
+  std::string program{};  // "moe8 0.1.0 (7cf44ee)"
+  std::string command{};  // as a shell takes it
+  std::string machine{};  // "AMD EPYC 9B14, 2 CPUs, 23.5 GiB"
+  std::string device{};   // "CPU" or the name of a GPU
+  int64_t threads = 0;
+
+  bool operator==(const RunStart&) const = default;
 };
 
 /// What the numerics line of a step says, as far as a report shows it.
@@ -36,7 +60,8 @@ struct NumericsLine {
     double sqnr_db = 0;     // infinite when nothing was lost
     double underflow = 0;   // of the worse operand, here and below
     double saturated = 0;
-    double amax = 0;  // the larger; NaN when not finite
+    double amax = 0;                  // the larger; NaN when not finite
+    std::optional<ElemDtype> elem{};  // the coarser operand's, which decides the bound
   };
   int64_t step = 0;
   std::vector<Product> products;  // those of a weight together, sorted by name
@@ -56,6 +81,8 @@ class MetricsFile {
   /// The same for {"kind": "numerics", "step": step, ...}, the rest as NumericsReport::to_json().
   /// Call it before the step's own line is written.
   void write(int64_t step, const NumericsReport& report);
+  /// The same for {"kind": "start", "step": start.step, ...}.
+  void write(const RunStart& start);
   /// Waits until the disk has all lines.
   void sync();
 
@@ -70,11 +97,17 @@ class MetricsFile {
 /// @throws c10::Error naming file and line of what is not a step, or has a NUL byte.
 std::vector<StepMetrics> read_metrics(const std::string& path);
 
-/// The rate of the median step: one number for a run, finished or not, that neither its first step
-/// nor a pause of the machine moves. 0 without steps.
-double median_tokens_per_s(const std::vector<StepMetrics>& steps);
-
 /// The lines of kind "numerics"; others are passed over. @throws c10::Error likewise.
 std::vector<NumericsLine> read_numerics(const std::string& path);
+
+/// Everything that stands in metrics.jsonl, by kind.
+struct MetricsRecord {
+  std::vector<StepMetrics> steps;
+  std::vector<NumericsLine> numerics;
+  std::vector<RunStart> starts;
+};
+
+/// All kinds in one pass. @throws c10::Error likewise.
+MetricsRecord read_all_metrics(const std::string& path);
 
 }  // namespace moe8

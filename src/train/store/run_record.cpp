@@ -37,11 +37,13 @@ RunRecord read_run(const std::string& folder) {
              fs::exists(folder) ? "one without" : "none", ". See: moe8 train --help");
   RunRecord run{.name = last_part(folder), .folder = folder};
   run.config = load_run_config(files.config());
-  run.steps = read_metrics(files.metrics());
+  MetricsRecord metrics = read_all_metrics(files.metrics());
+  run.steps = std::move(metrics.steps);
+  run.numerics = std::move(metrics.numerics);
+  run.starts = std::move(metrics.starts);
   MOE8_CHECK(!run.steps.empty(), kOp, folder, "expected at least one step, got none yet");
-  run.numerics = read_numerics(files.metrics());
   run.train_loss = mean_of_last_losses(run.steps);
-  run.tokens_per_s = median_tokens_per_s(run.steps);
+  run.speed = speed_of(run.steps);
   for (const StepMetrics& step : run.steps) {
     if (step.validation_loss) run.validation_loss = step.validation_loss;
   }
@@ -64,6 +66,12 @@ std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
     if (std::ranges::count_if(runs, same) > 1) run.name = run.folder;
   }
   return runs;
+}
+
+size_t warnings_in(const RunRecord& run) {
+  size_t count = 0;
+  for (const NumericsLine& look : run.numerics) count += look.warnings.size();
+  return count;
 }
 
 std::optional<double> difference_percent(const RunRecord& run, const RunRecord& first) {

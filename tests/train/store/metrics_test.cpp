@@ -6,6 +6,7 @@
 #include "testing/folder.h"
 #include "testing/locale.h"
 #include "train/store/run_result.h"
+#include "train/store/speed.h"
 
 namespace moe8 {
 namespace {
@@ -68,8 +69,8 @@ TEST(RunResult, ANulByteDoesNotEndIt) {
 }
 
 TEST(Metrics, TheMedianStepIsTheSpeedOfARun) {
-  EXPECT_EQ(median_tokens_per_s({}), 0);
-  EXPECT_EQ(median_tokens_per_s({step(1, 10), step(2, 5000), step(3, 900)}), 900);
+  EXPECT_EQ(speed_of({}).wall.median, 0);
+  EXPECT_EQ(speed_of({step(1, 10), step(2, 5000), step(3, 900)}).wall.median, 900);
 }
 
 }  // namespace

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/report/flops.h"
+
+#include <array>
+#include <utility>
+
+namespace moe8 {
+
+double model_flops(const TransformerConfig& config, int64_t seq_len) {
+  const int64_t looked_up = config.vocab_size * config.dim;  // the embedding multiplies nothing
+  const double multiplied = static_cast<double>(count_parameters(config).active - looked_up);
+  const double attention = static_cast<double>(config.n_layers * config.n_heads) *
+                           static_cast<double>(config.head_width() * seq_len);
+  return 6 * (multiplied + attention);
+}
+
+std::optional<double> bf16_peak(std::string_view device) {
+  // A part of the name that LibTorch shows, the more special first. Of NVIDIA's data sheets.
+  constexpr std::array<std::pair<std::string_view, double>, 5> kPeaks{{{"H100 PCIe", 756e12},
+                                                                       {"H100 NVL", 835e12},
+                                                                       {"H100", 989e12},
+                                                                       {"H200", 989e12},
+                                                                       {"GH200", 989e12}}};
+  for (const auto& [name, peak] : kPeaks) {
+    if (device.find(name) != std::string_view::npos) return peak;
+  }
+  return std::nullopt;
+}
+
+}  // namespace moe8

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/terminal.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+namespace moe8 {
+
+int terminal_columns(int fd) {
+  winsize size{};
+  if (::ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  const char* columns = std::getenv("COLUMNS");
+  const int number = columns ? std::atoi(columns) : 0;
+  return number > 0 ? number : 80;
+}
+
+size_t table_columns(int fd) {
+  return ::isatty(fd) ? static_cast<size_t>(terminal_columns(fd)) : 0;
+}
+
+}  // namespace moe8
