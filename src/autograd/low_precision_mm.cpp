@@ -6,7 +6,9 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/torch.h>
 
+#include "autograd/group_bias.h"
 #include "moe8/memory.h"
+#include "quantize/check_input.h"
 #include "weights/weight_cache.h"
 
 namespace moe8 {
@@ -15,14 +17,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// What backward needs besides tensors, and what stands for the tensors of this product.
-struct Layer : torch::CustomClassHolder {
+/// What the three GEMMs of one product share, and what its backward needs besides tensors.
+struct Product : torch::CustomClassHolder {
   TrainingFormats formats;
   TokenGroups groups;
   std::vector<int64_t> a_sizes;
   at::ScalarType a_dtype{};
   at::ScalarType w_dtype{};
   at::ScalarType out_dtype{};
+  std::optional<at::ScalarType> bias_dtype;  // set: there is a bias
   bool needs_grad_input = false;
   bool needs_grad_weight = false;
   WeightId weight;
@@ -71,11 +74,11 @@ size_t itemsize(Encoding encoding) {
 }
 
 // The form of A that its weight gradient reads, when saving it instead of A costs no more memory.
-std::optional<FormKey> form_to_save(const Layer& layer, const at::Tensor& A,
+std::optional<FormKey> form_to_save(const Product& product, const at::Tensor& A,
                                     const Operand& grad_out, const Operand& a) {
-  if (!layer.needs_grad_weight || !save_quantized_activations()) return std::nullopt;
+  if (!product.needs_grad_weight || !save_quantized_activations()) return std::nullopt;
   if (numerics_observed()) return std::nullopt;  // listeners want the input itself
-  const FormKey key = right_key(layer.grad_weight(grad_out, a));
+  const FormKey key = right_key(product.grad_weight(grad_out, a));
   const bool is_smaller = itemsize(key.encoding) <= c10::elementSize(A.scalar_type());
   return is_smaller && !is_source(key, A) ? std::optional(key) : std::nullopt;
 }
@@ -96,38 +99,42 @@ void forbid_double_backward(variable_list& grads) {
 
 struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& A, const at::Tensor& W,
-                            const c10::intrusive_ptr<Layer>& layer) {
+                            const std::optional<at::Tensor>& bias,
+                            const c10::intrusive_ptr<Product>& product) {
     const PlainOps guard;
     const Operand a(A);
-    const CachedOperand w = weight_for_forward(W, layer->needs_grad_input);
-    const Operand grad_out = Operand::future({A.size(0), W.size(1)}, layer->out_dtype, A.device());
+    const CachedOperand w = weight_for_forward(W, product->needs_grad_input);
+    const Operand grad_out =
+        Operand::future({A.size(0), W.size(1)}, product->out_dtype, A.device());
     // Said before the product, so that its pass over a tensor makes these as well.
-    layer->saved_form = form_to_save(*layer, A, grad_out, a);
-    if (layer->saved_form) a.expect(*layer->saved_form);
-    if (layer->needs_grad_input && w.is_kept) {
-      w.operand.expect(right_key(layer->grad_input(grad_out, w.operand)));
+    product->saved_form = form_to_save(*product, A, grad_out, a);
+    if (product->saved_form) a.expect(*product->saved_form);
+    if (product->needs_grad_input && w.is_kept) {
+      w.operand.expect(right_key(product->grad_input(grad_out, w.operand)));
     }
-    const at::Tensor out = low_precision_gemm(layer->out(a, w.operand));
-    save(ctx, *layer, A, W, a);
-    ctx->saved_data["layer"] = c10::IValue::make_capsule(layer);
+    const at::Tensor out = low_precision_gemm(product->out(a, w.operand));
+    if (bias) add_group_bias(out, *bias, product->groups);
+    save(ctx, *product, A, W, a);
+    ctx->saved_data["product"] = c10::IValue::make_capsule(product);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto layer =
-        c10::static_intrusive_pointer_cast<Layer>(ctx->saved_data["layer"].toCapsule());
-    variable_list grads(2);  // A, W
+    const auto product =
+        c10::static_intrusive_pointer_cast<Product>(ctx->saved_data["product"].toCapsule());
+    variable_list grads(product->bias_dtype ? 3 : 2);  // A, W, bias
     if (grad_outputs[0].defined()) {
+      check_dense("backward", "gradient of the output", grad_outputs[0]);
       const PlainOps guard;
       const Operand grad_out(grad_outputs[0].contiguous());  // y.sum() sends stride 0
       std::optional<GemmProblem> for_input, for_weight;
       if (ctx->needs_input_grad(0)) {
-        for_input = layer->grad_input(grad_out, weight_for_backward(saved[kWeight]));
+        for_input = product->grad_input(grad_out, weight_for_backward(saved[kWeight]));
         grad_out.expect(left_key(*for_input));
       }
       if (ctx->needs_input_grad(1)) {
-        for_weight = layer->grad_weight(grad_out, saved_input(*layer, saved));
+        for_weight = product->grad_weight(grad_out, saved_input(*product, saved));
         grad_out.expect(left_key(*for_weight));
       }
       // The weights' product first: it has the fewest tiles, and the product after it fills the
@@ -140,32 +147,36 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
         for_input->follows_unrelated = for_weight.has_value();
         grads[0] = low_precision_gemm(*for_input);
       }
+      if (product->bias_dtype && ctx->needs_input_grad(2)) {
+        grads[2] = group_sums(grad_out.source(), product->groups).to(*product->bias_dtype);
+      }
     }
     if (at::GradMode::is_enabled()) forbid_double_backward(grads);
-    return {grads[0], grads[1], at::Tensor()};
+    grads.resize(4);  // of bias and product
+    return grads;
   }
 
  private:
   enum Slot { kInput, kWeight, kInputScale };
 
-  static void save(AutogradContext* ctx, const Layer& layer, const at::Tensor& A,
+  static void save(AutogradContext* ctx, const Product& product, const at::Tensor& A,
                    const at::Tensor& W, const Operand& a) {
     variable_list tensors(3);
-    if (layer.saved_form) {
-      const Form form = a.form(*layer.saved_form, layer.groups);
+    if (product.saved_form) {
+      const Form form = a.form(*product.saved_form, product.groups);
       tensors[kInput] = form.data;
       tensors[kInputScale] = form.scale;
-    } else if (layer.needs_grad_weight) {
+    } else if (product.needs_grad_weight) {
       tensors[kInput] = A;
     }
-    if (layer.needs_grad_input) tensors[kWeight] = W;
+    if (product.needs_grad_input) tensors[kWeight] = W;
     ctx->save_for_backward(tensors);
   }
 
-  static Operand saved_input(const Layer& layer, const variable_list& saved) {
-    if (!layer.saved_form) return Operand(saved[kInput]);
-    return Operand::kept(layer.a_sizes, layer.a_dtype,
-                         {*layer.saved_form, saved[kInput], saved[kInputScale]});
+  static Operand saved_input(const Product& product, const variable_list& saved) {
+    if (!product.saved_form) return Operand(saved[kInput]);
+    return Operand::kept(product.a_sizes, product.a_dtype,
+                         {*product.saved_form, saved[kInput], saved[kInputScale]});
   }
 };
 
@@ -173,18 +184,19 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
 
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
                             const std::optional<at::Tensor>& offs, const TrainingFormats& formats,
-                            at::ScalarType out_dtype) {
-  auto layer = c10::make_intrusive<Layer>();
-  layer->formats = formats;
-  layer->groups = TokenGroups(offs);
-  layer->a_sizes = A.sizes().vec();
-  layer->a_dtype = A.scalar_type();
-  layer->w_dtype = W.scalar_type();
-  layer->out_dtype = out_dtype;
-  layer->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
-  layer->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
-  if (numerics_observed()) layer->weight = weight_id(W);
-  return LowPrecisionMM::apply(A, W, layer);
+                            at::ScalarType out_dtype, const std::optional<at::Tensor>& bias) {
+  auto product = c10::make_intrusive<Product>();
+  product->formats = formats;
+  product->groups = TokenGroups(offs);
+  product->a_sizes = A.sizes().vec();
+  product->a_dtype = A.scalar_type();
+  product->w_dtype = W.scalar_type();
+  product->out_dtype = out_dtype;
+  if (bias) product->bias_dtype = bias->scalar_type();
+  product->needs_grad_input = at::GradMode::is_enabled() && A.requires_grad();
+  product->needs_grad_weight = at::GradMode::is_enabled() && W.requires_grad();
+  if (numerics_observed()) product->weight = weight_id(W);
+  return LowPrecisionMM::apply(A, W, bias, product);
 }
 
 }  // namespace moe8

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The differentiable core of every operation: out = A W^T by group, with its two gradients.
+// The differentiable core of every operation: out = A W^T + bias by group, with its gradients.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,17 +10,19 @@
 
 namespace moe8 {
 
-/// out[m, :] = sum_k A[m, k] * W[e(m), :, k], each GEMM with operands in `formats`.
+/// out[m, :] = sum_k A[m, k] * W[e(m), :, k] + bias[e(m), :], each GEMM with operands in `formats`.
 ///
 /// @param A     [M, K] bf16 or float32
 /// @param W     [E, N, K] bf16 or float32
 /// @param offs  [E] int32 end rows, or not set: E = 1 and all rows
+/// @param bias  [E, N] floating-point, or not set; see group_bias.h
 /// @return      [M, N] out_dtype
-/// Differentiable once in A and W (a second time is an error); gradients in their dtypes. What a
+/// Differentiable once in A, W and bias (twice is an error); gradients in their dtypes. What a
 /// gradient does not need is not saved; what of A is saved and whether W's quantized forms are used
 /// again is set by include/moe8/memory.h. Trusts its arguments.
 at::Tensor low_precision_mm(const at::Tensor& A, const at::Tensor& W,
                             const std::optional<at::Tensor>& offs, const TrainingFormats& formats,
-                            at::ScalarType out_dtype);
+                            at::ScalarType out_dtype,
+                            const std::optional<at::Tensor>& bias = std::nullopt);
 
 }  // namespace moe8

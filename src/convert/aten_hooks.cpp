@@ -88,10 +88,17 @@ void warn_once(const char* op, const char* why) {
   log_warning(text);
 }
 
+// LibTorch refuses operands of two dtypes, which moe8's functions multiply: code that runs with a
+// conversion must run without it. Such a call goes on to LibTorch, whose error it gets.
+bool is_refused(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias = {}) {
+  return x.scalar_type() != weight.scalar_type() ||
+         (bias && bias->defined() && bias->scalar_type() != x.scalar_type());
+}
+
 // The config when op(x, weight) is a linear product with a converted 2-D weight.
 const Config* linear_config(const char* op, const Tensor& x, const Tensor& weight) {
   const std::optional<Tagged> tagged = find_tag(weight);
-  if (!tagged || weight.dim() != 2) return nullptr;
+  if (!tagged || weight.dim() != 2 || is_refused(x, weight)) return nullptr;
   if (tagged->dim != 2) {
     warn_once(op, "the weight is a slice of a 3-D expert weight; use at::_grouped_mm.");
     return nullptr;
@@ -104,10 +111,10 @@ const Config* linear_config(const char* op, const Tensor& x, const Tensor& weigh
 }
 
 // The config when the call is a grouped product with a converted 3-D weight.
-const Config* grouped_config(const Tensor& A, const Tensor& B_t, const std::optional<Tensor>& offs,
-                             const std::optional<Tensor>& bias) {
+const Config* grouped_config(const Tensor& A, const Tensor& B_t,
+                             const std::optional<Tensor>& offs) {
   const std::optional<Tagged> tagged = find_tag(B_t);
-  if (!tagged || (bias && bias->defined())) return nullptr;  // LibTorch refuses a bias itself
+  if (!tagged || is_refused(A, B_t)) return nullptr;
   if (tagged->dim != 3 || B_t.dim() != 3 || A.dim() != 2 || !offs || !offs->defined()) {
     warn_once("_grouped_mm", "only 2-D activations with offs and 3-D weights have low precision.");
     return nullptr;
@@ -149,7 +156,8 @@ Tensor addmm(DispatchKeySet keys, const Tensor& self, const Tensor& x, const Ten
              const at::Scalar& beta, const at::Scalar& alpha) {
   if (Layer::active() && x.dim() == 2) {
     if (const Config* config = linear_config("addmm", x, mat2)) {
-      const bool is_bias = self.dim() == 1 && self.size(0) == mat2.size(1);
+      const bool is_bias =
+          self.dim() == 1 && self.size(0) == mat2.size(1) && self.scalar_type() == x.scalar_type();
       if (is_bias && beta.equal(1) && alpha.equal(1)) {
         return low_precision_linear<Layer>(x, mat2.t(), self, *config);
       }
@@ -173,7 +181,7 @@ Tensor matmul(DispatchKeySet keys, const Tensor& x, const Tensor& other) {
 template <typename Layer>
 Tensor linear(DispatchKeySet keys, const Tensor& x, const Tensor& weight,
               const std::optional<Tensor>& bias) {
-  if (Layer::active() && x.dim() > 0) {
+  if (Layer::active() && x.dim() > 0 && !is_refused(x, weight, bias)) {
     if (const Config* config = linear_config("linear", x, weight)) {
       return low_precision_linear<Layer>(x, weight, bias, *config);
     }
@@ -195,9 +203,10 @@ Tensor grouped_mm(DispatchKeySet keys, const Tensor& A, const Tensor& B_t,
                   const std::optional<Tensor>& offs, const std::optional<Tensor>& bias,
                   std::optional<at::ScalarType> out_dtype) {
   if (Layer::active()) {
-    if (const Config* config = grouped_config(A, B_t, offs, bias)) {
+    if (const Config* config = grouped_config(A, B_t, offs)) {
       [[maybe_unused]] const typename Layer::Entered entered;
-      return quantize_then_scaled_grouped_mm(A, B_t, *offs, with_out_dtype(*config, out_dtype));
+      return quantize_then_scaled_grouped_mm(A, B_t, *offs, with_out_dtype(*config, out_dtype),
+                                             bias && bias->defined() ? bias : std::nullopt);
     }
   }
   return at::_ops::_grouped_mm::redispatch(Layer::rest(keys), A, B_t, offs, bias, out_dtype);

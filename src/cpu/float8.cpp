@@ -6,6 +6,7 @@
 // Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
 #include "cpu/float8.h"
 
+#include "cpu/float_state.h"
 #include "cpu/lanes.h"
 #include "formats/float8_scale.h"
 
@@ -190,15 +191,25 @@ constexpr AmaxKernel kAmax[] = {amax_portable, amax_avx2, amax_avx512};
 }  // namespace
 
 void quantize_float8(const Float8QuantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
+  const DefaultFloatState state;
   kQuantize[static_cast<int>(isa)](args, begin, end);
 }
 
 void dequantize_float8(const Float8DequantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
+  const DefaultFloatState state;
   kDequantize[static_cast<int>(isa)](args, begin, end);
 }
 
 uint32_t float8_amax(const void* x, FloatType type, int64_t at, int64_t n, Isa isa) {
   return kAmax[static_cast<int>(isa)](x, type, at, n);
+}
+
+float float8_scale_of(uint32_t amax_bits, ElemDtype elem, bool round_to_power_of_2) {
+  const DefaultFloatState state;
+  asm volatile("" : "+r"(amax_bits));  // the division does not move to before this,
+  float scale = float8_scale(amax_bits, elem, round_to_power_of_2);
+  asm volatile("" : "+m"(scale));  // nor to behind this
+  return scale;
 }
 
 }  // namespace moe8::cpu

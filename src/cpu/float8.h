@@ -18,4 +18,7 @@ void dequantize_float8(const Float8DequantizeArgs& args, int64_t begin, int64_t 
 /// The largest magnitude of n elements of x from `at` on, as float32 bits.
 uint32_t float8_amax(const void* x, FloatType type, int64_t at, int64_t n, Isa isa = best_isa());
 
+/// float8_scale of src/formats/float8_scale.h, whatever the thread's floating-point state.
+float float8_scale_of(uint32_t amax_bits, ElemDtype elem, bool round_to_power_of_2);
+
 }  // namespace moe8::cpu

@@ -9,6 +9,7 @@
 //        both directions 2 and 4.
 #include "cpu/mx.h"
 
+#include "cpu/float_state.h"
 #include "cpu/lanes.h"
 #include "formats/e8m0.h"
 
@@ -353,14 +354,17 @@ constexpr Kernel<MxDequantizeArgs> kDequantize[] = {dequantize_portable, dequant
 }  // namespace
 
 void quantize_mx(const MxQuantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
+  const DefaultFloatState state;
   kQuantize[static_cast<int>(isa)](args, begin, end);
 }
 
 void quantize_mx_both(const MxQuantizeBothArgs& args, int64_t begin, int64_t end, Isa isa) {
+  const DefaultFloatState state;
   kQuantizeBoth[static_cast<int>(isa)](args, begin, end);
 }
 
 void dequantize_mx(const MxDequantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
+  const DefaultFloatState state;
   kDequantize[static_cast<int>(isa)](args, begin, end);
 }
 

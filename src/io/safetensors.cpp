@@ -37,6 +37,7 @@ uint64_t read_header_length(const InputFile& in) {
 // Contiguous on the CPU and free of autograd; bytes that LibTorch cannot copy by type go as U8.
 at::Tensor plain(const at::Tensor& tensor) {
   at::Tensor value = tensor.detach().resolve_conj().resolve_neg();
+  if (value._is_zerotensor()) value = value.clone();  // gives it memory
   if (value.element_size() == 1) value = value.view(at::kByte);
   return value.cpu().contiguous();
 }

@@ -144,7 +144,7 @@ Operand::Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& 
     : sizes_(sizes.vec()), dtype_(dtype), device_(device), store_(make_form_store()) {}
 
 Operand::Operand(const at::Tensor& source, std::shared_ptr<FormStore> store)
-    : source_(source),
+    : source_(written_out(source)),
       sizes_(source.sizes().vec()),
       dtype_(source.scalar_type()),
       device_(source.device()),

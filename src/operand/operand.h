@@ -41,6 +41,8 @@ class FormStore;
 
 class Operand {
  public:
+  /// Of any dense tensor: values that are not in its memory (zero tensors, negative views) are
+  /// written out.
   Operand(const at::Tensor& source);  // NOLINT(google-explicit-constructor)
   Operand(const at::Tensor& source, std::shared_ptr<FormStore> store);
 

@@ -12,9 +12,11 @@
 namespace moe8 {
 namespace {
 
+using Bias = std::optional<at::Tensor>;
+
 /// Everything but dtypes of A, which may be codes.
 void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& device,
-                    const at::Tensor& B_t, const at::Tensor& offs) {
+                    const at::Tensor& B_t, const at::Tensor& offs, const Bias& bias) {
   MOE8_CHECK(a_sizes.size() == 2, op, "A", "expected [M, K], got ", a_sizes);
   check_dtype(op, "B_t", B_t);
   MOE8_CHECK(B_t.dim() == 3, op, "B_t", "expected [E, K, N], got ", describe(B_t));
@@ -24,15 +26,21 @@ void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& d
              a_sizes, ", got ", B_t.sizes(),
              ". Weights (E, N, K) are passed as W.transpose(-2, -1)");
   check_offs(op, offs, B_t.size(0), a_sizes[0], device);
+  if (!bias) return;
+  check_dense(op, "bias", *bias);
+  MOE8_CHECK(bias->dim() == 2 && bias->size(0) == B_t.size(0) && bias->size(1) == B_t.size(2) &&
+                 bias->device() == device && at::isFloatingType(bias->scalar_type()),
+             op, "bias", "expected floating-point [", B_t.size(0), ", ", B_t.size(2),
+             "], a row for each expert, on ", device, ", got ", describe(*bias));
 }
 
 at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Tensor& B_t,
                               const at::Tensor& offs, const Config& config,
-                              at::ScalarType out_dtype) {
+                              at::ScalarType out_dtype, const Bias& bias) {
   validate(config);
   check_dtype(op, "A", A);
-  check_operands(op, A.sizes(), A.device(), B_t, offs);
-  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype);
+  check_operands(op, A.sizes(), A.device(), B_t, offs, bias);
+  return low_precision_mm(A, B_t.transpose(1, 2), offs, training_formats(config), out_dtype, bias);
 }
 
 [[noreturn]] void refuse_linear_config(const Config& config) {
@@ -43,21 +51,24 @@ at::Tensor checked_grouped_mm(const char* op, const at::Tensor& A, const at::Ten
 }  // namespace
 
 at::Tensor to_fp8_rowwise_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
-                                                 const at::Tensor& offs, at::ScalarType out_dtype) {
+                                                 const at::Tensor& offs, at::ScalarType out_dtype,
+                                                 const std::optional<at::Tensor>& bias) {
   return checked_grouped_mm("to_fp8_rowwise_then_scaled_grouped_mm", A, B_t, offs,
-                            FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype);
+                            FP8GroupedMMConfig{.out_dtype = out_dtype}, out_dtype, bias);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
-                                           const MXFP8GroupedMMConfig& config) {
+                                           const MXFP8GroupedMMConfig& config,
+                                           const std::optional<at::Tensor>& bias) {
   return checked_grouped_mm("to_mxfp8_then_scaled_grouped_mm", A, B_t, offs, config,
-                            config.out_dtype);
+                            config.out_dtype, bias);
 }
 
 at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& B_t,
                                            const at::Tensor& offs,
-                                           const MXFP8GroupedMMConfig& config) {
+                                           const MXFP8GroupedMMConfig& config,
+                                           const std::optional<at::Tensor>& bias) {
   constexpr const char* kOp = "to_mxfp8_then_scaled_grouped_mm";
   config.validate();
   check_mx_tensor(kOp, "A", A);
@@ -69,22 +80,24 @@ at::Tensor to_mxfp8_then_scaled_grouped_mm(const MXTensor& A, const at::Tensor& 
              "expected float8_e4m3fn of [M, K] with blocks along K, got ", to_string(A.elem),
              " of ", at::IntArrayRef(A.shape), " with blocks along axis ", A.axis,
              A.offs ? " in groups" : "");
-  check_operands(kOp, A.shape, A.data.device(), B_t, offs);
+  check_operands(kOp, A.shape, A.data.device(), B_t, offs, bias);
   // The values of A are what its codes stand for; quantizing them again would change nothing but
   // time.
   TrainingFormats formats = training_formats(config);
   formats.out.left = HighPrecision{};
-  return low_precision_mm(dequantize(A), B_t.transpose(1, 2), offs, formats, config.out_dtype);
+  return low_precision_mm(dequantize(A), B_t.transpose(1, 2), offs, formats, config.out_dtype,
+                          bias);
 }
 
 at::Tensor quantize_then_scaled_grouped_mm(const at::Tensor& A, const at::Tensor& B_t,
-                                           const at::Tensor& offs, const Config& config) {
+                                           const at::Tensor& offs, const Config& config,
+                                           const std::optional<at::Tensor>& bias) {
   return std::visit(
       Overloaded{[&](const FP8GroupedMMConfig& c) {
-                   return to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, offs, c.out_dtype);
+                   return to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, offs, c.out_dtype, bias);
                  },
                  [&](const MXFP8GroupedMMConfig& c) {
-                   return to_mxfp8_then_scaled_grouped_mm(A, B_t, offs, c);
+                   return to_mxfp8_then_scaled_grouped_mm(A, B_t, offs, c, bias);
                  },
                  [](const MXLinearConfig& c) -> at::Tensor { refuse_linear_config(c); },
                  [](const Float8LinearConfig& c) -> at::Tensor { refuse_linear_config(c); }},

@@ -37,6 +37,7 @@ at::Tensor quantize_then_linear(const at::Tensor& x, const at::Tensor& weight,
   MOE8_CHECK(weight.device() == x.device(), kOp, "weight", "expected on ", x.device(),
              " as x is, got ", describe(weight));
   if (bias) {
+    check_dense(kOp, "bias", *bias);
     MOE8_CHECK(bias->dim() == 1 && bias->size(0) == n && bias->device() == x.device() &&
                    at::isFloatingType(bias->scalar_type()),
                kOp, "bias", "expected floating-point [", n, "] on ", x.device(), ", got ",

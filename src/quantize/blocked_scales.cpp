@@ -19,7 +19,8 @@ constexpr int64_t kTileRows = 128;
 constexpr int64_t kTileCols = 4;
 
 void check_scale(const char* op, const char* argument, const at::Tensor& scale, int64_t dim) {
-  MOE8_CHECK(scale.defined() && scale.dim() == dim &&
+  check_holds_its_values(op, argument, scale);
+  MOE8_CHECK(scale.dim() == dim &&
                  (scale.scalar_type() == at::kByte || scale.scalar_type() == at::kFloat8_e8m0fnu),
              op, argument, "expected ", dim, "-D uint8 or float8_e8m0fnu, got ", describe(scale));
 }

@@ -1,18 +1,70 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "quantize/check_input.h"
 
+#include <mutex>
+
 #include "base/check.h"
+#include "base/log.h"
 #include "device/cuda_device.h"
 
 namespace moe8 {
 
+namespace {
+
+struct Unusual {
+  const char* what;
+  const char* hint;
+};
+
+// Tensors that are no array of numbers in memory.
+std::optional<Unusual> unusual(const at::Tensor& x) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet kTransforms({DispatchKey::FuncTorchBatched,
+                                             DispatchKey::FuncTorchGradWrapper,
+                                             DispatchKey::Batched, DispatchKey::Functionalize});
+  if (x.key_set().has_any(kTransforms)) {
+    return Unusual{"a tensor of a function transform (vmap, grad)", "Call it outside of that"};
+  }
+  if (x.is_nested()) return Unusual{"a nested tensor", "Pass its buffer, with offs for its rows"};
+  if (x.is_mkldnn()) return Unusual{"an mkldnn tensor", "Call to_dense() first"};
+  if (x.layout() != at::kStrided) return Unusual{"a sparse tensor", "Call to_dense() first"};
+  if (x.is_meta()) return Unusual{"a meta tensor, which has no values", "Give it memory first"};
+  if (!x.has_storage()) return Unusual{"a tensor without storage", "Copy it to a dense one first"};
+  return std::nullopt;
+}
+
+}  // namespace
+
 std::string describe(const at::Tensor& x) {
   if (!x.defined()) return "an undefined tensor";
+  if (x.is_nested()) return c10::str("a nested tensor of ", x.scalar_type(), " on ", x.device());
   return c10::str(x.scalar_type(), " ", x.sizes(), " on ", x.device());
 }
 
-void check_dtype(const char* op, const char* argument, const at::Tensor& x) {
+void check_dense(const char* op, const char* argument, const at::Tensor& x) {
   MOE8_CHECK(x.defined(), op, argument, "expected a tensor, got an undefined one");
+  const std::optional<Unusual> got = unusual(x);
+  MOE8_CHECK(!got, op, argument, "expected a dense tensor, got ", got->what, " (", describe(x),
+             "). ", got->hint);
+}
+
+bool holds_its_values(const at::Tensor& x) {
+  return !x.is_neg() && !x.is_conj() && !x._is_zerotensor();
+}
+
+at::Tensor written_out(const at::Tensor& x) {
+  return holds_its_values(x) ? x : x.clone();
+}
+
+void check_holds_its_values(const char* op, const char* argument, const at::Tensor& x) {
+  check_dense(op, argument, x);
+  MOE8_CHECK(holds_its_values(x), op, argument, "expected values in memory, got ",
+             x._is_zerotensor() ? "a zero tensor without memory" : "a negative or conjugate view",
+             " (", describe(x), "). Call clone() first");
+}
+
+void check_dtype(const char* op, const char* argument, const at::Tensor& x) {
+  check_dense(op, argument, x);
   MOE8_CHECK(x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat, op, argument,
              "expected bfloat16 or float32, got ", describe(x));
 }
@@ -33,9 +85,27 @@ int64_t check_axis(const char* op, const at::Tensor& x, int64_t axis) {
   return axis < 0 ? axis + x.dim() : axis;
 }
 
+namespace {
+
+// What start rows in the place of end rows look like. It may be meant so: a first expert without
+// tokens, and rows of padding. So it is no warning.
+void hint_at_start_rows(const char* op, int64_t end, int64_t rows) {
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    log_info(c10::str("[", op, "] offs: the first group has no rows, and the rows ", end, " to ",
+                      rows - 1,
+                      " are in no group. Right for end rows? Start rows look like this."));
+  });
+}
+
+}  // namespace
+
 void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t rows,
                 const at::Device& device) {
-  MOE8_CHECK(offs.defined() && offs.scalar_type() == at::kInt && offs.dim() == 1, op, "offs",
+  check_holds_its_values(op, "offs", offs);
+  MOE8_CHECK(offs.scalar_type() != at::kLong, op, "offs", "expected 1-D int32 end rows, got ",
+             describe(offs), ". cumsum() of int32 gives int64: call .to(torch::kInt32)");
+  MOE8_CHECK(offs.scalar_type() == at::kInt && offs.dim() == 1, op, "offs",
              "expected 1-D int32 end rows, got ", describe(offs));
   MOE8_CHECK(offs.device() == device, op, "offs", "expected on ", device, ", got ", describe(offs));
   MOE8_CHECK(groups < 0 || offs.size(0) == groups, op, "offs", "expected ", groups,
@@ -51,12 +121,15 @@ void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t 
   }
   MOE8_CHECK(previous <= rows, op, "offs", "expected end rows of at most ", rows,
              ", the rows there are, got ", previous);
+  if (offs.size(0) > 0 && ends[0] == 0 && previous < rows) hint_at_start_rows(op, previous, rows);
 }
 
 void check_mx_tensor(const char* op, const char* argument, const MXTensor& x) {
   const int64_t dim = static_cast<int64_t>(x.shape.size());
   MOE8_CHECK(x.data.defined() && x.scale.defined(), op, argument, "expected data and scale, got ",
              describe(x.data), " and ", describe(x.scale));
+  check_holds_its_values(op, argument, x.data);
+  check_holds_its_values(op, argument, x.scale);
   MOE8_CHECK(dim >= 1 && x.axis >= 0 && x.axis < dim, op, argument,
              "expected a shape of at least one dimension and an axis in it, got ",
              at::IntArrayRef(x.shape), " and ", x.axis);

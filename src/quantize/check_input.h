@@ -14,7 +14,18 @@ namespace moe8 {
 /// "bfloat16 [4, 8] on cpu", for messages.
 std::string describe(const at::Tensor& x);
 
-/// bf16 or float32, or an error that names `argument`.
+/// An array of numbers in memory: not sparse, mkldnn, nested, meta or of a function transform.
+void check_dense(const char* op, const char* argument, const at::Tensor& x);
+
+/// False when memory alone does not say what the values are: zero tensors without memory, which
+/// LibTorch's autograd makes, and negative or conjugate views.
+bool holds_its_values(const at::Tensor& x);
+/// x, or a copy that holds its values. Differentiable.
+at::Tensor written_out(const at::Tensor& x);
+/// For the parts of quantized tensors and for offs, which nobody makes as such views.
+void check_holds_its_values(const char* op, const char* argument, const at::Tensor& x);
+
+/// Dense, and bf16 or float32, or an error that names `argument`.
 void check_dtype(const char* op, const char* argument, const at::Tensor& x);
 void check_out_dtype(const char* op, at::ScalarType dtype);
 FloatType float_type(at::ScalarType dtype);

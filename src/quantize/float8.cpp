@@ -9,7 +9,6 @@
 #include "cpu/float8.h"
 #include "device/allocate.h"
 #include "device/parallel.h"
-#include "formats/float8_scale.h"
 #include "kernels/float8_args.h"
 #include "quantize/both_axes.h"
 #include "quantize/check_input.h"
@@ -127,7 +126,7 @@ float tensorwise_scale(const Float8QuantizeArgs& a) {
     }
   });
   const uint32_t largest = amax.empty() ? 0 : *std::max_element(amax.begin(), amax.end());
-  return float8_scale(largest, a.elem, a.round_scales_to_power_of_2);
+  return cpu::float8_scale_of(largest, a.elem, a.round_scales_to_power_of_2);
 }
 
 void launch(Float8QuantizeArgs args, const Float8Granularity& granularity) {
@@ -145,10 +144,11 @@ void launch(Float8QuantizeArgs args, const Float8Granularity& granularity) {
 
 }  // namespace
 
-Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity, ElemDtype elem,
-                             bool round_scales_to_power_of_2,
+Float8Tensor quantize_float8(const at::Tensor& x_given, Float8Granularity granularity,
+                             ElemDtype elem, bool round_scales_to_power_of_2,
                              const std::optional<at::Tensor>& offs) {
   constexpr const char* kOp = "quantize_float8";
+  const at::Tensor x = written_out(x_given);
   check_quantize(kOp, x, elem);
   if (x.is_cuda()) {
     check_reduction(kOp, x, granularity, offs);
@@ -180,11 +180,12 @@ Float8Tensor quantize_float8(const at::Tensor& x, Float8Granularity granularity,
           .offs = offs};
 }
 
-at::Tensor fake_quantize_float8(const at::Tensor& x, Float8Granularity granularity, ElemDtype elem,
-                                bool round_scales_to_power_of_2,
+at::Tensor fake_quantize_float8(const at::Tensor& x_given, Float8Granularity granularity,
+                                ElemDtype elem, bool round_scales_to_power_of_2,
                                 const std::optional<at::Tensor>& offs,
                                 std::optional<at::ScalarType> dtype) {
   constexpr const char* kOp = "fake_quantize_float8";
+  const at::Tensor x = written_out(x_given);
   check_quantize(kOp, x, elem);
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   if (x.is_cuda()) {
@@ -220,6 +221,8 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
                  x.scale.scalar_type() == at::kFloat && x.scale.device() == x.data.device(),
              kOp, "x", "expected one-byte data and float32 scale on one device, got ",
              describe(x.data), " and ", describe(x.scale));
+  check_holds_its_values(kOp, "x", x.data);
+  check_holds_its_values(kOp, "x", x.scale);
   check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   if (x.data.is_cuda()) {

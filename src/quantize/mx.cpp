@@ -94,9 +94,10 @@ MXTensor mx_tensor(const at::Tensor& x, const at::Tensor& codes, const at::Tenso
 
 }  // namespace
 
-MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode, int64_t axis,
-                     const std::optional<at::Tensor>& offs) {
+MXTensor quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalculationMode mode,
+                     int64_t axis, const std::optional<at::Tensor>& offs) {
   constexpr const char* kOp = "quantize_mx";
+  const at::Tensor x = written_out(x_given);
   check_dtype(kOp, "x", x);
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
@@ -121,10 +122,11 @@ MXTensor quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode m
   return mx_tensor(x, codes, scale, elem, axis, offs);
 }
 
-at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+at::Tensor fake_quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalculationMode mode,
                             int64_t axis, const std::optional<at::Tensor>& offs,
                             std::optional<at::ScalarType> dtype) {
   constexpr const char* kOp = "fake_quantize_mx";
+  const at::Tensor x = written_out(x_given);
   check_dtype(kOp, "x", x);
   check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
   check_device_supported(kOp, "x", x);
@@ -145,9 +147,10 @@ at::Tensor fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculatio
   return out;
 }
 
-BothAxes fake_quantize_mx_both(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
+BothAxes fake_quantize_mx_both(const at::Tensor& x_given, ElemDtype elem, ScaleCalculationMode mode,
                                const std::optional<at::Tensor>& offs, at::ScalarType dtype) {
   constexpr const char* kOp = "fake_quantize_mx_both";
+  const at::Tensor x = written_out(x_given);
   check_dtype(kOp, "x", x);
   check_out_dtype(kOp, dtype);
   check_device_supported(kOp, "x", x);

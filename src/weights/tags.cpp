@@ -18,28 +18,42 @@ std::atomic<int64_t> live_tags{0};
 std::atomic<uint64_t> last_id{0};
 
 // Shared by a weight and its aliases; one whose config was taken away marks nothing.
-struct Tag final : c10::BackendMeta {
+struct Tag final : c10::intrusive_ptr_target {
   explicit Tag(const Config& c) : Tag(c, ++last_id) {}
   Tag(const Config& c, uint64_t same_id) : config(c), id(same_id) { ++live_tags; }
   ~Tag() override { --live_tags; }
   Tag(const Tag&) = delete;
   Tag& operator=(const Tag&) = delete;
 
-  // LibTorch calls this for every alias: data(), detach(), set_data().
-  c10::intrusive_ptr<c10::BackendMeta> clone(
-      const c10::intrusive_ptr<c10::BackendMeta>& self) const override {
-    ++aliases_made;
-    return self;
-  }
-
   std::optional<Config> config;
   const uint64_t id;
-  mutable std::atomic<uint64_t> aliases_made{0};
+  std::atomic<uint64_t> aliases_made{0};
 };
 using TagPtr = c10::intrusive_ptr<Tag>;
 
+// What a tensor itself carries: its tag, and what goes with the tensor, not with its aliases.
+struct Mark final : c10::BackendMeta {
+  explicit Mark(TagPtr t) : tag(std::move(t)) {}
+
+  // LibTorch calls this for every alias: data(), detach(), set_data().
+  c10::intrusive_ptr<c10::BackendMeta> clone(
+      const c10::intrusive_ptr<c10::BackendMeta>&) const override {
+    if (!tag) return nullptr;
+    ++tag->aliases_made;
+    return c10::make_intrusive<Mark>(tag);
+  }
+
+  const TagPtr tag;  // null: no converted weight, only one whose forms are kept
+  std::shared_ptr<KeptForms> kept;
+};
+
+Mark* mark_of(const at::TensorBase& tensor) {
+  return dynamic_cast<Mark*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+}
+
 Tag* meta_tag(const at::TensorBase& tensor) {
-  return dynamic_cast<Tag*>(tensor.unsafeGetTensorImpl()->get_backend_meta());
+  const Mark* mark = mark_of(tensor);
+  return mark ? mark->tag.get() : nullptr;
 }
 
 // The bytes of its storage that a tensor covers.
@@ -146,6 +160,10 @@ class Registry {
   std::atomic<bool> has_scanned_{false};
 };
 
+const at::TensorBase& weight_of(const at::Tensor& tensor) {
+  return tensor.is_view() ? tensor._base() : tensor;
+}
+
 // The tag of exactly this tensor.
 Tag* own_tag(const at::TensorBase& tensor) {
   Tag* tag = meta_tag(tensor);
@@ -169,16 +187,22 @@ std::optional<Tagged> find_tag(const at::Tensor& tensor) {
   return Registry::instance().find_by_memory(tensor);
 }
 
-std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor) {
+std::optional<uint64_t> aliases_made(const at::Tensor& tensor) {
   if (!any_tags() || !tensor.defined()) return std::nullopt;
-  const at::TensorBase& weight = tensor.is_view() ? tensor._base() : tensor;
-  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  const Tag* tag = meta_tag(weight);
+  const Tag* tag = meta_tag(weight_of(tensor));
   if (!tag || !tag->config) return std::nullopt;
-  // One reference is the weight's own, one may be the registry's; the others are aliases'.
-  const auto references = impl->get_backend_meta_intrusive_ptr().use_count() - 1;
-  const bool is_registered = Registry::instance().find(impl) == tag;
-  return AliasWatch{tag->aliases_made.load(), references > (is_registered ? 2u : 1u)};
+  return tag->aliases_made.load();
+}
+
+std::shared_ptr<KeptForms>* kept_forms(const at::Tensor& tensor) {
+  Mark* mark = mark_of(weight_of(tensor));
+  return mark ? &mark->kept : nullptr;
+}
+
+std::shared_ptr<KeptForms>* make_room_for_forms(const at::Tensor& tensor) {
+  c10::TensorImpl* impl = weight_of(tensor).unsafeGetTensorImpl();
+  if (!impl->get_backend_meta()) impl->set_backend_meta(c10::make_intrusive<Mark>(nullptr));
+  return kept_forms(tensor);
 }
 
 std::optional<Config> config_of(const at::Tensor& weight) {
@@ -192,7 +216,7 @@ void set_tag(const at::Tensor& weight, const Config& config) {
   if (!existing) existing = Registry::instance().find(impl);
   const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
   tag->config = config;
-  impl->set_backend_meta(tag);
+  if (meta_tag(weight) != tag.get()) impl->set_backend_meta(c10::make_intrusive<Mark>(tag));
   Registry::instance().insert(weight, tag);
 }
 
@@ -211,7 +235,7 @@ void tag_copy(const at::Tensor& source, const at::Tensor& copy) {
   // A slice of the experts, W3[e], is no expert weight: neither is its copy.
   if (!tagged || tagged->dim != source.dim() || copy.is_same(source)) return;
   auto tag = c10::make_intrusive<Tag>(*tagged->config, tagged->id);
-  copy.unsafeGetTensorImpl()->set_backend_meta(tag);
+  copy.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Mark>(tag));
   if (views_lose(copy)) Registry::instance().insert(copy, std::move(tag));
 }
 

@@ -4,13 +4,14 @@
 //
 // A tag is kept twice, because LibTorch drops either one at times:
 //   - in a registry keyed by TensorImpl: survives set_data, torch::load and Module::to
-//   - as the tensor's BackendMeta: survives detach(), data() and copies (see tag_copy)
+//   - in the tensor's BackendMeta: survives detach(), data() and copies (see tag_copy)
 // Views (W.t(), slices) have neither; they lead to the tagged tensor by _base().
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "moe8/config.h"
@@ -39,15 +40,22 @@ void clear_tag(const at::Tensor& weight);
 /// A copy of a converted weight (clone, cast, move to a device) is a converted weight of its own.
 void tag_copy(const at::Tensor& source, const at::Tensor& copy);
 
-/// Other tensors that a converted weight shares its memory with, whose in-place writes its version
-/// counter may not count: what data() and detach() return.
-struct AliasWatch {
-  uint64_t aliases_made;  // so far, those that died included
-  bool has_alias;         // one lives now
-};
-/// Of the weight that `tensor` is, or is a view of. Nothing when that is no converted weight, or
-/// one whose aliases cannot be seen.
-std::optional<AliasWatch> watch_aliases(const at::Tensor& tensor);
+/// How many aliases data(), detach() and set_data() have made so far of the converted weight that
+/// `tensor` is, or is a view of; those that died are counted. Nothing when that is no converted
+/// weight, or one whose aliases cannot be seen.
+std::optional<uint64_t> aliases_made(const at::Tensor& tensor);
+
+/// What src/weights/weight_cache.cpp keeps of a weight.
+struct KeptForms;
+
+/// Where the kept forms of a weight are held (of the one that `tensor` is, or is a view of): with
+/// its TensorImpl. So they go when the weight does, when set_data() gives it other memory, and when
+/// its conversion is taken back. Null where nothing was kept yet. Calls for one weight must not run
+/// beside each other, nor beside the first make_room_for_forms.
+std::shared_ptr<KeptForms>* kept_forms(const at::Tensor& tensor);
+
+/// The same, with room made if there was none. Null where somebody else took the room.
+std::shared_ptr<KeptForms>* make_room_for_forms(const at::Tensor& tensor);
 
 /// True while any tag exists: false lets every hook pass at once.
 bool any_tags();

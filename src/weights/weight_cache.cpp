@@ -1,39 +1,38 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "weights/weight_cache.h"
 
-#include <c10/core/StorageImpl.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "device/cuda_device.h"
 #include "moe8/memory.h"
+#include "quantize/check_input.h"
+#include "weights/sharing.h"
 #include "weights/tags.h"
 
 namespace moe8 {
 namespace {
 
-// Which part of which memory a weight is. The storage is held weakly, so its address stays taken.
-struct Place {
-  const c10::StorageImpl* storage;
+// Which part of the weight's memory a product reads, and how.
+struct Part {
   int64_t offset;
   std::vector<int64_t> sizes;
   std::vector<int64_t> strides;
   at::ScalarType dtype;
 
-  explicit Place(const at::Tensor& W)
-      : storage(W.storage().unsafeGetStorageImpl()),
-        offset(W.storage_offset()),
+  explicit Part(const at::Tensor& W)
+      : offset(W.storage_offset()),
         sizes(W.sizes().vec()),
         strides(W.strides().vec()),
         dtype(W.scalar_type()) {}
-  auto operator<=>(const Place&) const = default;
+  auto operator<=>(const Part&) const = default;
 };
 
 // What must be equal for a kept form to be that of the weight as it is now.
@@ -47,7 +46,6 @@ struct Content {
 };
 
 struct Entry {
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   Content content;
   std::shared_ptr<FormStore> store;  // null: nothing kept
   bool has_gradient = false;         // a backward ran since the weight last changed
@@ -57,17 +55,18 @@ struct Entry {
 struct Observed {
   Content content;
   bool is_converted;
-  bool has_alias;
+  bool counts_all_writes;
 };
 
-// Nothing for tensors whose changes no counter tells.
+// Nothing for tensors whose changes no counter tells, or whose memory is not their values.
 std::optional<Observed> observe(const at::Tensor& W) {
   if (W.is_inference() || !W.has_storage() || W.numel() == 0) return std::nullopt;
-  const std::optional<AliasWatch> watch = watch_aliases(W);
-  return Observed{{static_cast<uint32_t>(W._version()), W.storage().data(),
-                   watch ? watch->aliases_made : 0, current_stream(W.device())},
-                  watch.has_value(),
-                  watch && watch->has_alias};
+  if (!holds_its_values(W)) return std::nullopt;
+  const std::optional<uint64_t> aliases = aliases_made(W);
+  return Observed{{static_cast<uint32_t>(W._version()), W.storage().data(), aliases.value_or(0),
+                   current_stream(W.device())},
+                  aliases.has_value(),
+                  counts_all_writes(W.is_view() ? W._base() : W)};
 }
 
 WeightCache mode_from_environment() {
@@ -75,6 +74,15 @@ WeightCache mode_from_environment() {
   const std::string_view text = setting ? setting : "";
   return text == "off" ? WeightCache::OFF : text == "on" ? WeightCache::ON : WeightCache::AUTO;
 }
+
+}  // namespace
+
+// Lives as long as its weight (tags.h); read and changed under the cache's lock alone.
+struct KeptForms {
+  std::map<Part, Entry> parts;
+};
+
+namespace {
 
 class Cache {
  public:
@@ -94,53 +102,51 @@ class Cache {
     const std::optional<Observed> now = usable(W);
     if (!now) return {Operand(W), false};
     const std::lock_guard lock(mutex_);
-    Entry& entry = entry_of(W, *now);
-    if (entry.content.version != now->content.version) {
-      entry.is_trusted |= std::exchange(entry.has_gradient, false);
-    }
-    const bool may_reuse = mode() == WeightCache::ON || entry.is_trusted;
-    if (may_reuse && entry.store && entry.content == now->content) return hit(W, entry);
-    entry.content = now->content;
-    entry.store.reset();
+    Entry* const entry = make_entry(W, *now);
+    if (!entry) return {Operand(W), false};
+    update_trust(*entry, *now);
+    const bool may_reuse = mode() == WeightCache::ON || entry->is_trusted;
+    if (may_reuse && entry->store && entry->content == now->content) return hit(W, *entry);
+    entry->content = now->content;
+    entry->store.reset();
     ++misses_;
     if (!may_reuse && !for_training) return {Operand(W), false};
-    entry.store = make_form_store();
-    return {Operand(W, entry.store), true};
+    entry->store = make_form_store();
+    return {Operand(W, entry->store), true};
   }
 
   Operand for_backward(const at::Tensor& W) {
     const std::optional<Observed> now = usable(W);
     if (!now) return Operand(W);
     const std::lock_guard lock(mutex_);
-    const auto found = entries_.find(Place(W));
-    if (found == entries_.end()) return Operand(W);
-    Entry& entry = found->second;
-    if (entry.store && entry.content == now->content) return hit(W, entry).operand;
+    const Entry* const entry = find_entry(W);
+    if (!entry) return Operand(W);
+    if (entry->store && entry->content == now->content) return hit(W, *entry).operand;
     ++misses_;
     return Operand(W);
   }
 
   void note_gradient(const at::Tensor& W) {
     const std::lock_guard lock(mutex_);
-    const auto found = entries_.find(Place(W));
-    if (found == entries_.end()) return;
-    found->second.has_gradient = true;
-    if (mode() != WeightCache::ON && !found->second.is_trusted) found->second.store.reset();
+    Entry* const entry = find_entry(W);
+    if (!entry) return;
+    entry->has_gradient = true;
+    if (mode() != WeightCache::ON && !entry->is_trusted) entry->store.reset();
   }
 
   void clear() {
     const std::lock_guard lock(mutex_);
-    for (auto& [place, entry] : entries_) entry.store.reset();
+    for_each_entry([](Entry& entry) { entry.store.reset(); });
   }
 
   WeightCacheUse use() {
     const std::lock_guard lock(mutex_);
     WeightCacheUse use{hits_, misses_, 0, 0};
-    for (auto& [place, entry] : entries_) {
-      if (!entry.store || entry.storage.expired()) continue;
+    for_each_entry([&](const Entry& entry) {
+      if (!entry.store) return;
       ++use.weights;
       use.bytes += form_bytes(*entry.store);
-    }
+    });
     return use;
   }
 
@@ -150,18 +156,43 @@ class Cache {
     const WeightCache mode = this->mode();
     if (mode == WeightCache::OFF) return std::nullopt;
     std::optional<Observed> now = observe(W);
-    const bool is_seen = now && (mode == WeightCache::ON || (now->is_converted && !now->has_alias));
-    return is_seen ? now : std::nullopt;
+    return now && (mode == WeightCache::ON || now->is_converted) ? now : std::nullopt;
   }
 
-  Entry& entry_of(const at::Tensor& W, const Observed& now) {
-    const auto found = entries_.find(Place(W));
-    if (found != entries_.end()) return found->second;
-    // The weights of a model are few, and a new one is about to be quantized: time to look for dead
-    // ones, whose forms hold memory.
-    std::erase_if(entries_, [](const auto& item) { return item.second.storage.expired(); });
-    Entry entry{W.storage().getWeakStorageImpl(), now.content, nullptr};
-    return entries_.emplace(Place(W), std::move(entry)).first->second;
+  // Trust is earned by a change that was seen, and lost to anybody who could write unseen.
+  static void update_trust(Entry& entry, const Observed& now) {
+    if (!now.counts_all_writes) {
+      entry.has_gradient = entry.is_trusted = false;
+    } else if (entry.content.version != now.content.version) {
+      entry.is_trusted |= std::exchange(entry.has_gradient, false);
+    }
+  }
+
+  static Entry* find_entry(const at::Tensor& W) {
+    const std::shared_ptr<KeptForms>* const kept = kept_forms(W);
+    if (!kept || !*kept) return nullptr;
+    const auto found = (*kept)->parts.find(Part(W));
+    return found == (*kept)->parts.end() ? nullptr : &found->second;
+  }
+
+  Entry* make_entry(const at::Tensor& W, const Observed& now) {
+    std::shared_ptr<KeptForms>* const kept = make_room_for_forms(W);
+    if (!kept) return nullptr;
+    if (!*kept) {
+      std::erase_if(all_, [](const auto& weight) { return weight.expired(); });
+      *kept = std::make_shared<KeptForms>();
+      all_.push_back(*kept);
+    }
+    return &(*kept)->parts.try_emplace(Part(W), Entry{now.content, nullptr}).first->second;
+  }
+
+  template <typename F>
+  void for_each_entry(F f) {
+    for (const std::weak_ptr<KeptForms>& weight : all_) {
+      const std::shared_ptr<KeptForms> kept = weight.lock();
+      if (!kept) continue;
+      for (auto& [part, entry] : kept->parts) f(entry);
+    }
   }
 
   CachedOperand hit(const at::Tensor& W, const Entry& entry) {
@@ -171,20 +202,10 @@ class Cache {
 
   std::atomic<WeightCache> mode_{mode_from_environment()};
   std::mutex mutex_;
-  std::map<Place, Entry> entries_;
+  std::vector<std::weak_ptr<KeptForms>> all_;  // of every weight; the weights own them
   int64_t hits_ = 0;
   int64_t misses_ = 0;
 };
-
-bool saves_quantized_at_start() {
-  const char* setting = std::getenv("MOE8_SAVE_ACTIVATIONS");
-  return !setting || std::string_view(setting) != "source";
-}
-
-std::atomic<bool>& saves_quantized() {
-  static std::atomic<bool> value{saves_quantized_at_start()};
-  return value;
-}
 
 }  // namespace
 
@@ -214,14 +235,6 @@ void clear_weight_cache() {
 
 WeightCacheUse weight_cache_use() {
   return Cache::instance().use();
-}
-
-void set_save_quantized_activations(bool quantized) {
-  saves_quantized().store(quantized);
-}
-
-bool save_quantized_activations() {
-  return saves_quantized().load();
 }
 
 }  // namespace moe8

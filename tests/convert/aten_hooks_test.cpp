@@ -194,6 +194,48 @@ TEST(AtenHooks, GroupedOutDtypeOfTheCallWins) {
   EXPECT_NE(error_of([&] { at::_grouped_mm(a, b_t, offs, {}, at::kHalf); }), "(no error)");
 }
 
+TEST(AtenHooks, GroupedProductsTakeABias) {
+  const Tensor b_t = expert_weight().transpose(-2, -1);
+  const Tensor a = normal({40, kIn});
+  const Tensor offs = offs_of({7, 0, 33});
+  const Tensor bias = normal({3, kOut}, at::kBFloat16, 6).requires_grad_();
+  const Tensor out = at::_grouped_mm(a, b_t, offs, bias);
+  EXPECT_TRUE(same_bits(quantize_then_scaled_grouped_mm(a, b_t, offs, kExperts, bias), out));
+  out.sum().backward();
+  EXPECT_EQ(bias.grad()[2][0].item<float>(), 33);
+}
+
+// Code that runs with a conversion must run without it: the same dtypes, the same errors.
+TEST(AtenHooks, OperandsOfTwoDtypesAreRefusedAsByLibTorch) {
+  const Tensor w = linear_weight(), experts = expert_weight().transpose(-2, -1);
+  const Tensor plain = w.detach() + 0, plain_experts = experts.detach() + 0;
+  const Tensor offs = offs_of({7, 0, 33});
+  for (const at::ScalarType dtype : {at::kFloat, at::kHalf}) {
+    const Tensor x = normal({40, kIn}).to(dtype), bias = normal({kOut}).to(dtype);
+    const Tensor good = normal({40, kIn});
+    const auto same_error = [](const char* op, const auto& call, const Tensor& converted,
+                               const Tensor& unconverted) {
+      const std::string error = error_of([&] { call(unconverted); });
+      EXPECT_NE(error, "(no error)") << op;
+      EXPECT_EQ(error, error_of([&] { call(converted); })) << op;
+    };
+    same_error(
+        "mm", [&](const Tensor& W) { at::mm(x, W.t()); }, w, plain);
+    same_error(
+        "matmul", [&](const Tensor& W) { at::matmul(x, W.t()); }, w, plain);
+    same_error(
+        "linear", [&](const Tensor& W) { at::linear(x, W); }, w, plain);
+    same_error(
+        "linear, bias", [&](const Tensor& W) { at::linear(good, W, bias); }, w, plain);
+    same_error(
+        "addmm", [&](const Tensor& W) { at::addmm(bias, x, W.t()); }, w, plain);
+    same_error(
+        "_grouped_mm", [&](const Tensor& W) { at::_grouped_mm(x, W, offs); }, experts,
+        plain_experts);
+    EXPECT_THAT(error_of([&] { at::addmm(bias, good, w.t()); }), HasSubstr("[addmm] self"));
+  }
+}
+
 // ---- what is not converted --------------------------------------------------
 TEST(AtenHooks, RanksMustFitTheConversion) {
   const Tensor w3 = expert_weight();

@@ -194,6 +194,73 @@ TEST(GroupedMM, QuantizedActivationsGiveTheSameBits) {
               HasSubstr("blocks along K"));
 }
 
+// Row by row: what `bias` is for each row of the output, zero in no group.
+at::Tensor bias_rows(const at::Tensor& bias, const at::Tensor& offs, int64_t M) {
+  const at::Tensor rows = at::zeros({M, bias.size(1)}, bias.options());
+  for (int64_t e = 0, begin = 0; e < offs.numel(); ++e) {
+    const int64_t end = offs[e].item<int>();
+    rows.slice(0, begin, end).copy_(bias[e].expand({end - begin, -1}));
+    begin = end;
+  }
+  return rows;
+}
+
+TEST(GroupedMM, BiasIsAddedInTheOutputDtypeAndSummedInFloat32) {
+  const Inputs in = make_inputs({40, 0, 25}, 6, 48, 64);
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+    const at::Tensor bias = torch::randn({3, 48}).to(dtype).requires_grad_();
+    for (const RecipeInfo& recipe : grouped_recipes()) {
+      const auto product = [&](const std::optional<at::Tensor>& b) {
+        return forward_backward(in, [&](const auto& A, const auto& B_t, const auto& offs) {
+          return quantize_then_scaled_grouped_mm(A, B_t, offs, recipe.config, b);
+        });
+      };
+      bias.mutable_grad() = at::Tensor();
+      const Results without = product(std::nullopt), with = product(bias);
+      const at::Tensor rows = bias_rows(bias.detach().to(at::kBFloat16), in.offs, 71);
+      EXPECT_TRUE(same_bits(without.out + rows, with.out)) << recipe.name;
+      EXPECT_TRUE(same_bits(without.grad_A, with.grad_A)) << recipe.name;
+      EXPECT_TRUE(same_bits(without.grad_W, with.grad_W)) << recipe.name;
+      const at::Tensor g = in.grad_out.to(at::kFloat);
+      const at::Tensor exact =
+          at::stack({g.slice(0, 0, 40).sum(0), at::zeros({48}), g.slice(0, 40, 65).sum(0)});
+      EXPECT_EQ(bias.grad().scalar_type(), dtype);
+      EXPECT_TRUE(at::allclose(exact, bias.grad().to(at::kFloat), dtype == at::kFloat ? 1e-5 : 8e-3,
+                               dtype == at::kFloat ? 1e-5 : 1e-6))
+          << recipe.name;
+    }
+  }
+}
+
+TEST(GroupedMM, BiasAlone) {
+  const Inputs in = make_inputs({10, 22}, 3, 16, 32);
+  const at::Tensor A = in.A.detach(), B_t = in.W.detach().transpose(1, 2);
+  const at::Tensor bias = torch::randn({2, 16}).requires_grad_();
+  const at::Tensor out = to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, in.offs, at::kFloat, bias);
+  EXPECT_TRUE(same_bits(to_fp8_rowwise_then_scaled_grouped_mm(A, B_t, in.offs, at::kFloat) +
+                            bias_rows(bias.detach(), in.offs, 35),
+                        out));
+  out.sum().backward();
+  EXPECT_TRUE(
+      same_bits(at::tensor({10.0f, 22.0f}).unsqueeze(1).expand({2, 16}).contiguous(), bias.grad()));
+  const at::Tensor grad =
+      torch::autograd::grad({to_mxfp8_then_scaled_grouped_mm(in.A, B_t, in.offs, {}, bias).sum()},
+                            {bias, in.A}, {}, std::nullopt, true)[0];
+  EXPECT_THAT(error_of([&] { grad.sum().backward(); }),
+              HasSubstr("cannot be differentiated twice"));
+}
+
+TEST(GroupedMM, BiasOfQuantizedActivations) {
+  const Inputs in = make_inputs({10, 0, 55}, 3, 16, 70);
+  const auto config =
+      MXFP8GroupedMMConfig::from_recipe(MXFP8GroupedMMRecipe::MXFP8_RCEIL_WGRAD_WITH_HP);
+  const MXTensor codes = quantize_mx(in.A, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, 1);
+  const at::Tensor bias = torch::randn({3, 16});
+  const at::Tensor B_t = in.W.transpose(1, 2);
+  EXPECT_TRUE(same_bits(to_mxfp8_then_scaled_grouped_mm(in.A, B_t, in.offs, config, bias),
+                        to_mxfp8_then_scaled_grouped_mm(codes, B_t, in.offs, config, bias)));
+}
+
 TEST(GroupedMM, ASecondDerivativeIsAnError) {
   const Inputs in = make_inputs({10, 22}, 0, 16, 32);
   const at::Tensor out = to_fp8_rowwise_then_scaled_grouped_mm(in.A, in.W.transpose(1, 2), in.offs);
@@ -225,7 +292,17 @@ TEST(GroupedMM, MisuseIsToldInWords) {
   EXPECT_THAT(message(in.A, B_t, at::tensor({10, 9}, at::kInt)),
               HasSubstr("non-decreasing end rows from 0 on, got 9 after 10"));
   EXPECT_THAT(message(in.A, B_t, at::Tensor()), HasSubstr("undefined"));
-  EXPECT_THAT(message(in.A, B_t.to(at::kMeta), in.offs), HasSubstr("B_t: expected on cpu as A is"));
+  EXPECT_THAT(message(in.A, B_t.to(at::kMeta), in.offs),
+              HasSubstr("B_t: expected a dense tensor, got a meta tensor"));
+  EXPECT_THAT(
+      error_of([&] { to_mxfp8_then_scaled_grouped_mm(in.A, B_t, in.offs, {}, at::zeros({16})); }),
+      HasSubstr("bias: expected floating-point [2, 16], a row for each expert, on cpu, got "
+                "Float [16] on cpu"));
+  EXPECT_THAT(
+      error_of([&] {
+        to_mxfp8_then_scaled_grouped_mm(in.A, B_t, in.offs, {}, at::zeros({2, 16}, at::kInt));
+      }),
+      HasSubstr("bias: expected floating-point [2, 16]"));
   EXPECT_THAT(
       error_of([&] { to_fp8_rowwise_then_scaled_grouped_mm(in.A, B_t, in.offs, at::kHalf); }),
       HasSubstr("out_dtype: expected bfloat16 or float32, got Half"));

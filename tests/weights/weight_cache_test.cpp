@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Quantized weights that are used again: when they are, and that a changed weight never meets an
 // old copy, however it was written.
+#include <ATen/DLConvertor.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/torch.h>
 
 #include <functional>
+#include <memory>
 #include <random>
+#include <sstream>
 #include <thread>
 
 #include "moe8/moe8.h"
@@ -140,36 +145,218 @@ TEST_F(WeightCaching, AutoLeavesWeightsAloneThatAreNotConverted) {
   EXPECT_EQ(counted.hits + counted.misses, 0);
 }
 
+// What LibTorch's allocator gave away and did not get back, while this lives, in this thread.
+class HeldBytes {
+ public:
+  HeldBytes() : guard_(c10::DebugInfoKind::PROFILER_STATE, counter_) {}
+  int64_t now() const { return counter_->bytes; }
+
+ private:
+  struct Counter : c10::MemoryReportingInfoBase {
+    void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+      bytes += size;
+    }
+    bool memoryProfilingEnabled() const override { return true; }
+    int64_t bytes = 0;
+  };
+  std::shared_ptr<Counter> counter_ = std::make_shared<Counter>();
+  c10::DebugInfoGuard guard_;
+};
+
 TEST_F(WeightCaching, KeptFormsGoWithTheirWeight) {
-  set_weight_cache(WeightCache::ON);
   const Step step;
-  {
-    Experts experts = converted_experts();
-    step.forward(experts);
-    EXPECT_EQ(weight_cache_use().weights, 1);
-    EXPECT_GT(weight_cache_use().bytes, 0);
+  const auto experts_of = [](bool is_converted) {
+    return is_converted ? converted_experts() : Experts(3, 48, 64);
+  };
+  for (const bool is_converted : {true, false}) {
+    set_weight_cache(WeightCache::ON);
+    const HeldBytes held;
+    {
+      Experts experts = experts_of(is_converted);
+      const torch::NoGradGuard no_grad;
+      to_fp8_rowwise_then_scaled_grouped_mm(step.x, experts->weight.transpose(1, 2), step.offs);
+      EXPECT_EQ(weight_cache_use().weights, 1) << is_converted;
+      EXPECT_GT(weight_cache_use().bytes, 0) << is_converted;
+      EXPECT_GE(held.now(), weight_cache_use().bytes) << is_converted;
+    }
+    EXPECT_EQ(weight_cache_use().weights, 0) << is_converted;
+    EXPECT_EQ(weight_cache_use().bytes, 0) << is_converted;
+    EXPECT_EQ(held.now(), 0) << is_converted << ": without waiting for another weight";
   }
+}
+
+TEST_F(WeightCaching, KeptFormsGoWithTheConversion) {
+  set_weight_cache(WeightCache::ON);
+  Experts experts = converted_experts();
+  Step().forward(experts);
+  ASSERT_EQ(weight_cache_use().weights, 1);
+  dequantize_(*experts);
   EXPECT_EQ(weight_cache_use().weights, 0);
-  EXPECT_EQ(weight_cache_use().bytes, 0);
+}
+
+void train_and_update(Experts& experts, const Step& step) {
+  step.train(experts);
+  const torch::NoGradGuard no_grad;
+  experts->weight.add_(experts->weight.grad(), -0.01);
 }
 
 TEST_F(WeightCaching, AnAliasThatLivesKeepsAutoAway) {
   Experts experts = converted_experts();
   const Step step;
-  const auto train_and_update = [&] {
-    step.train(experts);
-    const torch::NoGradGuard no_grad;
-    experts->weight.add_(experts->weight.grad(), -0.01);
-  };
-  train_and_update();
+  train_and_update(experts, step);
   step.train(experts);
-  ASSERT_GT(count([&] { step.train(experts); }).hits, 0);
+  ASSERT_EQ(count([&] { step.train(experts); }).misses, 0);
   {
     const at::Tensor alias = experts->weight.data();
-    EXPECT_EQ(count([&] { step.train(experts); }).hits, 0);
+    train_and_update(experts, step);
+    const Counted counted = count([&] { step.train(experts); });
+    EXPECT_EQ(counted.misses, 1);
+    EXPECT_EQ(counted.hits, 1) << "its own backward";
+    EXPECT_EQ(count([&] { step.forward(experts); }).hits, 0);
   }
   EXPECT_EQ(count([&] { step.train(experts); }).misses, 1) << "the alias may have been written";
-  EXPECT_GT(count([&] { step.train(experts); }).hits, 0);
+  EXPECT_EQ(count([&] { step.forward(experts); }).hits, 0) << "and may have been the writer";
+  train_and_update(experts, step);
+  step.train(experts);
+  EXPECT_EQ(count([&] { step.train(experts); }).misses, 0);
+}
+
+TEST_F(WeightCaching, AnAliasThatSharesTheCounterIsNoDanger) {
+  Experts experts = converted_experts();
+  const at::Tensor detached = experts->weight.detach();
+  const at::Tensor view = experts->weight[1];
+  const Step step;
+  train_and_update(experts, step);
+  const at::Tensor other_graph = experts->forward(step.x, step.offs);  // saves views of the weight
+  EXPECT_GT(count([&] { step.forward(experts); }).hits, 0);
+}
+
+// ---- weights that share their memory ----------------------------------------
+// Each makes the weight of experts that are not converted yet share its memory, and returns what it
+// shares it with: a tensor of the same shape and another version counter.
+struct Sharing {
+  const char* name;
+  std::function<at::Tensor(Experts&)> share;
+};
+
+const std::vector<Sharing>& sharings() {
+  static const std::vector<Sharing> all = {
+      {"data()", [](Experts& e) { return e->weight.data(); }},
+      {"a view of data()",
+       [](Experts& e) {
+         return e->weight.data().view({3, 48, 64});
+       }},
+      {"set_data() of a part of a flat buffer",
+       [](Experts& e) {
+         const at::Tensor flat = torch::randn({e->weight.numel() + 64});
+         e->weight.set_data(flat.narrow(0, 64, e->weight.numel()).view(e->weight.sizes()));
+         return flat.narrow(0, 64, e->weight.numel()).view(e->weight.sizes());
+       }},
+      {"set_data() of the whole of a flat buffer",
+       [](Experts& e) {
+         const at::Tensor flat = torch::randn({e->weight.numel()});
+         e->weight.set_data(flat.view(e->weight.sizes()));
+         return flat.view(e->weight.sizes());
+       }},
+      {"another parameter tied by set_data()",
+       [](Experts& e) {
+         Experts other(3, 48, 64);
+         other->weight.set_data(e->weight);
+         return other->weight;
+       }},
+      {"set_()", [](Experts& e) { return torch::empty({0}).set_(e->weight.detach()); }},
+      {"set_() of its storage",
+       [](Experts& e) {
+         return torch::empty({0}).set_(e->weight.storage(), 0, {3, 48, 64});
+       }},
+      {"_unsafe_view",
+       [](Experts& e) {
+         return at::_unsafe_view(e->weight, {3, 48, 64}).detach();
+       }},
+      {"from_blob",
+       [](Experts& e) {
+         const at::Tensor owner = torch::randn_like(e->weight).detach();
+         e->weight.set_data(torch::from_blob(
+             owner.mutable_data_ptr(), owner.sizes(), [owner](void*) {}, owner.options()));
+         return owner;
+       }},
+      {"DLPack",
+       [](Experts& e) {
+         const at::Tensor owner = torch::randn_like(e->weight).detach();
+         e->weight.set_data(at::fromDLPack(at::toDLPack(owner)));
+         return owner;
+       }},
+  };
+  return all;
+}
+
+// Writes seen and unseen in turn: the seen ones make the counter look trustworthy.
+TEST_F(WeightCaching, NoWriteThroughSharedMemoryMeetsAnOldCopy) {
+  for (const Sharing& sharing : sharings()) {
+    reset();
+    torch::manual_seed(3);
+    Experts experts(3, 48, 64);
+    const at::Tensor shared = sharing.share(experts);
+    ASSERT_EQ(shared.const_data_ptr(), experts->weight.const_data_ptr()) << sharing.name;
+    quantize_(*experts, recipe("fp8_rowwise"), [](const auto&, const auto&) { return true; });
+    const Step step;
+    for (int i = 0; i < 8; ++i) {
+      step.train(experts);
+      const torch::NoGradGuard no_grad;
+      if (i % 3 == 0) {
+        experts->weight.mul_(0.9);
+      } else {
+        at::Tensor(shared).mul_(1.1);
+      }
+      ASSERT_TRUE(same_bits(forward_uncached(experts, step), step.forward(experts)))
+          << sharing.name << ", step " << i;
+    }
+    const Counted counted = count([&] { step.train(experts); });
+    EXPECT_EQ(counted.misses, 1) << sharing.name;
+    EXPECT_EQ(counted.hits, 1) << sharing.name << ": backward of the same forward";
+  }
+}
+
+// Two converted parameters over one memory, whose counters agree by chance.
+TEST_F(WeightCaching, TiedWeightsWithEqualCounters) {
+  Experts first(3, 48, 64), second(3, 48, 64);
+  second->weight.set_data(first->weight);
+  for (Experts* experts : {&first, &second}) {
+    quantize_(**experts, recipe("fp8_rowwise"), [](const auto&, const auto&) { return true; });
+  }
+  const Step step;
+  for (int i = 0; i < 3; ++i) train_and_update(first, step);
+  step.forward(first);
+  while (second->weight._version() < first->weight._version()) {
+    const torch::NoGradGuard no_grad;
+    second->weight.mul_(1.1);
+  }
+  EXPECT_TRUE(same_bits(forward_uncached(second, step), step.forward(second)));
+}
+
+// Weights that came into being in other ways than by a factory are alone in their memory, too.
+TEST_F(WeightCaching, WeightsAloneInTheirMemoryAreUsedAgain) {
+  const std::vector<std::pair<const char*, std::function<void(Experts&)>>> origins = {
+      {"made", [](Experts&) {}},
+      {"cast", [](Experts& e) { e->to(at::kBFloat16), e->to(at::kFloat); }},
+      {"loaded",
+       [](Experts& e) {
+         std::stringstream file;
+         torch::save(e, file);
+         torch::load(e, file);
+       }},
+      {"set_data()", [](Experts& e) { e->weight.set_data(torch::randn_like(e->weight).detach()); }},
+  };
+  for (const auto& [name, make] : origins) {
+    reset();
+    Experts experts(3, 48, 64);
+    make(experts);
+    quantize_(*experts, recipe("fp8_rowwise"), [](const auto&, const auto&) { return true; });
+    const Step step;
+    train_and_update(experts, step);
+    step.train(experts);
+    EXPECT_EQ(count([&] { step.forward(experts); }).hits, 1) << name;
+  }
 }
 
 // ---- every way to write a weight --------------------------------------------
