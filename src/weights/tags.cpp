@@ -10,6 +10,7 @@
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace moe8 {
 namespace {
@@ -34,6 +35,9 @@ using TagPtr = c10::intrusive_ptr<Tag>;
 // What a tensor itself carries: its tag, and what goes with the tensor, not with its aliases.
 struct Mark final : c10::BackendMeta {
   explicit Mark(TagPtr t) : tag(std::move(t)) {}
+  ~Mark() override;
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
 
   // LibTorch calls this for every alias: data(), detach(), set_data().
   c10::intrusive_ptr<c10::BackendMeta> clone(
@@ -45,6 +49,7 @@ struct Mark final : c10::BackendMeta {
 
   const TagPtr tag;  // null: no converted weight, only one whose forms are kept
   std::shared_ptr<KeptForms> kept;
+  c10::TensorImpl* keeper = nullptr;  // set: the tensor that carries this, and may keep forms
 };
 
 Mark* mark_of(const at::TensorBase& tensor) {
@@ -87,7 +92,7 @@ bool covers(const at::Tensor& weight, const at::Tensor& tensor, const Extent& ex
 }
 
 // True for a weight whose views do not lead back to it by _base().
-bool views_lose(const at::Tensor& weight) {
+bool views_lose(const at::TensorBase& weight) {
   return weight.has_storage() && (weight.is_inference() || weight.is_view());
 }
 
@@ -107,9 +112,12 @@ class Registry {
   }
 
   void insert(const at::Tensor& weight, TagPtr tag) {
+    std::vector<at::Tensor> alive;  // outlives the lock, as in find_by_memory
     const std::unique_lock lock(mutex_);
-    if (entries_.size() >= purge_at_) purge();
-    Entry entry{Weak(weight.getIntrusivePtr()), std::move(tag)};
+    if (entries_.size() >= purge_at_) purge(alive);
+    const Mark* const mark = mark_of(weight);
+    Entry entry{std::nullopt, std::move(tag)};
+    if (!mark || !mark->keeper) entry.weight = Weak(weight.getIntrusivePtr());
     entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
     if (views_lose(weight)) has_scanned_ = true;
   }
@@ -119,14 +127,34 @@ class Registry {
     entries_.erase(impl);
   }
 
+  // A weak reference leaves a dead TensorImpl its mark, and that the forms. The entry of a weight
+  // that keeps forms does without: its mark says when it goes.
+  void rely_on_mark(const at::TensorBase& weight) {
+    const std::unique_lock lock(mutex_);
+    const auto found = entries_.find(weight.unsafeGetTensorImpl());
+    if (found != entries_.end()) found->second.weight.reset();
+  }
+
+  void lose_mark(c10::TensorImpl* impl) {
+    const std::unique_lock lock(mutex_);
+    const auto found = entries_.find(impl);
+    if (found == entries_.end() || found->second.weight) return;
+    if (c10::raw::intrusive_ptr::use_count(impl) == 0) {
+      entries_.erase(found);  // the tensor is being destroyed
+    } else {
+      found->second.weight = Weak(Strong::unsafe_reclaim_from_nonowning(impl));  // set_data()
+    }
+  }
+
   // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
   // that are views themselves. Their memory tells.
   std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
     if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
     const Extent extent = extent_of(tensor);
+    std::vector<at::Tensor> alive;  // outlives the lock: the last reference to one may be here
     const std::shared_lock lock(mutex_);
     for (const auto& [impl, entry] : entries_) {
-      const at::Tensor weight(entry.weight.lock());
+      const at::Tensor& weight = alive.emplace_back(entry.lock());
       if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
       if (covers(weight, tensor, extent))
         return Tagged{&*entry.tag->config, weight.dim(), entry.tag->id};
@@ -135,20 +163,28 @@ class Registry {
   }
 
  private:
+  using Strong = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
   using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
   struct Entry {
-    Weak weight;  // keeps the address from being used again, not the tensor's memory
+    // Keeps the address from being used again, not the tensor's memory. Not set: the tensor lives,
+    // and its mark tells when it does not.
+    std::optional<Weak> weight;
     TagPtr tag;
+
+    // Undefined for those without a weak reference: their views have a base, nobody scans for them.
+    at::Tensor lock() const { return weight ? at::Tensor(weight->lock()) : at::Tensor(); }
   };
 
   static constexpr size_t kFewEntries = 64;
 
   // Entries of dead weights go when the table has doubled: cheap per insertion.
-  void purge() {
-    std::erase_if(entries_, [](const auto& entry) { return entry.second.weight.expired(); });
-    has_scanned_ = std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) {
-      const at::Tensor weight(entry.second.weight.lock());
+  void purge(std::vector<at::Tensor>& alive) {
+    std::erase_if(entries_, [](const auto& item) {
+      return item.second.weight && item.second.weight->expired();
+    });
+    for (const auto& [impl, entry] : entries_) alive.push_back(entry.lock());
+    has_scanned_ = std::any_of(alive.begin(), alive.end(), [](const at::Tensor& weight) {
       return weight.defined() && views_lose(weight);
     });
     purge_at_ = 2 * entries_.size() + kFewEntries;
@@ -162,6 +198,10 @@ class Registry {
 
 const at::TensorBase& weight_of(const at::Tensor& tensor) {
   return tensor.is_view() ? tensor._base() : tensor;
+}
+
+Mark::~Mark() {
+  if (keeper) Registry::instance().lose_mark(keeper);
 }
 
 // The tag of exactly this tensor.
@@ -200,9 +240,16 @@ std::shared_ptr<KeptForms>* kept_forms(const at::Tensor& tensor) {
 }
 
 std::shared_ptr<KeptForms>* make_room_for_forms(const at::Tensor& tensor) {
-  c10::TensorImpl* impl = weight_of(tensor).unsafeGetTensorImpl();
+  const at::TensorBase& weight = weight_of(tensor);
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
   if (!impl->get_backend_meta()) impl->set_backend_meta(c10::make_intrusive<Mark>(nullptr));
-  return kept_forms(tensor);
+  Mark* mark = mark_of(weight);
+  if (!mark || views_lose(weight)) return nullptr;
+  if (!mark->keeper) {
+    mark->keeper = impl;
+    Registry::instance().rely_on_mark(weight);
+  }
+  return &mark->kept;
 }
 
 std::optional<Config> config_of(const at::Tensor& weight) {

@@ -283,6 +283,7 @@ TEST(CheckOffs, Int64ComesFromCumsum) {
 }
 
 TEST(CheckOffs, StartRowsAreHintedAt) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // a process that has not read MOE8_LOG yet
   EXPECT_EXIT(
       {
         ::setenv("MOE8_LOG", "info", 1);
