@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Device helpers of the FP8 quantizers: scales from an amax, codes by the hardware's conversion.
-// Both equal src/formats/ bit for bit (tests/cuda/quantize_check.cu compares them).
+// Both equal src/formats/ bit for bit (tests/cuda/quantize_check compares them).
 #pragma once
 
 #include <bit>

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the parts of quantize_check share: inputs, expected results by src/reference/, and the comparison
+// of outputs that lie poisoned between guards.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/device_buffer.h"
+#include "cuda/groups/group_metadata.h"
+#include "cuda/quantize/groups.h"
+#include "formats/float_type.h"
+#include "kernels/float8_args.h"
+#include "kernels/mx_args.h"
+#include "moe8/formats.h"
+
+namespace moe8::cuda {
+
+using Bytes = std::vector<uint8_t>;
+using DeviceBytes = testing::DeviceBuffer<uint8_t>;
+using testing::require;
+
+inline constexpr const char* kElemNames[] = {"e4m3", "e5m2", "e2m3", "e3m2", "e2m1"};
+
+// ---- comparison
+inline int failures = 0;
+inline int64_t compared = 0;
+
+void expect(bool condition, const std::string& what);
+void expect_equal(const std::string& what, const DeviceBytes& actual, const Bytes& expected);
+
+template <typename T>
+Bytes bytes_of(const std::vector<T>& v) {
+  Bytes bytes(v.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(bytes.data(), v.data(), bytes.size());
+  return bytes;
+}
+
+/// Runs `launch` twice on poisoned outputs, comparing both times.
+template <typename Launch>
+void run(const std::string& what, std::vector<std::pair<DeviceBytes*, const Bytes*>> outputs,
+         Launch launch) {
+  for (int time = 0; time < 2; ++time) {
+    for (auto& [out, _] : outputs) out->poison();
+    require(launch(), what.c_str());
+    require(cudaDeviceSynchronize(), what.c_str());
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      expect_equal(what + " output " + std::to_string(i), *outputs[i].first, *outputs[i].second);
+    }
+  }
+}
+
+// ---- inputs
+enum class Fill { NORMAL, WIDE, HARD };
+constexpr Fill kFills[] = {Fill::NORMAL, Fill::WIDE, Fill::HARD};
+
+struct Problem {
+  FloatType type;
+  int64_t columns;
+  std::vector<int32_t> offs;
+  int64_t rows;
+  Fill fill;
+  Bytes x;
+
+  std::string name() const {
+    return std::string(type == FloatType::BF16 ? "bf16" : "f32") + " [" + std::to_string(rows) +
+           ", " + std::to_string(columns) + "] in " + std::to_string(offs.size()) +
+           " groups, fill " + std::to_string(static_cast<int>(fill));
+  }
+};
+
+Problem make_problem(FloatType type, int64_t columns, std::vector<int32_t> offs, int64_t rows,
+                     Fill fill, std::mt19937& rng);
+
+/// End rows of groups of these sizes.
+std::vector<int32_t> ends_of(const std::vector<int32_t>& sizes);
+
+/// The groups of a problem, on the device.
+struct Metadata {
+  Metadata(const Problem& p, int64_t padding)
+      : offs(bytes_of(p.offs)),
+        memory(static_cast<size_t>(
+            group_metadata_bytes(p.rows, static_cast<int64_t>(p.offs.size()), padding))),
+        m(group_metadata(memory.get(), p.rows, static_cast<int64_t>(p.offs.size()), padding)) {
+    require(launch_group_metadata(offs.as<int32_t>(), m, nullptr), "launch_group_metadata");
+  }
+  DeviceBytes offs, memory;
+  GroupMetadata m;
+};
+
+template <typename T>
+std::vector<T> fetch(const T* p, int64_t count) {
+  std::vector<T> v(static_cast<size_t>(count));
+  require(cudaMemcpy(v.data(), p, v.size() * sizeof(T), cudaMemcpyDeviceToHost), "fetch");
+  return v;
+}
+
+/// The groups of the rows and where each one's transposed codes start and how wide they are.
+struct Placed {
+  RowGroups groups;
+  std::vector<Float8Set> sets;  // in rows
+  std::vector<int64_t> starts;  // byte of (group, column 0, row 0)
+  int64_t pitch;
+  int64_t bytes;
+};
+
+Placed place_jagged(const Problem& p, const GroupMetadata& m);
+Placed place_equal(const Problem& p, int64_t groups, int64_t padding);
+
+// ---- expected results
+struct Float8Expected {
+  Bytes codes;               // layout of x
+  std::vector<float> scale;  // one a set
+};
+
+Float8Expected reference_float8(const Problem& p, ElemDtype elem, bool pow2, int64_t outer,
+                                int64_t length, int64_t inner, std::vector<Float8Set> sets);
+Bytes inverses(const std::vector<float>& scale);
+/// Codes as Float8TransposedArgs lays them out.
+Bytes transposed(const Problem& p, const Bytes& codes, const Placed& placed);
+
+struct MxExpected {
+  Bytes codes, values, scale;
+};
+
+MxExpected reference_mx(const Problem& p, ElemDtype elem, ScaleCalculationMode mode,
+                        FloatType values, int64_t outer, int64_t length, int64_t inner,
+                        const std::vector<MxBlock>& blocks, int64_t scale_rows);
+
+// ---- checks
+void check_metadata(const Problem& p, int64_t padding);
+void check_invalid_offs();
+void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool pow2);
+void check_tensorwise(const Problem& p, ElemDtype elem, bool pow2);
+/// `equal_groups` 0: p's own groups.
+void check_mx(const Problem& p, const RowGroups& groups, int64_t equal_groups, ElemDtype elem,
+              ScaleCalculationMode mode, FloatType values_type);
+void check_blocked(int64_t rows, int64_t columns, const std::vector<int32_t>& offs,
+                   std::mt19937& rng);
+void check_graph(std::mt19937& rng);
+
+}  // namespace moe8::cuda
