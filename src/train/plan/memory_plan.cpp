@@ -284,7 +284,8 @@ ConversionReport plan_conversion(const RunConfig& config) {
     parameters.push_back({.fqn = parameter.name,
                           .shape = parameter.shape,
                           .owner = guess_owner(parameter.name, parameter.shape),
-                          .dtype = dtype});
+                          .dtype = dtype,
+                          .has_known_use = true});
   }
   return resolve(parameters, {}, to_fqn_config(config.conversion()));
 }
