@@ -75,7 +75,8 @@ std::string fitted_table(const ConversionReport& report, size_t columns) {
   text += std::to_string(report.converted().size()) + " of " + std::to_string(report.rows.size()) +
           " parameters converted.\n";
   if (!report.unmatched_keys.empty()) {
-    text += "Keys that decided nothing: '" + printable(join(report.unmatched_keys, "', '")) + "'.\n";
+    text +=
+        "Keys that decided nothing: '" + printable(join(report.unmatched_keys, "', '")) + "'.\n";
   }
   return text;
 }

@@ -37,7 +37,7 @@ class ResultAllocator final : public c10::Allocator {
   };
   static void take_back(void* context);
   std::list<Memory> take(size_t size);  // one; none when the system has no more
-  void shrink_to(size_t most);  // mutex_ is held
+  void shrink_to(size_t most);          // mutex_ is held
 
   const size_t most_idle_;
   mutable std::mutex mutex_;

@@ -12,7 +12,6 @@
 #include <variant>
 
 #include "base/overloaded.h"
-
 #include "base/text_table.h"
 #include "numerics/bounds.h"
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "convert/resolve.h"
 #include "convert/conversion_rules.h"
+#include "convert/resolve.h"
 
 namespace moe8 {
 

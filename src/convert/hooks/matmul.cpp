@@ -229,8 +229,8 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
   check_out_dtype(kOp, dtype);
   const InsideProduct inside;
   if (has_offs) {
-    const Tensor y = grouped_product(kOp, p.x, p.weight, *offs, config, dtype,
-                                     has_bias ? bias : std::nullopt);
+    const Tensor y =
+        grouped_product(kOp, p.x, p.weight, *offs, config, dtype, has_bias ? bias : std::nullopt);
     return p.is_transposed ? y.mT().contiguous() : y;
   }
   const Tensor y = compute(kOp, p, config, dtype);

@@ -11,10 +11,10 @@
 #include <sstream>
 
 #include "base/check.h"
+#include "convert/toml_input.h"
 #include "device/cuda_device.h"
 #include "gemm/torch_gemm.h"
 #include "io/file.h"
-#include "convert/toml_input.h"
 #include "moe8/version.h"
 #include "train/store/checksum.h"
 
