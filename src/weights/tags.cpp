@@ -300,13 +300,13 @@ void set_tag(const at::Tensor& weight, const Config& config) {
 
 void clear_tag(const at::Tensor& weight) {
   c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  if (Tag* tag = Registry::instance().find(impl)) {
-    tag->config.reset();
-    forget_use(tag->id, weight);
-  }
+  const auto forget = [&](Tag& tag) {
+    tag.config.reset();
+    for (const uint64_t id : tag.made.ids) forget_use(id, weight);
+  };
+  if (Tag* tag = Registry::instance().find(impl)) forget(*tag);
   if (Tag* tag = meta_tag(weight)) {
-    tag->config.reset();
-    forget_use(tag->id, weight);
+    forget(*tag);
     impl->set_backend_meta(nullptr);
   }
   Registry::instance().erase(impl);
