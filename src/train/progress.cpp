@@ -121,7 +121,8 @@ void Progress::show(size_t run, const StepMetrics& metrics) {
   shown_ = Clock::now();
   const bool terminal = kind_ == Kind::TERMINAL;
   // Not the last column: a cursor that stands there may already be on the next line.
-  const size_t columns = terminal ? static_cast<size_t>(std::max(2, columns_()) - 1) : kNoLimit;
+  const size_t columns =
+      terminal && columns_ ? static_cast<size_t>(std::max(2, columns_()) - 1) : kNoLimit;
   std::string line = runs_.size() == 1 ? line_of(runs_[run], columns) : line_of_all(columns);
   if (!terminal) {
     *out_ << line << std::endl;

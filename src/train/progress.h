@@ -22,7 +22,8 @@ class Progress {
 
   /// @param out      nothing is printed when null. Kind::LINES: a line at most every ten seconds,
   ///                 and at the end.
-  /// @param columns  how many characters a line of a terminal may have, asked before each
+  /// @param columns  how many characters a line of a terminal may have, asked before each; null:
+  ///                 as many as it has
   Progress(std::ostream* out, Kind kind, std::function<int()> columns);
 
   /// Shows one more run. @return its number, for the functions below
