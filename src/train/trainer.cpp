@@ -79,6 +79,7 @@ void check(const RunConfig& config, const RunOptions& options) {
   config.validate();
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
+  to_fqn_config(config.conversion());  // names a recipe that there is
   check_run_folder(config.output.folder, options.existing);
 }
 
