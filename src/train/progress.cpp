@@ -139,6 +139,10 @@ void Progress::say(const std::string& line) {
   if (out_) *out_ << line << std::endl;
 }
 
+void Progress::say_once(const std::string& line) {
+  if (said_.insert(line).second) say(line);
+}
+
 void Progress::warn(size_t run, const std::vector<std::string>& warnings) {
   if (warnings.empty()) return;
   finish();

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <functional>
 #include <iosfwd>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,8 @@ class Progress {
   void show(size_t run, const StepMetrics& metrics);
   /// A line of its own.
   void say(const std::string& line);
+  /// The same, unless it was said before: what several runs have in common.
+  void say_once(const std::string& line);
   /// Prints warnings of the library below the line.
   void warn(size_t run, const std::vector<std::string>& warnings);
   /// Leaves the last line standing.
@@ -55,6 +58,7 @@ class Progress {
   Kind kind_;
   std::function<int()> columns_;
   std::vector<Run> runs_;
+  std::set<std::string> said_;
   size_t width_ = 0;  // of the line that stands on the terminal
   Clock::time_point start_ = Clock::now();
   Clock::time_point shown_{};

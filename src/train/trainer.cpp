@@ -426,7 +426,8 @@ void Run::begin() {
   if (!finished_) {
     if (state_.step < config_.training.steps) write_start();
     progress_.say(config_.training.recipe);
-    for (const std::string& line : header_of(config_, conversion_, device_)) progress_.say(line);
+    for (const std::string& line : header_of(config_, conversion_, device_))
+      progress_.say_once(line);
     patience_.emplace(options_);
   }
   for (const std::string& note : notes_) progress_.say(note);
