@@ -121,7 +121,8 @@ void Progress::show(size_t run, const StepMetrics& metrics) {
   shown_ = Clock::now();
   const bool terminal = kind_ == Kind::TERMINAL;
   // Not the last column: a cursor that stands there may already be on the next line.
-  const size_t columns = terminal ? static_cast<size_t>(std::max(2, columns_()) - 1) : kNoLimit;
+  const size_t columns =
+      terminal && columns_ ? static_cast<size_t>(std::max(2, columns_()) - 1) : kNoLimit;
   std::string line = runs_.size() == 1 ? line_of(runs_[run], columns) : line_of_all(columns);
   if (!terminal) {
     *out_ << line << std::endl;
@@ -136,6 +137,10 @@ void Progress::show(size_t run, const StepMetrics& metrics) {
 void Progress::say(const std::string& line) {
   finish();
   if (out_) *out_ << line << std::endl;
+}
+
+void Progress::say_once(const std::string& line) {
+  if (said_.insert(line).second) say(line);
 }
 
 void Progress::warn(size_t run, const std::vector<std::string>& warnings) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <functional>
 #include <iosfwd>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,8 @@ class Progress {
 
   /// @param out      nothing is printed when null. Kind::LINES: a line at most every ten seconds,
   ///                 and at the end.
-  /// @param columns  how many characters a line of a terminal may have, asked before each
+  /// @param columns  how many characters a line of a terminal may have, asked before each; null:
+  ///                 as many as it has
   Progress(std::ostream* out, Kind kind, std::function<int()> columns);
 
   /// Shows one more run. @return its number, for the functions below
@@ -32,6 +34,8 @@ class Progress {
   void show(size_t run, const StepMetrics& metrics);
   /// A line of its own.
   void say(const std::string& line);
+  /// The same, unless it was said before: what several runs have in common.
+  void say_once(const std::string& line);
   /// Prints warnings of the library below the line.
   void warn(size_t run, const std::vector<std::string>& warnings);
   /// Leaves the last line standing.
@@ -54,6 +58,7 @@ class Progress {
   Kind kind_;
   std::function<int()> columns_;
   std::vector<Run> runs_;
+  std::set<std::string> said_;
   size_t width_ = 0;  // of the line that stands on the terminal
   Clock::time_point start_ = Clock::now();
   Clock::time_point shown_{};

@@ -80,6 +80,7 @@ void check(const RunConfig& config, const RunOptions& options) {
   config.validate();
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
+  to_fqn_config(config.conversion());  // names a recipe that there is
   check_run_folder(config.output.folder, options.existing);
 }
 
@@ -437,8 +438,10 @@ void Run::begin() {
   if (!finished_) {
     if (state_.step < config_.training.steps) write_start();
     progress_.say(config_.training.recipe);
-    for (const std::string& line : header_of(config_, conversion_, device_)) progress_.say(line);
-    if (device_.is_cuda() || !kernels_wanted()) progress_.say(describe_device(device_));
+    for (const std::string& line : header_of(config_, conversion_, device_)) {
+      progress_.say_once(line);
+    }
+    if (device_.is_cuda() || !kernels_wanted()) progress_.say_once(describe_device(device_));
     patience_.emplace(options_);
   }
   for (const std::string& note : notes_) progress_.say(note);

@@ -125,6 +125,24 @@ TEST(Health, WarningsNameStepAndLayerAndComeOnce) {
   EXPECT_THAT(look(10), ElementsAre());
 }
 
+TEST(StarvedExperts, AreThoseWithoutATokenForAWhile) {
+  StarvedExperts starved;
+  const auto texts = [&] {
+    std::vector<std::string> all;
+    for (const NumericsWarning& warning : starved.take()) all.push_back(warning.text());
+    return all;
+  };
+  const auto step = [&](std::vector<int64_t> tokens) { starved.add({{"moe", std::move(tokens)}}); };
+  for (int i = 0; i < 9; ++i) step({50, 0, 50, 0});
+  EXPECT_THAT(texts(), ElementsAre());  // too few steps to say
+  step({50, 0, 49, 1});
+  EXPECT_THAT(texts(), ElementsAre("moe: starved experts 1, expected none"));
+  for (int i = 0; i < 10; ++i) step({50, 1, 49, 0});
+  EXPECT_THAT(texts(), ElementsAre("moe: starved experts 1, expected none"));
+  for (int i = 0; i < 10; ++i) step({1, 0, 1, 0});
+  EXPECT_THAT(texts(), ElementsAre());  // so few rows say nothing
+}
+
 TEST(Metrics, NumericsLinesStandBesideStepsAndAreReadOnTheirOwn) {
   const TemporaryFolder folder;
   NumericsReport report;

@@ -389,11 +389,73 @@ TEST(Train, MistakesLeaveNoFolderBehind) {
               HasSubstr("layers.9.x"));
 }
 
+// ---- runs in turns ----------------------------------------------------------
+TEST(TrainInTurns, EveryRunEndsWithTheBitsThatItHasAlone) {
+  const TemporaryFolder folder;
+  std::vector<RunConfig> configs;
+  for (const char* recipe : {"bf16", "mxfp8_rceil"}) {
+    RunConfig config = tiny_config(folder, std::string("alone-") + recipe);
+    config.training.recipe = recipe;
+    config.training.validation_interval = 8;
+    train(config);
+    config.output.folder = folder / recipe;
+    configs.push_back(config);
+  }
+  configs[1].training.steps = 20;
+  const std::vector<RunResult> results = train_in_turns(configs);
+  ASSERT_EQ(results.size(), 2u);
+  for (const std::string recipe : {"bf16", "mxfp8_rceil"}) {
+    const std::string alone = "alone-" + recipe;
+    EXPECT_EQ(testing::repeatable(folder / recipe + "/metrics.jsonl"),
+              testing::repeatable(folder / alone + "/metrics.jsonl"));
+    EXPECT_EQ(folder.read(recipe + "/model.safetensors"),
+              folder.read(alone + "/model.safetensors"));
+    EXPECT_TRUE(std::filesystem::exists(folder / recipe + "/result.json"));
+  }
+  EXPECT_EQ(results[0].recipe, "bf16");
+  EXPECT_EQ(results[1].steps, 20);
+  EXPECT_GT(results[0].peak_memory, 50 << 20);
+  EXPECT_GT(results[1].peak_memory, 50 << 20);  // LibTorch's libraries are part of each
+}
+
+TEST(TrainInTurns, ABadConfigStopsAllBeforeTheFirst) {
+  const TemporaryFolder folder;
+  RunConfig good = tiny_config(folder, "good"), bad = tiny_config(folder, "bad");
+  bad.training.recipe = "mxfp9";
+  EXPECT_THAT(error_of([&] { train_in_turns({good, bad}); }), HasSubstr("mxfp9"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "good"));
+}
+
+TEST(Train, SaysWhatItTrainsAndKeepsWhereItCameFrom) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 2;
+  config.training.recipe = "mxfp8_rceil";
+  std::ostringstream progress;
+  RunOptions options;
+  options.progress = &progress;
+  options.origin = {"moe8 1.2.3 (abc)", "moe8 train 'a b'", "a machine"};
+  train(config, options);
+  EXPECT_THAT(progress.str(), ::testing::StartsWith("mxfp8_rceil\n  model    "));
+  EXPECT_THAT(progress.str(), HasSubstr("\n  steps    2 of 128 tokens, on the CPU, 1 thread\n"));
+  EXPECT_THAT(progress.str(), HasSubstr("\n  experts  3 weights in mxfp8_rceil\n"));
+  EXPECT_THAT(progress.str(), HasSubstr(" in mxfp8_cublas_rceil"));
+  const std::vector<RunStart> starts = read_all_metrics(folder / "run/metrics.jsonl").starts;
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].step, 1);
+  EXPECT_EQ(starts[0].program, options.origin.program);
+  EXPECT_EQ(starts[0].command, options.origin.command);
+  EXPECT_EQ(starts[0].machine, options.origin.machine);
+  EXPECT_EQ(starts[0].device, "CPU");
+  EXPECT_EQ(starts[0].threads, 1);
+  EXPECT_THAT(starts[0].date, ::testing::ContainsRegex("^20[0-9-]+ [0-9:]+ UTC$"));
+}
+
 // ---- metrics and progress ---------------------------------------------------
 TEST(Metrics, ReadBackWhatWasWritten) {
   const TemporaryFolder folder;
   StepMetrics a{1, 5.5, 1e-3, 2.25, 1000, 0.5, 1.5, std::nullopt},
-      b{2, 0.1 + 0.2, 1e-3, 2, 1000, 1, 1, 4.5};
+      b{2, 0.1 + 0.2, 1e-3, 2, 1000, 1, 1, 4.5, 123.5, {{1.5, 0}, {4, 2}}};
   {
     MetricsFile file(folder / "m.jsonl");
     file.write(a);

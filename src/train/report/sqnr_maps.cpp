@@ -2,6 +2,7 @@
 #include "train/report/sqnr_maps.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 

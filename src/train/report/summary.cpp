@@ -20,14 +20,14 @@ std::string device_of(const RunRecord& run) {
   return run.starts.empty() ? "" : run.starts.back().device;
 }
 
-std::optional<double> flops_per_s(const RunRecord& run) {
-  const TrainingConfig& t = run.config.training;
-  return run.speed.wall.median * model_flops(run.config.model, t.seq_len);
+double flops_per_s(const RunRecord& run) {
+  return run.speed.wall.median * model_flops(run.config.model, run.config.training.seq_len);
 }
 
-std::optional<double> utilization(const RunRecord& run) {
+// Empty where the device is none of the table's.
+std::string utilization(const RunRecord& run) {
   const auto peak = bf16_peak(device_of(run));
-  return peak ? std::optional(*flops_per_s(run) / *peak) : std::nullopt;
+  return peak ? html_text("%.1f %%", 100 * flops_per_s(run) / *peak) : "";
 }
 
 std::string flops_text(double flops) {
@@ -68,11 +68,8 @@ std::string card(const RunRecord& run, size_t index, const RunRecord& first) {
   return html_text("<div class=\"card\" style=\"--run:%s\"><b>", run_colour(index)) +
          escaped(run.name) + "</b>" + recipe + html_text("<div class=\"big\">%.4f</div>", loss) +
          "<small>" + below + "</small><dl>" + entry("speed", speed) +
-         entry("of bf16 peak",
-               optional_text("%.1f %%", utilization(run) ? std::optional(100 * *utilization(run))
-                                                         : std::nullopt)) +
-         entry("peak memory", memory_text(run)) + entry("warnings", warnings_text(run)) +
-         "</dl></div>\n";
+         entry("of bf16 peak", utilization(run)) + entry("peak memory", memory_text(run)) +
+         entry("warnings", warnings_text(run)) + "</dl></div>\n";
 }
 
 // ---- the table --------------------------------------------------------------
@@ -89,7 +86,7 @@ std::vector<std::string> cells_of(const RunRecord& run, size_t index, const RunR
           run.speed.cpu && first.speed.cpu
               ? optional_text("%.2f", ratio(*run.speed.cpu, *first.speed.cpu))
               : "",
-          flops_text(*flops_per_s(run)),
+          flops_text(flops_per_s(run)),
           memory_text(run),
           warnings_text(run)};
 }

@@ -2,8 +2,10 @@
 #include "train/report/verdict.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
+#include <string_view>
 
 #include "base/nearest.h"
 #include "train/report/html.h"

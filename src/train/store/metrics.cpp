@@ -176,11 +176,13 @@ void MetricsFile::write(const StepMetrics& m) {
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
   if (m.tokens_per_cpu_s) line["tokens_per_cpu_s"] = *m.tokens_per_cpu_s;
   if (!m.layers.empty()) {
-    auto &busiest = line["busiest"], &idle = line["idle"];
+    auto busiest = nlohmann::ordered_json::array(), idle = nlohmann::ordered_json::array();
     for (const LayerLoad& layer : m.layers) {
       busiest.push_back(rounded(layer.busiest));
       idle.push_back(layer.idle);
     }
+    line["busiest"] = std::move(busiest);
+    line["idle"] = std::move(idle);
   }
   write(line.dump());
 }

@@ -14,8 +14,8 @@ struct RunResult {
   int stopped_by = 0;          // the signal because of which steps are missing; 0: none are
   double train_loss = 0;       // mean of the last steps, see kLastSteps
   double validation_loss = 0;  // after the last step; NaN when there is none yet
-  double tokens_per_s = 0;     // of the median step, see metrics.h
-  int64_t peak_memory = 0;     // bytes, the most of all its processes; see training_device.h
+  double tokens_per_s = 0;     // of the median step, see speed.h
+  int64_t peak_memory = 0;     // bytes, the most of all its processes; see trainer.h
   double seconds = 0;          // the whole run
   int64_t parameters = 0;
   int64_t active_parameters = 0;

@@ -237,13 +237,13 @@ TEST(Resume, LinesOfOtherKindsAreCutLikewise) {
 TEST(Resume, MetricsWithAGapAreRefused) {
   const TemporaryFolder folder;
   RunConfig config = short_config(folder);
-  config.numerics.interval = 0;  // every line is a step's
+  config.numerics.interval = 0;  // every line but the first is a step's
   resume_for(config, 6);
   const std::string text = folder.read("run/metrics.jsonl");
-  const size_t first = text.find('\n') + 1;
-  for (const std::string& wrong :
-       {text.substr(first), text.substr(0, first), text.substr(0, first) + text,
-        text.substr(0, text.size() - 1), std::string()}) {
+  const size_t steps = text.find('\n') + 1, second = text.find('\n', steps) + 1;
+  const std::string start = text.substr(0, steps), first = text.substr(0, second);
+  for (const std::string& wrong : {start + text.substr(second), first, first + text.substr(steps),
+                                   text.substr(0, text.size() - 1), std::string()}) {
     folder.write("run/metrics.jsonl", wrong);
     EXPECT_THAT(error_of([&] { resume(config); }),
                 HasSubstr("run/metrics.jsonl: expected the lines of steps 1 to 6, "));
