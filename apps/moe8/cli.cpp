@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <new>
 #include <vector>
 
 #include "base/check.h"
@@ -63,6 +64,8 @@ int run_command_line(CLI::App& app, int argc, char** argv) {
     const int status = parse_and_run(app, argc, argv);
     MOE8_CHECK(std::cout.flush(), "moe8", "standard output", "cannot be written to");
     return status;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "moe8: out of memory\n";
   } catch (const std::exception& error) {
     std::cerr << "moe8: " << one_line(message_of(error)) << '\n';
   } catch (...) {

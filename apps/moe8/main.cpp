@@ -1,10 +1,28 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The command moe8: a file per subcommand, listed here in the order of the help.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "cli.h"
 #include "commands.h"
 #include "train.h"
 
+namespace {
+
+// Whoever starts a program may close its descriptors 0 to 2, as daemons do. The next files that are
+// opened would get these numbers, and what is printed would land in them.
+bool open_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    const bool is_open = ::fcntl(descriptor, F_GETFD) >= 0;
+    if (!is_open && ::open("/dev/null", O_RDWR) != descriptor) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (!open_standard_descriptors()) return moe8::kFailed;
   CLI::App app("Low-precision training of mixture-of-experts models.", "moe8");
   moe8::add_demo_command(app);
   moe8::add_train_command(app);

@@ -101,6 +101,7 @@ void run_train(const TrainArguments& arguments) {
   const Interrupt interrupt;
   RunOptions options = progress_options();
   options.interrupted = &Interrupt::received;
+  options.patience = &Interrupt::wait;
   if (arguments.overwrite) options.existing = ExistingRun::REPLACE;
   if (arguments.resume) options.existing = ExistingRun::RESUME;
   const RunResult result = train(config, options);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reading and writing safetensors files: a JSON header with names, dtypes and shapes, then raw
-// bytes.
+// Reading and writing safetensors files: a JSON header with names, dtypes and shapes, then bytes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,7 +28,9 @@ struct SafetensorsEntry {
 /// several threads if you like.
 class SafetensorsReader {
  public:
-  /// @throws c10::Error naming the file and what is wrong with it.
+  /// One file: for a model in several, pass the names that its index lists one after the other.
+  /// @throws c10::Error naming the file and what is wrong with it; of a Git LFS pointer, a web page,
+  /// an archive, an index or a folder it says that it is one, and what to pass instead.
   explicit SafetensorsReader(const std::string& path);
   ~SafetensorsReader();
   SafetensorsReader(SafetensorsReader&&) noexcept;
@@ -56,10 +57,12 @@ std::map<std::string, at::Tensor> load_safetensors(const std::string& path);
 /// Writes dense tensors of any device and strides: bf16, f16, f32, f64, c64, bool, signed and
 /// unsigned integers, the f8 types and f4. The widest elements come first, otherwise in the order
 /// given, so that every tensor is aligned; the same input always gives the same bytes. Views are
-/// written out whole: sharing of storage is not kept. The file appears under its name only when it
-/// is complete (temporary name, fsync, rename).
+/// written out whole: sharing of storage is not kept. The bytes do not depend on the locale.
+/// The file appears under its name only when it is complete (temporary name, fsync, rename). Where
+/// the name is a symbolic link its target is replaced, and the link stays; a file that is replaced
+/// leaves its permissions to the new one.
 /// @throws c10::Error on an unsupported dtype, a duplicate name, text that is not UTF-8, or a
-///         failure to write; an existing file is then untouched.
+/// failure to write; an existing file is then untouched.
 void save_safetensors(const std::string& path,
                       const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 namespace moe8 {
 namespace {
@@ -46,9 +47,10 @@ constexpr bool kAlwaysFresh = false;
 
 c10::DataPtr ResultAllocator::allocate(size_t bytes) {
   if (bytes < kLeast || kAlwaysFresh) return c10::GetCPUAllocator()->allocate(bytes);
-  const Memory memory = take(rounded_up(bytes));
-  if (!memory.data) return c10::GetCPUAllocator()->allocate(bytes);  // whose error is LibTorch's
-  return {memory.data, new Memory(memory), &ResultAllocator::take_back,
+  auto taken = std::make_unique<std::list<Memory>>();
+  *taken = take(rounded_up(bytes));
+  if (taken->empty()) return c10::GetCPUAllocator()->allocate(bytes);  // whose error is LibTorch's
+  return {taken->front().data, taken.release(), &ResultAllocator::take_back,
           c10::Device(c10::DeviceType::CPU)};
 }
 
@@ -56,27 +58,34 @@ void ResultAllocator::copy_data(void* to, const void* from, size_t bytes) const 
   std::memcpy(to, from, bytes);
 }
 
-ResultAllocator::Memory ResultAllocator::take(size_t size) {
-  const std::lock_guard lock(mutex_);
-  auto best = idle_.end();
-  for (auto at = idle_.begin(); at != idle_.end(); ++at) {
-    const bool fits = at->size >= size && at->size <= size + size / 4;
-    if (fits && (best == idle_.end() || at->size < best->size)) best = at;
+std::list<ResultAllocator::Memory> ResultAllocator::take(size_t size) {
+  std::list<Memory> taken;
+  {
+    const std::lock_guard lock(mutex_);
+    auto best = idle_.end();
+    for (auto at = idle_.begin(); at != idle_.end(); ++at) {
+      const bool fits = at->size >= size && at->size <= size + size / 4;
+      if (fits && (best == idle_.end() || at->size < best->size)) best = at;
+    }
+    if (best != idle_.end()) {
+      idle_bytes_ -= best->size;
+      taken.splice(taken.end(), idle_, best);
+      return taken;
+    }
   }
-  if (best == idle_.end()) return {map_memory(size), size, this};
-  const Memory memory = *best;
-  idle_.erase(best);
-  idle_bytes_ -= memory.size;
-  return memory;
+  taken.push_back({nullptr, size, this});
+  taken.front().data = map_memory(size);
+  if (!taken.front().data) taken.clear();
+  return taken;
 }
 
+// Memory is freed on the way out of failures, too: nothing is allocated here.
 void ResultAllocator::take_back(void* context) {
-  const Memory memory = *static_cast<Memory*>(context);
-  delete static_cast<Memory*>(context);
-  ResultAllocator& owner = *memory.owner;
+  const std::unique_ptr<std::list<Memory>> taken(static_cast<std::list<Memory>*>(context));
+  ResultAllocator& owner = *taken->front().owner;
   const std::lock_guard lock(owner.mutex_);
-  owner.idle_.push_front(memory);
-  owner.idle_bytes_ += memory.size;
+  owner.idle_bytes_ += taken->front().size;
+  owner.idle_.splice(owner.idle_.begin(), *taken);
   owner.shrink_to(owner.most_idle_);
 }
 

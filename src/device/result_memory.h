@@ -36,7 +36,7 @@ class ResultAllocator final : public c10::Allocator {
     ResultAllocator* owner;
   };
   static void take_back(void* context);
-  Memory take(size_t size);
+  std::list<Memory> take(size_t size);  // one; none when the system has no more
   void shrink_to(size_t most);  // mutex_ is held
 
   const size_t most_idle_;

@@ -2,7 +2,6 @@
 #include "io/file.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +9,9 @@
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
+#include <new>
+#include <sstream>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -21,6 +23,8 @@ namespace moe8 {
 namespace {
 
 constexpr uint64_t kLargestCall = uint64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
+
+constexpr mode_t kPrivate = 0600, kByUmask = 0666;  // permissions of new files
 
 constexpr const char* kTemporaryStart = ".moe8-";  // and the end of files that are being written
 constexpr const char* kTemporaryEnd = ".tmp";
@@ -40,6 +44,29 @@ const char* kind_of(mode_t mode) {
 std::string folder_of(const std::string& path) {
   const auto folder = std::filesystem::path(path).parent_path().string();
   return folder.empty() ? "." : folder;
+}
+
+// Follows symbolic links to the name that is no link, which need not exist.
+std::string target_of(const std::string& path) {
+  constexpr int kMaxLinks = 40;  // as the kernel, which has the error for more
+  std::filesystem::path target = path;
+  for (int i = 0; i < kMaxLinks; ++i) {
+    std::error_code no_link;
+    const auto next = std::filesystem::read_symlink(target, no_link);
+    if (no_link) break;
+    target = target.parent_path() / next;  // `next` alone when that is absolute
+  }
+  return target.string();
+}
+
+// What takes the place of a file must not be open to more people than that was. Only root may give
+// a file to another user; where the system refuses, the file is the writer's.
+void take_over_permissions(const Descriptor& file, const struct stat& replaced) {
+  constexpr mode_t kPermissions = 0777;
+  constexpr uid_t kSame = -1;
+  [[maybe_unused]] const bool done = (::fchown(file.get(), replaced.st_uid, replaced.st_gid) == 0 ||
+                                      ::fchown(file.get(), kSame, replaced.st_gid) == 0) &&
+                                     ::fchmod(file.get(), replaced.st_mode & kPermissions) == 0;
 }
 
 }  // namespace
@@ -75,6 +102,26 @@ void sync_folder(const std::string& path) {
   }
 }
 
+std::string read_text_file(const char* op, const std::string& path) {
+  std::error_code error;
+  const bool regular = std::filesystem::is_regular_file(path, error);
+  MOE8_CHECK(regular, op, "file", "expected a readable file, got '", path, "'",
+             std::filesystem::exists(path, error) ? ", which is not a regular file"
+                                                  : ", which does not exist");
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  MOE8_CHECK(in.good() || in.eof(), op, "file", "expected a readable file, got '", path, "'");
+  check_no_nul(op, path, text.view());
+  return std::move(text).str();
+}
+
+void check_no_nul(const char* op, const std::string& where, std::string_view text) {
+  const size_t nul = text.find('\0');
+  MOE8_CHECK(nul == std::string_view::npos, op, where, "expected text, got a NUL byte at byte ",
+             nul, nul <= 1 ? ". UTF-16? Save it as UTF-8." : "");
+}
+
 // ---- InputFile --------------------------------------------------------------
 InputFile::InputFile(const char* op, const std::string& path) : op_(op), path_(path) {
   // Without O_NONBLOCK, opening a pipe would wait for a writer.
@@ -102,41 +149,31 @@ void InputFile::read(void* to, uint64_t count, uint64_t position) const {
   }
 }
 
-// ---- MappedFile -------------------------------------------------------------
-MappedFile::MappedFile(const char* op, const std::string& path) {
-  const InputFile file(op, path);
-  if (file.size() == 0) return;  // mmap refuses to map nothing
-  void* start = ::mmap(nullptr, file.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): MAP_FAILED is mmap's own constant
-  MOE8_CHECK(start != MAP_FAILED, op, path, "expected to map ", file.size(),
-             " bytes, got: ", reason(errno));
-  bytes_ = {static_cast<const uint8_t*>(start), file.size()};
-}
-
-MappedFile::~MappedFile() {
-  if (!bytes_.empty()) ::munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
-}
-MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-
 // ---- AtomicFile -------------------------------------------------------------
-AtomicFile::AtomicFile(const char* op, const std::string& path) : op_(op), path_(path) {
+AtomicFile::AtomicFile(const char* op, const std::string& path)
+    : op_(op), path_(path), target_(target_of(path)) {
   MOE8_CHECK(!path.empty(), op_, "path", "expected a file name, got an empty text");
-  struct stat status {};
-  const bool exists = ::stat(path.c_str(), &status) == 0;
+  struct stat replaced {};
+  const bool exists = ::stat(path.c_str(), &replaced) == 0;
+  MOE8_CHECK(exists || errno != ELOOP, op_, path_,
+             "expected a regular file or a new name, got: ", reason(errno));
   // Renaming onto a device as root would replace the device.
-  MOE8_CHECK(!exists || S_ISREG(status.st_mode), op_, path_,
-             "expected a regular file or a new name, got ", kind_of(status.st_mode));
+  MOE8_CHECK(!exists || S_ISREG(replaced.st_mode), op_, path_,
+             "expected a regular file or a new name, got ", kind_of(replaced.st_mode));
 
   static std::atomic<uint64_t> counter{0};
   do {
-    temporary_ = folder_of(path) + "/" + kTemporaryStart + std::to_string(::getpid()) + "-" +
+    temporary_ = folder_of(target_) + "/" + kTemporaryStart + std::to_string(::getpid()) + "-" +
                  std::to_string(counter++) + kTemporaryEnd;
-    fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                            exists ? kPrivate : kByUmask));
   } while (fd_.get() < 0 && errno == EEXIST);
   if (fd_.get() < 0) {
+    const int error = errno;
     temporary_.clear();
-    fail(op_, path_, c10::str("expected a folder that can be written to, got: ", reason(errno)));
+    fail(op_, path_, "expected a folder that can be written to, got: " + reason(error));
   }
+  if (exists) take_over_permissions(fd_, replaced);
 }
 
 AtomicFile::~AtomicFile() {
@@ -150,10 +187,10 @@ void AtomicFile::write(const void* bytes, uint64_t count) {
 void AtomicFile::commit() {
   MOE8_CHECK(::fsync(fd_.get()) == 0, op_, path_,
              "expected to flush the file, got: ", reason(errno));
-  MOE8_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, op_, path_,
+  MOE8_CHECK(::rename(temporary_.c_str(), target_.c_str()) == 0, op_, path_,
              "expected to rename the finished file, got: ", reason(errno));
   temporary_.clear();
-  sync_folder(folder_of(path_));
+  sync_folder(folder_of(target_));
 }
 
 void write_file(const char* op, const std::string& path, std::string_view bytes) {
@@ -172,8 +209,13 @@ AtomicFolder::AtomicFolder(const char* op, const std::string& path)
 }
 
 AtomicFolder::~AtomicFolder() {
-  std::error_code ignored;
-  if (!committed_) std::filesystem::remove_all(partial_, ignored);
+  if (committed_) return;
+  try {
+    std::error_code ignored;
+    std::filesystem::remove_all(partial_, ignored);
+  } catch (const std::bad_alloc&) {  // an error_code does not stand for this
+    // The next start removes it: remove_leftovers().
+  }
 }
 
 void AtomicFolder::commit() {

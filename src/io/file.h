@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Files with errors for people: reading, mapping, and writing that never leaves half a file behind.
+// Files with errors for people: reading, and writing that never leaves half a file behind.
 // `op` is the name that errors start with; it must outlive the object (a string literal).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -52,29 +51,21 @@ class InputFile {
   uint64_t size_ = 0;
 };
 
-/// The bytes of a whole regular file, mapped read-only. As with every mapping, the file must not be
-/// shortened while it is in use.
-class MappedFile {
- public:
-  /// @throws c10::Error as InputFile.
-  MappedFile(const char* op, const std::string& path);
-  ~MappedFile();
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&& other) = delete;
+/// The text of a regular file. @throws c10::Error "[op] file: expected ...", also on a NUL byte:
+/// parsers take one for the end of the text and would leave the rest unread.
+std::string read_text_file(const char* op, const std::string& path);
 
-  std::span<const uint8_t> bytes() const { return bytes_; }
-
- private:
-  std::span<const uint8_t> bytes_;
-};
+/// The same for text that came from elsewhere. @throws c10::Error "[op] where: expected text ...".
+void check_no_nul(const char* op, const std::string& where, std::string_view text);
 
 /// A file that appears under its name only when it is complete: written beside it, then renamed.
 /// Until commit() returns, a file of that name stays as it was; the destructor removes what was
-/// written.
+/// written. A symbolic link stays one: its target is replaced. The new file has the permissions of
+/// the one that it replaces, and its owner where the system allows; else what the umask leaves.
 class AtomicFile {
  public:
   /// @throws c10::Error when the folder is missing or cannot be written to, or when the name
-  ///         belongs to something other than a regular file.
+  /// belongs to something other than a regular file.
   AtomicFile(const char* op, const std::string& path);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
@@ -86,7 +77,8 @@ class AtomicFile {
 
  private:
   const char* op_;
-  std::string path_;
+  std::string path_;       // as the caller wrote it, for messages
+  std::string target_;     // where links lead from there
   std::string temporary_;  // empty: there is nothing to remove
   Descriptor fd_;
 };

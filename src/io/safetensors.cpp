@@ -6,11 +6,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <filesystem>
+#include <optional>
 #include <set>
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "io/file.h"
+#include "io/foreign_file.h"
 #include "io/safetensors_header.h"
 
 namespace moe8 {
@@ -21,17 +25,28 @@ static_assert(std::endian::native == std::endian::little, "the format is little-
 constexpr const char* kLoad = "load_safetensors";
 constexpr const char* kSave = "save_safetensors";
 
-uint64_t read_header_length(const InputFile& in) {
+InputFile open_weights(const std::string& path) {
+  std::error_code error;
+  MOE8_CHECK(!std::filesystem::is_directory(path, error), kLoad, path,
+             "expected a safetensors file, got ", directory_kind(path));
+  return {kLoad, path};
+}
+
+uint64_t header_length(const InputFile& in) {
   MOE8_CHECK(in.size() >= kSafetensorsLengthBytes, kLoad, in.path(), "expected at least ",
              kSafetensorsLengthBytes, " bytes, got ", in.size(), ". Is this a safetensors file?");
   uint64_t length = 0;
   in.read(&length, sizeof length, 0);
+  if (length <= kSafetensorsMaxHeader && length <= in.size() - kSafetensorsLengthBytes) {
+    return length;
+  }
+  const std::optional<std::string> kind = foreign_kind(in);
+  MOE8_CHECK(!kind, kLoad, in.path(), "expected a safetensors file, got ", *kind);
   MOE8_CHECK(length <= kSafetensorsMaxHeader, kLoad, in.path(), "expected a header of at most ",
              kSafetensorsMaxHeader, " bytes, got ", length, ". Is this a safetensors file?");
-  MOE8_CHECK(length <= in.size() - kSafetensorsLengthBytes, kLoad, in.path(),
-             "expected a header of ", length, " bytes, got a file of ", in.size(),
-             " bytes. Is the file cut off?");
-  return length;
+  fail(kLoad, in.path(),
+       concat("expected a header of ", length, " bytes, got a file of ", in.size(),
+              " bytes. Is the file cut off?"));
 }
 
 // Contiguous on the CPU and free of autograd; bytes that LibTorch cannot copy by type go as U8.
@@ -64,8 +79,8 @@ std::vector<int64_t> file_shape(const at::Tensor& tensor, const SafetensorsDtype
 
 // ---- reading ----------------------------------------------------------------
 struct SafetensorsReader::File {
-  explicit File(const std::string& path) : in(kLoad, path) {
-    std::string text(read_header_length(in), '\0');
+  explicit File(const std::string& path) : in(open_weights(path)) {
+    std::string text(header_length(in), '\0');
     in.read(text.data(), text.size(), kSafetensorsLengthBytes);
     data_start = kSafetensorsLengthBytes + text.size();
     header = parse_safetensors_header(text, in.size() - data_start, path);
@@ -103,8 +118,8 @@ at::Tensor SafetensorsReader::tensor(std::string_view name) const {
     std::vector<std::string> closest;
     for (const std::string& one : nearest(name, names)) closest.push_back(shown(one));
     fail(kLoad, path,
-         c10::str("expected one of its ", names.size(), " tensors, got ", shown(name),
-                  closest.empty() ? "" : ". Nearest: " + join(closest)));
+         concat("expected one of its ", names.size(), " tensors, got ", shown(name),
+                closest.empty() ? "" : ". Nearest: " + join(closest)));
   }
   const SafetensorsEntry& entry = entries()[found->second];
   const SafetensorsDtype& dtype = *find_safetensors_dtype(entry.dtype);
@@ -115,7 +130,7 @@ at::Tensor SafetensorsReader::tensor(std::string_view name) const {
   if (dtype.packed > 1) {
     MOE8_CHECK(!shape.empty() && shape.back() % dtype.packed == 0, kLoad, path, "tensor ",
                shown(name), ": expected a last size that is a multiple of ", dtype.packed, " for ",
-               entry.dtype, ", got shape [", c10::Join(", ", shape), "]");
+               entry.dtype, ", got shape ", at::IntArrayRef(shape));
     shape.back() /= dtype.packed;
   }
   at::Tensor out = at::empty(shape, at::TensorOptions().dtype(dtype.type));

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -144,8 +145,8 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     const size_t place_end = why.find(": ", why.find("column"));
     if (place_end != std::string::npos) why.erase(0, place_end + 2);
     fail(kLoad, file_,
-         c10::str("expected a header in JSON, got an error at byte ", position,
-                  " of it: ", shorten(why)));
+         concat("expected a header in JSON, got an error at byte ", position,
+                " of it: ", shorten(why)));
   }
 
  private:
@@ -163,7 +164,7 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     const std::string tensor = "tensor " + shown(entry_.name) + ": expected ";
     if (key_ == "dtype") return tensor + "a string as dtype";
     if (key_ == "data_offsets") return tensor + "two integers from 0 to 2^64-1 as data_offsets";
-    return c10::str(tensor, "at most ", kMaxDims, " integers from 0 to 2^63-1 as shape");
+    return concat(tensor, "at most ", kMaxDims, " integers from 0 to 2^63-1 as shape");
   }
 
   [[noreturn]] void unexpected(const std::string& got) const {
@@ -199,8 +200,8 @@ void check_size(const SafetensorsEntry& entry, const std::string& file) {
     std::vector<std::string> known;
     for (const SafetensorsDtype& one : kDtypes) known.emplace_back(one.name);
     fail(kLoad, file,
-         c10::str("tensor ", shown(entry.name), ": expected a dtype of ", join(known), ", got ",
-                  shown(entry.dtype)));
+         concat("tensor ", shown(entry.name), ": expected a dtype of ", join(known), ", got ",
+                shown(entry.dtype)));
   }
   // An empty tensor's other sizes still become strides, which must not overflow either.
   bool empty = false;
@@ -211,15 +212,15 @@ void check_size(const SafetensorsEntry& entry, const std::string& file) {
     fits = fits && !__builtin_mul_overflow(bits, std::max<int64_t>(size, 1), &bits);
   }
   MOE8_CHECK(fits, kLoad, file, "tensor ", shown(entry.name),
-             ": expected a shape of less than 2^63 bits, got [", c10::Join(", ", entry.shape), "]");
+             ": expected a shape of less than 2^63 bits, got ", at::IntArrayRef(entry.shape));
   if (empty) bits = 0;
   MOE8_CHECK(entry.begin <= entry.end, kLoad, file, "tensor ", shown(entry.name),
              ": expected data_offsets in order, got ", entry.begin, " before ", entry.end);
   MOE8_CHECK(bits % 8 == 0, kLoad, file, "tensor ", shown(entry.name), ": expected whole bytes of ",
-             entry.dtype, ", got shape [", c10::Join(", ", entry.shape), "]");
+             entry.dtype, ", got shape ", at::IntArrayRef(entry.shape));
   MOE8_CHECK(entry.end - entry.begin == static_cast<uint64_t>(bits) / 8, kLoad, file, "tensor ",
-             shown(entry.name), ": expected ", bits / 8, " bytes for ", entry.dtype, " of shape [",
-             c10::Join(", ", entry.shape), "], got data_offsets ", entry.begin, " to ", entry.end);
+             shown(entry.name), ": expected ", bits / 8, " bytes for ", entry.dtype, " of shape ",
+             at::IntArrayRef(entry.shape), ", got data_offsets ", entry.begin, " to ", entry.end);
 }
 
 // The tensors must cover the data section once, without holes.
@@ -267,6 +268,10 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
   MOE8_CHECK(text.starts_with('{'), kLoad, file, "expected a header that starts with {, got ",
              text.empty() ? "an empty one" : shown(text.substr(0, 16)),
              ". Is this a safetensors file?");
+  // To the parser a NUL byte is the end of the text, whatever follows.
+  const size_t nul = text.find('\0');
+  MOE8_CHECK(nul == text.npos, kLoad, file, "expected a header in JSON, got a NUL byte at byte ",
+             nul, " of it");
   HeaderParser parser(file);
   nlohmann::json::sax_parse(text.begin(), text.end(), &parser);
   SafetensorsHeader header = parser.take();
@@ -281,15 +286,16 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
 std::string write_safetensors_header(const SafetensorsHeader& header, const std::string& file) {
   std::string text = "{";
   if (!header.metadata.empty()) {
-    text += c10::str("\"", kMetadata, "\":", json_text(header.metadata, "the metadata", file));
+    text += concat("\"", kMetadata, "\":", json_text(header.metadata, "the metadata", file));
   }
   for (const SafetensorsEntry& entry : header.entries) {
     MOE8_CHECK(entry.name != kMetadata, kSave, file, "expected names of tensors, got ", kMetadata,
                ", which the format reserves");
     if (text.size() > 1) text += ",";
     text += json_text(entry.name, "the name of tensor " + shown(entry.name), file);
-    text += c10::str(":{\"dtype\":\"", entry.dtype, "\",\"shape\":[", c10::Join(",", entry.shape),
-                     "],\"data_offsets\":[", entry.begin, ",", entry.end, "]}");
+    text +=
+        concat(":{\"dtype\":\"", entry.dtype, "\",\"shape\":", nlohmann::json(entry.shape).dump(),
+               ",\"data_offsets\":[", entry.begin, ",", entry.end, "]}");
   }
   text += "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');

@@ -4,7 +4,7 @@
 
 #include <torch/torch.h>
 
-#include <cmath>
+#include <limits>
 
 namespace moe8 {
 namespace {
@@ -62,14 +62,27 @@ void Stepper::accumulate() {
   }
 }
 
-double Stepper::step(double learning_rate) {
-  const double norm = torch::nn::utils::clip_grad_norm_(stepped_, max_grad_norm_);
-  if (!std::isfinite(norm)) return norm;
+// torch::nn::utils::clip_grad_norm_, operation by operation, but for its wait for the norm.
+torch::Tensor Stepper::clip_gradients() {
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> grads, norms;
+  for (const torch::Tensor& one : stepped_) {
+    if (!one.grad().defined()) continue;
+    grads.push_back(one.grad());
+    norms.push_back(one.grad().norm(2.0));
+  }
+  if (norms.empty()) return at::zeros({}, stepped_.front().options());
+  const torch::Tensor norm = norms.size() == 1 ? norms[0] : at::stack(norms).norm(2.0);
+  const torch::Tensor factor = at::clamp_max(max_grad_norm_ / (norm + 1e-6), 1.0);
+  for (torch::Tensor& grad : grads) grad.mul_(factor);
+  return norm;
+}
+
+void Stepper::step(double learning_rate) {
   set_learning_rate(learning_rate);
   adamw_->step();
   if (masters_) write_back();
   adamw_->zero_grad(/*set_to_none=*/true);
-  return norm;
 }
 
 NamedTensors Stepper::state() const {

@@ -24,9 +24,13 @@ class Stepper {
   /// Call it after every backward: with master weights moves the gradients into float32.
   void accumulate();
 
-  /// Clips the gradients to max_grad_norm, steps, and clears the gradients.
-  /// @return the norm of all gradients before clipping. When it is not finite nothing is changed.
-  double step(double learning_rate);
+  /// Scales the gradients down to max_grad_norm.
+  /// @return the norm of all of them before, a scalar on their device: nothing has waited for it.
+  /// Unless it is finite there must be no step.
+  torch::Tensor clip_gradients();
+
+  /// Steps, and clears the gradients.
+  void step(double learning_rate);
 
   /// All that later steps depend on besides the model: "master.NAME" (float32 masters, if any),
   /// "exp_avg.NAME" and "exp_avg_sq.NAME" (AdamW's moments), "steps.NAME" (how often it stepped).

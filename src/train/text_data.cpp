@@ -8,8 +8,11 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <span>
 
 #include "base/check.h"
+#include "io/foreign_file.h"
 #include "train/store/checksum.h"
 
 namespace moe8 {
@@ -17,19 +20,27 @@ namespace {
 
 constexpr const char* kOp = "text_data";
 
-int64_t length(std::span<const uint8_t> bytes) {
-  return static_cast<int64_t>(bytes.size());
+// Positions at which a window with its targets fits.
+int64_t starts_in(int64_t bytes, int64_t seq_len) {
+  return std::max<int64_t>(bytes - seq_len, 0);
 }
 
-int64_t total(const std::vector<std::span<const uint8_t>>& parts) {
+// Training or validation text.
+int64_t total(const auto& parts) {
   int64_t sum = 0;
-  for (const auto& part : parts) sum += length(part);
+  for (const auto& part : parts) sum += part.size;
   return sum;
 }
 
-// Positions at which a window with its targets fits.
-int64_t starts_in(std::span<const uint8_t> part, int64_t seq_len) {
-  return std::max<int64_t>(length(part) - seq_len, 0);
+// One token is one byte, so a text of two bytes per character would train every second one on NUL.
+void check_is_text(const InputFile& file) {
+  std::string first(std::min<uint64_t>(file.size(), 4096), '\0');
+  file.read(first.data(), first.size(), 0);
+  const std::optional<std::string> wide = wide_encoding(first);
+  MOE8_CHECK(!wide, kOp, file.path(), "expected text of one byte per letter or in UTF-8, got ",
+             *wide, ". Convert it: iconv -f ", *wide, " -t UTF-8 FILE > NEW-FILE");
+  MOE8_CHECK(!is_git_lfs_pointer(first), kOp, file.path(), "expected text, got ",
+             *foreign_kind(first));
 }
 
 void check_positive(int64_t batch_size, int64_t seq_len) {
@@ -52,20 +63,16 @@ Batch empty_batch(int64_t batch_size, int64_t seq_len) {
   return {at::empty({batch_size, seq_len}, at::kLong), at::empty({batch_size, seq_len}, at::kLong)};
 }
 
-void fill_row(const Batch& batch, int64_t row, std::span<const uint8_t> window) {
-  const int64_t seq_len = length(window) - 1;
+void fill_row(const Batch& batch, int64_t row, const std::vector<uint8_t>& window) {
+  const auto seq_len = static_cast<int64_t>(window.size()) - 1;
   auto* tokens = batch.tokens.mutable_data_ptr<int64_t>() + row * seq_len;
   auto* targets = batch.targets.mutable_data_ptr<int64_t>() + row * seq_len;
   std::copy(window.begin(), window.end() - 1, tokens);
   std::copy(window.begin() + 1, window.end(), targets);
 }
 
-// -log p(next | byte) with add-one smoothing. [256 * byte + next]
-std::vector<double> bigram_table(const std::vector<std::span<const uint8_t>>& parts) {
-  std::vector<int64_t> pairs(kByteVocabulary * kByteVocabulary, 0);
-  for (const auto& part : parts) {
-    for (size_t i = 1; i < part.size(); ++i) ++pairs[kByteVocabulary * part[i - 1] + part[i]];
-  }
+// -log p(next | byte) with add-one smoothing, of counted pairs. [256 * byte + next]
+std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
   std::vector<double> table(pairs.size());
   for (int64_t byte = 0; byte < kByteVocabulary; ++byte) {
     const auto row = std::span(pairs).subspan(kByteVocabulary * byte, kByteVocabulary);
@@ -85,18 +92,20 @@ TextData::TextData(const std::vector<std::string>& paths, double validation_frac
   MOE8_CHECK(validation_fraction > 0 && validation_fraction < 1, kOp, "validation_fraction",
              "expected more than 0 and less than 1, got ", validation_fraction);
   for (const std::string& path : paths) {
-    const Bytes bytes = files_.emplace_back(kOp, path).bytes();
-    MOE8_CHECK(!bytes.empty(), kOp, path, "expected text, got an empty file");
-    const auto held_out = std::ceil(validation_fraction * static_cast<double>(bytes.size()));
-    const size_t validation = std::min(static_cast<size_t>(held_out), bytes.size());
-    train_.push_back(bytes.first(bytes.size() - validation));
-    validation_.push_back(bytes.last(validation));
+    const InputFile& file = files_.emplace_back(kOp, path);
+    MOE8_CHECK(file.size() > 0, kOp, path, "expected text, got an empty file");
+    check_is_text(file);
+    const auto size = static_cast<int64_t>(file.size());
+    const auto held_out = std::ceil(validation_fraction * static_cast<double>(size));
+    const int64_t validation = std::min(static_cast<int64_t>(held_out), size);
+    train_.push_back({files_.size() - 1, 0, size - validation});
+    validation_.push_back({files_.size() - 1, size - validation, validation});
   }
 }
 
 std::vector<std::string> TextData::fingerprints() const {
   std::vector<std::string> all;
-  for (const MappedFile& file : files_) all.push_back(checksum(file.bytes()));
+  for (const InputFile& file : files_) all.push_back(checksum(file));
   return all;
 }
 
@@ -105,6 +114,12 @@ int64_t TextData::train_bytes() const {
 }
 int64_t TextData::validation_bytes() const {
   return total(validation_);
+}
+
+std::vector<uint8_t> TextData::read(const Window& window, int64_t seq_len) const {
+  std::vector<uint8_t> bytes(static_cast<size_t>(seq_len) + 1);
+  files_[window.file].read(bytes.data(), bytes.size(), static_cast<uint64_t>(window.begin));
+  return bytes;
 }
 
 void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
@@ -116,7 +131,7 @@ void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
 void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
   int64_t longest = 0;
-  for (const Bytes& part : train_) longest = std::max(longest, length(part));
+  for (const Part& part : train_) longest = std::max(longest, part.size);
   MOE8_CHECK(longest > seq_len, kOp, "training text", "expected at least ", seq_len + 1,
              " bytes in one file for sequence length ", seq_len, ", got ", longest,
              ". Give a longer text or shorten the sequence.");
@@ -127,15 +142,15 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size,
   check_training(batch_size, seq_len);
   MOE8_CHECK(index >= 0, kOp, "index", "expected 0 or more, got ", index);
   int64_t starts = 0;
-  for (const Bytes& part : train_) starts += starts_in(part, seq_len);
+  for (const Part& part : train_) starts += starts_in(part.size, seq_len);
 
   at::Philox4_32 random(seed, static_cast<uint64_t>(index));
   const Batch batch = empty_batch(batch_size, seq_len);
   for (int64_t row = 0; row < batch_size; ++row) {
     int64_t start = draw_below(random, starts);
     auto part = train_.begin();
-    for (; start >= starts_in(*part, seq_len); ++part) start -= starts_in(*part, seq_len);
-    fill_row(batch, row, part->subspan(start, seq_len + 1));
+    for (; start >= starts_in(part->size, seq_len); ++part) start -= starts_in(part->size, seq_len);
+    fill_row(batch, row, read({part->file, part->begin + start}, seq_len));
   }
   return batch;
 }
@@ -143,7 +158,7 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size,
 // ---- validation -------------------------------------------------------------
 int64_t TextData::validation_windows(int64_t seq_len) const {
   int64_t windows = 0;
-  for (const Bytes& part : validation_) windows += (length(part) - 1) / seq_len;
+  for (const Part& part : validation_) windows += (part.size - 1) / seq_len;
   return windows;
 }
 
@@ -156,10 +171,10 @@ void TextData::check_validation(int64_t batch_size, int64_t seq_len) const {
              ". Give a longer text, or lower the batch size or the sequence length.");
 }
 
-TextData::Bytes TextData::validation_window(int64_t index, int64_t seq_len) const {
+TextData::Window TextData::validation_window(int64_t index, int64_t seq_len) const {
   auto part = validation_.begin();
-  for (; index >= (length(*part) - 1) / seq_len; ++part) index -= (length(*part) - 1) / seq_len;
-  return part->subspan(index * seq_len, seq_len + 1);
+  for (; index >= (part->size - 1) / seq_len; ++part) index -= (part->size - 1) / seq_len;
+  return {part->file, part->begin + index * seq_len};
 }
 
 int64_t TextData::validation_batches(int64_t batch_size, int64_t seq_len) const {
@@ -173,19 +188,34 @@ Batch TextData::validation_batch(int64_t index, int64_t batch_size, int64_t seq_
              index);
   const Batch batch = empty_batch(batch_size, seq_len);
   for (int64_t row = 0; row < batch_size; ++row) {
-    fill_row(batch, row, validation_window(index * batch_size + row, seq_len));
+    fill_row(batch, row, read(validation_window(index * batch_size + row, seq_len), seq_len));
   }
   return batch;
+}
+
+// ---- bigrams ----------------------------------------------------------------
+std::vector<double> TextData::bigram_table() const {
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  std::vector<int64_t> pairs(kByteVocabulary * kByteVocabulary, 0);
+  for (const Part& part : train_) {
+    // Pieces share a byte, as every byte but the first and the last belongs to two pairs.
+    for (int64_t at = 0; at + 1 < part.size; at += kPiece) {
+      const int64_t last = std::min(kPiece, part.size - 1 - at);
+      const std::vector<uint8_t> bytes = read({part.file, part.begin + at}, last);
+      for (size_t i = 1; i < bytes.size(); ++i) ++pairs[kByteVocabulary * bytes[i - 1] + bytes[i]];
+    }
+  }
+  return negative_logarithms(pairs);
 }
 
 double TextData::bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_len) const {
   const int64_t most = validation_batches(batch_size, seq_len);
   MOE8_CHECK(batches >= 1 && batches <= most, kOp, "batches", "expected 1 to ", most, ", got ",
              batches);
-  const std::vector<double> table = bigram_table(train_);
+  const std::vector<double> table = bigram_table();
   double sum = 0;
   for (int64_t index = 0; index < batches * batch_size; ++index) {
-    const Bytes window = validation_window(index, seq_len);
+    const std::vector<uint8_t> window = read(validation_window(index, seq_len), seq_len);
     for (size_t i = 1; i < window.size(); ++i)
       sum += table[kByteVocabulary * window[i - 1] + window[i]];
   }

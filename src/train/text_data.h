@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -21,15 +20,17 @@ struct Batch {
   at::Tensor targets;  // the same windows one byte later
 };
 
-/// The text of one or several files, memory-mapped. The last `validation_fraction` of each file is
-/// for validation, the rest for training; no window crosses from one file or part into another.
+/// The text of one or several files, read as it is needed. The last `validation_fraction` of each
+/// file is for validation, the rest for training; no window crosses from one file or part into
+/// another. A file that others shorten meanwhile is a c10::Error that names it, from every function
+/// that reads.
 ///
 /// Nothing here has state: a training batch is a function of (seed, index, sizes), so a run resumes
 /// by going on with the next index.
 class TextData {
  public:
-  /// @throws c10::Error when there is no path, a file is missing, unreadable or empty, or the
-  ///         fraction is not between 0 and 1.
+  /// @throws c10::Error when there is no path, a file is missing, unreadable, empty, a Git LFS
+  /// pointer or UTF-16 (a token is a byte), or the fraction is not between 0 and 1.
   explicit TextData(const std::vector<std::string>& paths, double validation_fraction = 0.05);
 
   /// Of each file one text that changes when a byte does. Reads everything.
@@ -39,8 +40,7 @@ class TextData {
   int64_t validation_bytes() const;
 
   /// @throws c10::Error that says how many bytes are missing when the text has not one training
-  ///         window or not one full validation batch of these sizes. Worth calling before a model
-  ///         is built.
+  /// window or not one full validation batch of these sizes. Worth calling before a model is built.
   void check_sizes(int64_t batch_size, int64_t seq_len) const;
 
   /// Windows drawn uniformly from all positions in the training text (Philox, key `seed`, counter
@@ -58,16 +58,27 @@ class TextData {
   double bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_len) const;
 
  private:
-  using Bytes = std::span<const uint8_t>;
+  // The training or the validation text of a file.
+  struct Part {
+    size_t file;
+    int64_t begin;
+    int64_t size;
+  };
+  struct Window {
+    size_t file;
+    int64_t begin;
+  };
 
   void check_training(int64_t batch_size, int64_t seq_len) const;
   void check_validation(int64_t batch_size, int64_t seq_len) const;
   int64_t validation_windows(int64_t seq_len) const;
-  Bytes validation_window(int64_t index, int64_t seq_len) const;  // seq_len + 1 bytes
+  Window validation_window(int64_t index, int64_t seq_len) const;
+  std::vector<uint8_t> read(const Window& window, int64_t seq_len) const;  // seq_len + 1 bytes
+  std::vector<double> bigram_table() const;
 
-  std::vector<MappedFile> files_;
-  std::vector<Bytes> train_;  // one part per file
-  std::vector<Bytes> validation_;
+  std::vector<InputFile> files_;
+  std::vector<Part> train_;  // one per file, as the next
+  std::vector<Part> validation_;
 };
 
 }  // namespace moe8

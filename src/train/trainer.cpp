@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -28,6 +28,7 @@
 #include "train/store/run_lock.h"
 #include "train/store/run_state.h"
 #include "train/text_data.h"
+#include "train/thread_count.h"
 #include "train/training_device.h"
 
 namespace moe8 {
@@ -45,16 +46,27 @@ double tokens_of_a_step(const TrainingConfig& t) {
   return static_cast<double>(t.accumulation * t.batch_size * t.seq_len);
 }
 
-// Sets the number of LibTorch's threads for a while.
-class Threads {
+// Says how long a signal may wait for the step that is being computed: until the first step is done
+// and after the last not at all, whatever ends the run.
+class Patience {
  public:
-  explicit Threads(int64_t count) : before_(at::get_num_threads()) {
-    if (count > 0) at::set_num_threads(static_cast<int>(count));
+  explicit Patience(const RunOptions& options) : say_(options.patience) {}
+  ~Patience() {
+    if (say_) say_(0);
   }
-  ~Threads() { at::set_num_threads(before_); }
+  Patience(const Patience&) = delete;
+  Patience& operator=(const Patience&) = delete;
+
+  // With its validation and checkpoint.
+  void step_took(double seconds) {
+    constexpr double kLeast = 120, kTimesLongest = 10;
+    longest_ = std::max(longest_, seconds);
+    if (say_) say_(kLeast + kTimesLongest * longest_);
+  }
 
  private:
-  int before_;
+  const std::function<void(double)>& say_;
+  double longest_ = 0;
 };
 
 // The config that reproduces the run wherever it is started from.
@@ -69,29 +81,34 @@ RunConfig resolved(RunConfig config) {
   return config;
 }
 
+// A scalar on the model's device. Copies there do not wait for it.
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Device device = model.output->weight.device();
-  const torch::Tensor logits = model.forward(batch.tokens.to(device)).to(at::kFloat);
-  return torch::nn::functional::cross_entropy(logits.flatten(0, 1),
-                                              batch.targets.to(device).flatten());
+  const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
+  const torch::Tensor logits = model.forward(moved(batch.tokens)).to(at::kFloat);
+  return torch::nn::functional::cross_entropy(logits.flatten(0, 1), moved(batch.targets).flatten());
 }
 
-struct Load {
-  double least = 1;
-  double most = 1;
-};
-
-// Of the counts since the last update_expert_bias.
-Load expert_load(torch::nn::Module& model) {
-  Load load;
+// Of each MoE layer the counts of the least and the most loaded expert relative to the mean, since
+// the last update_expert_bias: scalars on the model's device.
+std::vector<torch::Tensor> expert_loads(torch::nn::Module& model) {
+  std::vector<torch::Tensor> loads;
   model.apply([&](torch::nn::Module& module) {
     const auto* layer = module.as<MoEImpl>();
     if (!layer) return;
     const torch::Tensor relative = layer->tokens_per_expert / layer->tokens_per_expert.mean();
-    load.least = std::min(load.least, relative.min().item<double>());
-    load.most = std::max(load.most, relative.max().item<double>());
+    loads.push_back(relative.min());
+    loads.push_back(relative.max());
   });
-  return load;
+  return loads;
+}
+
+// The values of scalars of one device. The only place of a step that waits for a GPU.
+std::vector<double> values_of(std::vector<torch::Tensor> scalars) {
+  for (torch::Tensor& scalar : scalars) scalar = scalar.detach().to(at::kDouble);
+  const torch::Tensor values = at::stack(scalars).cpu();
+  const auto* first = values.const_data_ptr<double>();
+  return {first, first + values.numel()};
 }
 
 int64_t convert(TransformerImpl& model, const RunConfig& config) {
@@ -112,16 +129,18 @@ class Run {
   void open_folder();
   void resume();
   void load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info);
-  void train_on(Progress& progress);
+  std::optional<RunResult> finished(bool has_checkpoint) const;
+  void train_on(Progress& progress, Patience& patience);
   StepMetrics step();
-  double backward(int64_t number);
+  torch::Tensor backward(int64_t number);
+  void measure(StepMetrics& metrics, const torch::Tensor& loss, const torch::Tensor& grad_norm);
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
   void save();
   void keep_checkpoints();
   void check_finite(double value, const char* what, int64_t number) const;
   int stop_signal() const;
-  void count_seconds();
+  void count_process();
   RunResult result() const;
   void write_results(const RunResult& end) const;
 
@@ -136,9 +155,9 @@ class Run {
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
-  bool warm_ = false;  // the first step of a process is not timed
   int64_t saved_step_ = 0;
-  std::vector<std::string> notes_;  // what to say before training
+  std::vector<std::string> notes_;     // what to say before training
+  std::optional<RunResult> finished_;  // there is nothing to do
   Clock::time_point start_ = Clock::now();
 
   RunFolder folder_;
@@ -172,24 +191,37 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
 }
 
-// The loss of one step, its gradients left in the stepper.
-double Run::backward(int64_t number) {
+// The loss of one step, a scalar on the device; its gradients are left in the stepper.
+torch::Tensor Run::backward(int64_t number) {
   const TrainingConfig& t = config_.training;
-  torch::Tensor sum;  // stays on the device until the step's products are under way
+  torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   health_->start(number);
   for (int64_t i = 0; i < t.accumulation; ++i) {
     const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
                                           t.batch_size, t.seq_len);
     const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
-    const torch::Tensor part = loss.detach().to(at::kDouble);
-    sum = sum.defined() ? sum + part : part;
+    sum += loss.detach();
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
   }
-  const auto total = sum.item<double>();
-  check_finite(total, "loss", number);
-  return total;
+  return sum;
+}
+
+// Waits for what the step has computed so far, and checks it before any weight is changed.
+void Run::measure(StepMetrics& metrics, const torch::Tensor& loss, const torch::Tensor& grad_norm) {
+  std::vector<torch::Tensor> scalars{loss, grad_norm};
+  std::ranges::copy(expert_loads(*model_), std::back_inserter(scalars));
+  const std::vector<double> values = values_of(scalars);
+  metrics.loss = values[0];
+  metrics.grad_norm = values[1];
+  metrics.expert_load_min = metrics.expert_load_max = 1;
+  for (size_t i = 2; i < values.size(); i += 2) {
+    metrics.expert_load_min = std::min(metrics.expert_load_min, values[i]);
+    metrics.expert_load_max = std::max(metrics.expert_load_max, values[i + 1]);
+  }
+  check_finite(metrics.loss, "loss", metrics.step);
+  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
 }
 
 StepMetrics Run::step() {
@@ -198,26 +230,17 @@ StepMetrics Run::step() {
   StepMetrics metrics;
   metrics.step = state_.step + 1;
   metrics.lr = learning_rate(config_.optimizer, t.steps, metrics.step);
-  metrics.loss = backward(metrics.step);
-  metrics.grad_norm = stepper_->step(metrics.lr);
-  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
-  const Load load = expert_load(*model_);
-  metrics.expert_load_min = load.least;
-  metrics.expert_load_max = load.most;
+  const torch::Tensor loss = backward(metrics.step);
+  const torch::Tensor grad_norm = stepper_->clip_gradients();
+  measure(metrics, loss, grad_norm);
+  stepper_->step(metrics.lr);
   health_->finish();
   update_expert_bias(*model_);
-  const double seconds = seconds_since(start);
-  metrics.tokens_per_s = tokens_of_a_step(t) / seconds;
+  metrics.tokens_per_s = tokens_of_a_step(t) / seconds_since(start);
 
   state_.step = metrics.step;
-  state_.tokens_per_s = metrics.tokens_per_s;
   state_.last_losses.push_back(metrics.loss);
   if (static_cast<int64_t>(state_.last_losses.size()) > kLastSteps) state_.last_losses.pop_front();
-  if (warm_) {
-    state_.timed_seconds += seconds;
-    ++state_.timed_steps;
-  }
-  warm_ = true;
   return metrics;
 }
 
@@ -245,6 +268,7 @@ void Run::open_folder() {
   if (options_.existing == ExistingRun::REPLACE) clear_run_folder(folder_);
   at::manual_seed(static_cast<uint64_t>(config_.training.seed));
   if (options_.existing == ExistingRun::RESUME) resume();
+  if (finished_) return;
   write_file(kOp, folder_.config(), to_toml(config_));
   metrics_.emplace(folder_.metrics(), state_.step);
   checkpoints_.prepare();
@@ -252,7 +276,8 @@ void Run::open_folder() {
   keep_checkpoints();
 }
 
-// Continues after the newest good checkpoint, or begins anew where there is none yet.
+// Continues after the newest good checkpoint, or begins anew where there is none yet; a run that is
+// finished stays as it is.
 void Run::resume() {
   const auto entry = checkpoints_.newest_good();
   if (entry) {
@@ -260,8 +285,24 @@ void Run::resume() {
   } else if (std::filesystem::exists(folder_.config())) {
     notes_ = allowed_changes(load_run_config(folder_.config()), config_, folder_.config());
   }
+  finished_ = finished(entry.has_value());
+  if (finished_) {
+    notes_ = {"This run is finished: nothing is changed. More steps: --set training.steps=N"};
+    return;
+  }
   notes_.insert(notes_.begin(), entry ? "Going on after " + entry->path
                                       : "There is no checkpoint yet: beginning with step 1");
+}
+
+// The result that the folder holds, when all steps are done and all that they lead to is there.
+std::optional<RunResult> Run::finished(bool has_checkpoint) const {
+  namespace fs = std::filesystem;
+  if (!fs::exists(folder_.result()) || !fs::exists(folder_.metrics())) return std::nullopt;
+  if (config_.output.checkpoint && !fs::exists(folder_.model())) return std::nullopt;
+  const int64_t steps = config_.training.steps;
+  if (has_checkpoint && state_.step != steps) return std::nullopt;
+  RunResult result = read_result(folder_.result());
+  return result.steps == steps ? std::optional(result) : std::nullopt;
 }
 
 void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info) {
@@ -292,7 +333,7 @@ bool Run::checkpoint_due(bool new_best) const {
 
 // The metrics first: a checkpoint promises the lines up to its step.
 void Run::save() {
-  count_seconds();
+  count_process();
   metrics_->sync();
   CheckpointTensors tensors{learned_tensors(*model_), stepper_->state()};
   for (auto& state : generator_states(device_)) tensors.training.push_back(std::move(state));
@@ -312,14 +353,18 @@ int Run::stop_signal() const {
   return options_.interrupted ? options_.interrupted() : 0;
 }
 
-void Run::count_seconds() {
+// Adds to the state what this process took since the last time.
+void Run::count_process() {
   state_.seconds += seconds_since(start_);
   start_ = Clock::now();
+  state_.peak_memory = std::max(state_.peak_memory, peak_memory(device_));
 }
 
-void Run::train_on(Progress& progress) {
+void Run::train_on(Progress& progress, Patience& patience) {
   while (state_.step < config_.training.steps && stop_signal() == 0) {
+    const Clock::time_point start = Clock::now();
     StepMetrics metrics = step();
+    patience.step_took(seconds_since(start));
     const bool new_best = validate(metrics);
     if (const auto report = health_->take()) {
       metrics_->write(metrics.step, *report);
@@ -328,6 +373,7 @@ void Run::train_on(Progress& progress) {
     metrics_->write(metrics);
     progress.show(metrics);
     if (checkpoint_due(new_best)) save();
+    patience.step_took(seconds_since(start));
   }
   if (state_.step < config_.training.steps && state_.step > saved_step_) save();
 }
@@ -337,9 +383,11 @@ RunResult Run::go() {
   const TrainingConfig& t = config_.training;
   Progress progress(options_.progress, options_.progress_kind, t.recipe, t.steps, state_.step);
   for (const std::string& note : notes_) progress.say(note);
-  train_on(progress);
+  if (finished_) return *finished_;
+  Patience patience(options_);
+  train_on(progress, patience);
   progress.finish();
-  count_seconds();
+  count_process();
   const RunResult end = result();
   if (end.stopped_by == 0) write_results(end);
   return end;
@@ -351,16 +399,13 @@ RunResult Run::result() const {
   result.recipe = config_.training.recipe;
   result.folder = folder_.path;
   result.steps = state_.step;
-  if (state_.step < config_.training.steps) result.stopped_by = stop_signal();
+  const int signal = stop_signal();
+  if (state_.step < config_.training.steps) result.stopped_by = signal;
   result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
                       static_cast<double>(state_.last_losses.size());
   result.validation_loss = state_.validation_loss.value_or(NAN);
-  result.tokens_per_s = state_.tokens_per_s;  // stands when no step was timed
-  if (state_.timed_steps > 0) {
-    result.tokens_per_s = static_cast<double>(state_.timed_steps) *
-                          tokens_of_a_step(config_.training) / state_.timed_seconds;
-  }
-  result.peak_memory = peak_memory(device_);
+  result.tokens_per_s = median_tokens_per_s(read_metrics(folder_.metrics()));
+  result.peak_memory = state_.peak_memory;
   result.seconds = state_.seconds;
   result.parameters = counts.total;
   result.active_parameters = counts.active;
@@ -373,17 +418,7 @@ void Run::write_results(const RunResult& end) const {
     save_safetensors(folder_.model(), learned_tensors(*model_),
                      {{"format", "pt"}, {"recipe", config_.training.recipe}});
   }
-  const nlohmann::ordered_json json{{"recipe", end.recipe},
-                                    {"steps", end.steps},
-                                    {"train_loss", end.train_loss},
-                                    {"validation_loss", end.validation_loss},
-                                    {"tokens_per_s", end.tokens_per_s},
-                                    {"peak_memory_bytes", end.peak_memory},
-                                    {"seconds", end.seconds},
-                                    {"parameters", end.parameters},
-                                    {"active_parameters", end.active_parameters},
-                                    {"converted_parameters", end.converted_parameters}};
-  write_file(kOp, folder_.result(), json.dump(2) + "\n");
+  write_result(folder_.result(), end);
 }
 
 }  // namespace
@@ -393,7 +428,7 @@ RunResult train(const RunConfig& config, const RunOptions& options) {
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   check_run_folder(config.output.folder, options.existing);
-  const Threads threads(config.training.threads);
+  const ThreadCount threads(config.training.threads);
   const RunConfig complete = resolved(config);
   restart_peak_memory(training_device(complete.training.device));
   return Run(complete, options).go();
@@ -405,14 +440,13 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
   model.eval();
   const int64_t batches = std::min(config.validation_batches,
                                    data.validation_batches(config.batch_size, config.seq_len));
-  torch::Tensor sum = torch::zeros({}, at::kDouble);
+  std::vector<torch::Tensor> losses;
   for (int64_t i = 0; i < batches; ++i) {
-    const torch::Tensor loss =
-        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len));
-    sum = sum.to(loss.device()) + loss.to(at::kDouble);
+    losses.push_back(loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len)));
   }
   model.train(was_training);
-  return sum.item<double>() / static_cast<double>(batches);
+  const std::vector<double> values = values_of(losses);
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }
 
 }  // namespace moe8

@@ -121,6 +121,27 @@ TEST_F(TrainCommand, AFullDiskIsOneLine) {
   EXPECT_EQ(run_moe8({"train", "--resume", "--out", folder_ / "run"}, environment_).status, 0);
 }
 
+// Started as daemons are: files must not get the numbers of standard output and error.
+TEST_F(TrainCommand, ClosedDescriptorsSpoilNoFile) {
+  for (const char* closed : {"<&-", ">&-", "2>&-", "<&- >&- 2>&-"}) {
+    const std::string command = "GOMP_SPINCOUNT=1 '" + moe8_path() +
+                                "' train --overwrite --config '" + (folder_ / "config.toml") +
+                                "' --set training.steps=2 --out '" + (folder_ / "run") +
+                                "' >/dev/null " + closed;
+    EXPECT_EQ(std::system(command.c_str()), 0) << closed;
+    EXPECT_EQ(folder_.read("run/run.lock").find_first_not_of("0123456789"), std::string::npos);
+    EXPECT_EQ(read_metrics(folder_ / "run/metrics.jsonl").size(), 2u) << closed;
+  }
+}
+
+TEST_F(TrainCommand, AShortenedTextIsOneLine) {
+  Moe8Process process(arguments("run", 1'000'000), environment_);
+  ASSERT_TRUE(reaches(process, "run", 2)) << process.wait().err;
+  fs::resize_file(folder_ / "text.txt", 0);
+  expect_one_line(process.wait(), 1,
+                  "moe8: [text_data] " + (folder_ / "text.txt") + ": expected 33 bytes at ");
+}
+
 TEST_F(TrainCommand, WrongUsage) {
   expect_one_line(run_moe8({"train"}), 2, "moe8: --config is required. See: moe8 train --help");
   expect_one_line(run_moe8({"train", "--resume"}), 2, "moe8: --config or --out is required");

@@ -54,14 +54,14 @@ TEST(InputFile, RefusesUnreadable) {
   EXPECT_THAT(error_of([&] { InputFile("op", path); }), HasSubstr("Permission denied"));
 }
 
-TEST(MappedFile, SeesTheBytes) {
+TEST(ReadTextFile, RefusesANulByteByItsPlace) {
   const TemporaryFolder folder;
-  MappedFile first("op", folder.write("a", "abc"));
-  const MappedFile moved(std::move(first));
-  ASSERT_EQ(moved.bytes().size(), 3);
-  EXPECT_EQ(moved.bytes()[2], 'c');
-  EXPECT_TRUE(first.bytes().empty());  // NOLINT: moved-from is empty by contract
-  EXPECT_TRUE(MappedFile("op", folder.write("empty", "")).bytes().empty());
+  EXPECT_EQ(read_text_file("op", folder.write("a", "text\n")), "text\n");
+  const std::string path = folder.write("a", std::string_view("text\0more", 9));
+  EXPECT_EQ(error_of([&] { read_text_file("op", path); }),
+            "[op] " + path + ": expected text, got a NUL byte at byte 4");
+  const std::string wide = folder.write("a", std::string_view("t\0e\0", 4));
+  EXPECT_THAT(error_of([&] { read_text_file("op", wide); }), HasSubstr("UTF-16? Save it as UTF-8"));
 }
 
 TEST(AtomicFile, AppearsOnCommit) {
@@ -98,6 +98,68 @@ TEST(AtomicFile, LeavesNothingOnAFullDisk) {
               ::testing::AllOf(HasSubstr(path), HasSubstr("more bytes, got: File too large")));
   EXPECT_EQ(folder.read("a"), "old");
   EXPECT_EQ(folder.names(), std::vector<std::string>{"a"});
+}
+
+// ---- what is replaced ---------------------------------------------------------
+TEST(AtomicFile, ASymbolicLinkStaysOne) {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "disk");
+  folder.write("disk/target", "old");
+  fs::create_symlink("disk/target", folder / "relative");
+  fs::create_symlink(folder / "relative", folder / "twice");
+  for (const char* link : {"relative", "twice"}) {
+    write_file("op", folder / link, link);
+    EXPECT_TRUE(fs::is_symlink(folder / link)) << link;
+    EXPECT_EQ(folder.read("disk/target"), link);
+  }
+  fs::create_symlink("disk/new", folder / "dangling");
+  write_file("op", folder / "dangling", "text");
+  EXPECT_EQ(folder.read("disk/new"), "text");
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{"dangling", "disk", "relative", "twice"}));
+  fs::create_symlink("loop", folder / "loop");
+  EXPECT_THAT(error_of([&] { write_file("op", folder / "loop", ""); }),
+              HasSubstr("loop: expected a regular file or a new name, got: Too many levels"));
+}
+
+// The umask while it lives.
+class Umask {
+ public:
+  explicit Umask(mode_t mask) : before_(::umask(mask)) {}
+  ~Umask() { ::umask(before_); }
+  Umask(const Umask&) = delete;
+  Umask& operator=(const Umask&) = delete;
+
+ private:
+  mode_t before_;
+};
+
+TEST(AtomicFile, KeepsThePermissionsOfWhatItReplaces) {
+  const TemporaryFolder folder;
+  const auto mode = [&](const char* name) {
+    return static_cast<int>(fs::status(folder / name).permissions());
+  };
+  const Umask umask(0027);
+  write_file("op", folder / "new", "");
+  EXPECT_EQ(mode("new"), 0640);
+  for (const int kept : {0600, 0644, 0666, 0400}) {
+    folder.write("a", "old");
+    fs::permissions(folder / "a", static_cast<fs::perms>(kept));
+    write_file("op", folder / "a", "new");
+    EXPECT_EQ(mode("a"), kept);
+    EXPECT_EQ(folder.read("a"), "new");
+  }
+}
+
+TEST(AtomicFile, KeepsTheOwnerWhereItMay) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root may give files away";
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a", "old");
+  ASSERT_EQ(::chown(path.c_str(), 65534, 65534), 0);
+  write_file("op", path, "new");
+  struct stat status {};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, 65534u);
+  EXPECT_EQ(status.st_gid, 65534u);
 }
 
 TEST(AtomicFile, RefusesWhatItCannotReplace) {

@@ -8,6 +8,7 @@
 
 #include "testing/compare.h"
 #include "testing/folder.h"
+#include "testing/locale.h"
 
 namespace moe8 {
 namespace {
@@ -161,6 +162,17 @@ TEST_F(Safetensors, AlignsAndRepeats) {
   EXPECT_EQ(header % 8, 0);
 }
 
+TEST_F(Safetensors, TheBytesAreTheSameInEveryLocale) {
+  const Tensors tensors{{"a", torch::zeros({4000, 3})}, {"b", torch::ones({12345})}};
+  save_safetensors(path(), tensors);
+  const std::string plain = folder_.read("a.safetensors");
+  EXPECT_THAT(plain, HasSubstr(R"("shape":[4000,3],"data_offsets":[0,48000])"));
+  const testing::GermanStreams german;
+  save_safetensors(path(), tensors);
+  EXPECT_EQ(folder_.read("a.safetensors"), plain);
+  EXPECT_TRUE(same_bits(tensors[0].second, load_safetensors(path()).at("a")));
+}
+
 TEST_F(Safetensors, WritesNoTensorsAndAnyName) {
   save_safetensors(path(), {});
   EXPECT_TRUE(load_safetensors(path()).empty());
@@ -193,6 +205,35 @@ TEST_F(Safetensors, ListsNearestNames) {
   EXPECT_THAT(error_of([&] { reader.tensor("layers.0.w2"); }),
               HasSubstr("a.safetensors: expected one of its 2 tensors, got \"layers.0.w2\". "
                         "Nearest: \"layers.0.w1\""));
+}
+
+// ---- what is no such file ------------------------------------------------------
+TEST_F(Safetensors, SaysWhatOtherFilesAre) {
+  const auto expected = [&](const std::string& kind) {
+    return HasSubstr("[load_safetensors] " + path() + ": expected a safetensors file, got " + kind);
+  };
+  EXPECT_THAT(
+      load_error("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+      expected("a Git LFS pointer. "));
+  EXPECT_THAT(load_error("<!DOCTYPE html>\n<html></html>\n"), expected("an HTML page. "));
+  EXPECT_THAT(load_error("PK\x03\x04 and the rest of an archive"), expected("a zip archive"));
+  EXPECT_THAT(
+      load_error(R"({"metadata": {}, "weight_map": {"w": "model-1.safetensors"}})"),
+      expected("the index of a model in several files. Pass these instead: model-1.safetensors"));
+  EXPECT_THAT(load_error("some text, longer than a few bytes"), HasSubstr("Is this a safetensors"));
+  EXPECT_THAT(error_of([&] { load_safetensors(folder_ / ""); }),
+              HasSubstr("expected a safetensors file, got a directory. Pass its files instead: "
+                        "a.safetensors"));
+}
+
+TEST_F(Safetensors, ANulByteDoesNotEndTheHeader) {
+  const std::string header = R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})";
+  EXPECT_EQ(load_error(file_of(header + "  ", "x")), "(no error)");
+  for (const std::string& rest : {std::string(1, '\0'), std::string("\0, anything", 11)}) {
+    EXPECT_THAT(load_error(file_of(header + rest, "x")),
+                HasSubstr("expected a header in JSON, got a NUL byte at byte " +
+                          std::to_string(header.size()) + " of it"));
+  }
 }
 
 TEST_F(Safetensors, OpensDtypesWithoutTensors) {

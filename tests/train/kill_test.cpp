@@ -265,6 +265,7 @@ TEST(Interrupt, NotesTheFirstSignalAndRestoresWhatWasThere) {
   ::signal(SIGHUP, SIG_IGN);
   {
     const Interrupt interrupt;
+    Interrupt::wait(60);
     EXPECT_EQ(Interrupt::received(), 0);
     ::raise(SIGHUP);  // as under nohup
     ::raise(SIGXFSZ);
@@ -281,11 +282,37 @@ TEST(Interrupt, NotesTheFirstSignalAndRestoresWhatWasThere) {
 TEST(Interrupt, TheSecondSignalEndsAtOnce) {
   const auto twice = [](int first, int second) {
     const Interrupt interrupt;
+    Interrupt::wait(60);
     ::raise(first);
     ::raise(second);
   };
   EXPECT_EXIT(twice(SIGINT, SIGINT), ::testing::ExitedWithCode(130), "");
   EXPECT_EXIT(twice(SIGINT, SIGTERM), ::testing::ExitedWithCode(143), "");
+}
+
+TEST(Interrupt, EndsAtOnceWhereNothingWouldBeLost) {
+  const auto once = [](double wait) {
+    const Interrupt interrupt;
+    Interrupt::wait(60);
+    Interrupt::wait(wait);
+    ::raise(SIGTERM);
+    ::sleep(30);  // no step
+  };
+  EXPECT_EXIT(once(0), ::testing::ExitedWithCode(143), "");
+  EXPECT_EXIT(once(0.1), ::testing::ExitedWithCode(143), "the step did not end in time");
+}
+
+TEST(Interrupt, WhoSawTheSignalHasAllTheTime) {
+  const auto slow = [] {
+    const Interrupt interrupt;
+    Interrupt::wait(1);
+    ::raise(SIGTERM);
+    if (Interrupt::received() != SIGTERM) ::_exit(1);
+    for (unsigned left = 2; left > 0; left = ::sleep(left)) {
+    }
+    ::_exit(7);
+  };
+  EXPECT_EXIT(slow(), ::testing::ExitedWithCode(7), "");
 }
 
 }  // namespace

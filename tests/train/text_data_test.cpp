@@ -3,6 +3,8 @@
 #include "train/text_data.h"
 
 #include <cmath>
+#include <filesystem>
+#include <functional>
 #include <set>
 
 #include "testing/compare.h"
@@ -138,6 +140,17 @@ TEST_F(TextDataTest, BigramLossIsTheMeanUnderTheTable) {
               HasSubstr("batches: expected 1 to 4, got 5"));
 }
 
+// Long texts are counted in pieces.
+TEST_F(TextDataTest, BigramsAreCountedAcrossPieces) {
+  constexpr size_t kSize =
+      (size_t{1} << 20) + 2;  // of the training text: a piece and one pair more
+  std::string text(2 * kSize, 'a');
+  text[kSize - 1] = 'b';
+  const TextData data({folder_.write("a", text)}, 0.5);
+  const double aa = -std::log((kSize - 2.0 + 1) / (kSize - 1 + 256));
+  EXPECT_NEAR(data.bigram_loss(1, 1, 4), aa, 1e-12);
+}
+
 TEST_F(TextDataTest, RefusesBadFiles) {
   const std::string good = folder_.write("a", counting(100));
   const auto open = [](std::vector<std::string> paths, double fraction = 0.05) {
@@ -153,6 +166,32 @@ TEST_F(TextDataTest, RefusesBadFiles) {
   for (const double fraction : {0.0, 1.0, -0.1, 2.0, std::nan("")}) {
     EXPECT_THAT(open({good}, fraction),
                 HasSubstr("validation_fraction: expected more than 0 and less than 1"));
+  }
+}
+
+TEST_F(TextDataTest, RefusesTextOfTwoBytesPerCharacter) {
+  const std::string path = folder_.write("a", std::string("\xFF\xFEh\0i\0", 6));
+  EXPECT_EQ(error_of([&] { TextData({path}, 0.5); }),
+            "[text_data] " + path +
+                ": expected text of one byte per letter or in UTF-8, got UTF-16. Convert it: iconv "
+                "-f UTF-16 -t UTF-8 FILE > NEW-FILE");
+  folder_.write("a", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 100\n");
+  EXPECT_THAT(error_of([&] { TextData({path}, 0.5); }), HasSubstr("got a Git LFS pointer. "));
+  folder_.write("a", std::string(100, '\0'));  // tokens like all others
+  EXPECT_EQ(error_of([&] { TextData({path}, 0.5); }), "(no error)");
+}
+
+TEST_F(TextDataTest, AFileThatOthersShortenIsNamed) {
+  const std::string path = folder_.write("a", counting(5000));
+  const TextData data({path}, 0.5);
+  std::filesystem::resize_file(path, 100);
+  const std::string message = path + ": expected ";
+  for (const std::function<void()>& call : std::vector<std::function<void()>>{
+           [&] { data.train_batch(1, 0, 4, 2000); }, [&] { data.validation_batch(0, 1, 8); },
+           [&] { data.bigram_loss(1, 1, 8); }, [&] { data.fingerprints(); }}) {
+    EXPECT_THAT(
+        error_of(call),
+        ::testing::AllOf(HasSubstr(message), HasSubstr("the file became shorter while it was")));
   }
 }
 

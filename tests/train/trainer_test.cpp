@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -15,6 +16,7 @@
 #include "train/schedule.h"
 #include "train/stepper.h"
 #include "train/store/metrics.h"
+#include "train/thread_count.h"
 #include "train/tiny_run.h"
 
 namespace moe8 {
@@ -78,6 +80,7 @@ TEST(Stepper, MasterWeightsKeepWhatBf16WouldLose) {
     for (auto [model, stepper] : {std::pair{&master, &master_stepper}, {&plain, &plain_stepper}}) {
       (model->w.sum() + model->v.sum()).backward();
       stepper->accumulate();
+      stepper->clip_gradients();
       stepper->step(1e-4);  // far less than half a bf16 step at 1
     }
   }
@@ -120,16 +123,24 @@ TEST(Stepper, ClipsToTheGlobalNormAndReportsTheNormBefore) {
   Stepper stepper(model, config, Weights::FLOAT32);
   (model.w.sum() * 3 + model.v.sum() * 4).backward();
   const double expected = std::sqrt(32 * 9.0 + 8 * 16.0);
-  EXPECT_NEAR(stepper.step(1e-3), expected, 1e-3);
+  EXPECT_NEAR(stepper.clip_gradients().item<double>(), expected, 1e-3);
+  EXPECT_NEAR(at::cat({model.w.grad().flatten(), model.v.grad()}).norm().item<double>(), 0.5, 1e-6);
+  EXPECT_NEAR(stepper.clip_gradients().item<double>(), 0.5, 1e-6);
 }
 
-TEST(Stepper, LeavesEverythingAsItWasWhenAGradientIsNotFinite) {
-  Pair model(at::kFloat);
-  Stepper stepper(model, {}, Weights::FLOAT32);
-  const torch::Tensor before = model.w.detach().clone();
-  (model.w.sum() * INFINITY).backward();
-  EXPECT_FALSE(std::isfinite(stepper.step(1.0)));
-  EXPECT_TRUE(same_bits(before, model.w.detach()));
+TEST(Stepper, ClipsAsLibTorchDoes) {
+  for (const double largest : {0.5, 1e9, 0.0}) {
+    OptimizerConfig config;
+    config.max_grad_norm = largest;
+    Pair ours(at::kFloat), theirs(at::kFloat);
+    Stepper stepper(ours, config, Weights::FLOAT32);
+    for (Pair* pair : {&ours, &theirs}) (pair->w.square().sum() * 3 + pair->v.sum() * 4).backward();
+    const double norm = torch::nn::utils::clip_grad_norm_(
+        theirs.parameters(), largest > 0 ? largest : std::numeric_limits<double>::infinity());
+    EXPECT_EQ(stepper.clip_gradients().item<double>(), norm);
+    EXPECT_TRUE(same_bits(theirs.w.grad(), ours.w.grad()));
+    EXPECT_TRUE(same_bits(theirs.v.grad(), ours.v.grad()));
+  }
 }
 
 // ---- runs -------------------------------------------------------------------
@@ -157,7 +168,7 @@ TEST(Train, LossFallsAndTheFilesAreRight) {
   }
   EXPECT_NEAR(result.train_loss, sum / 20, 1e-9);
   EXPECT_DOUBLE_EQ(result.validation_loss, *steps.back().validation_loss);
-  EXPECT_GT(result.tokens_per_s, 0);
+  EXPECT_EQ(result.tokens_per_s, median_tokens_per_s(steps));
   EXPECT_GT(result.peak_memory, 50 << 20);
   EXPECT_EQ(result.recipe, "bf16");
   EXPECT_EQ(result.parameters, count_parameters(config.model).total);
@@ -251,9 +262,66 @@ TEST(Train, ANonFiniteLossStops) {
   config.optimizer.learning_rate = 1e9;
   config.optimizer.max_grad_norm = 0;
   config.optimizer.warmup_steps = 0;
-  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
+  EXPECT_THAT(error_of([&] { train(config); }),
+              HasSubstr("[train] loss: expected a finite number, got "));
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"run", "text.txt"}));
   EXPECT_FALSE(std::filesystem::exists(folder / "run/model.safetensors"));
+}
+
+TEST(Train, AGradientThatIsNotFiniteStopsBeforeAnyWeightChanges) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 3;
+  config.checkpoint.interval = 1;
+  config.training.recipe = "bf16";
+  config.training.weights = Weights::BF16;
+  config.optimizer.learning_rate = 1e9;
+  config.optimizer.max_grad_norm = 0;
+  config.optimizer.warmup_steps = 0;
+  EXPECT_THAT(error_of([&] { train(config); }), HasSubstr(": expected a finite number, got "));
+  for (const auto& [name, tensor] :
+       load_safetensors(folder / "run/checkpoints/step-00000001/model.safetensors")) {
+    EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+  }
+}
+
+// ---- threads and signals ------------------------------------------------------
+TEST(ThreadCount, IsRestoredAtTheEndButNotInAFailure) {
+  const int before = at::get_num_threads();
+  {
+    const ThreadCount one(1);
+    EXPECT_EQ(at::get_num_threads(), 1);
+  }
+  EXPECT_EQ(at::get_num_threads(), before);
+  try {
+    const ThreadCount other(before + 1);
+    throw std::runtime_error("out of memory");
+  } catch (const std::runtime_error&) {
+  }
+  EXPECT_EQ(at::get_num_threads(), before + 1);  // a pool of threads was not asked for others
+  at::set_num_threads(before);
+}
+
+// A signal may end the process as long as no step is done, and when the run fails or ends.
+TEST(Train, SaysHowLongASignalMayWait) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 3;
+  RunOptions options;
+  std::vector<double> said;
+  options.patience = [&](double seconds) { said.push_back(seconds); };
+  train(config, options);
+  ASSERT_GE(said.size(), 4u);
+  EXPECT_GT(said.front(), 100);
+  EXPECT_EQ(said.back(), 0);
+  said.clear();
+  config.output.folder = folder / "fails";
+  config.optimizer.learning_rate = 1e9;
+  config.optimizer.max_grad_norm = 0;
+  config.optimizer.warmup_steps = 0;
+  config.training.steps = 20;
+  EXPECT_NE(error_of([&] { train(config, options); }), "(no error)");
+  EXPECT_EQ(said.back(), 0);
 }
 
 TEST(Train, AFolderWithARunIsRefusedUnlessTold) {

@@ -2,6 +2,7 @@
 #include "conformance/case_file.h"
 
 #include "base/check.h"
+#include "io/file.h"
 
 namespace moe8 {
 namespace {
@@ -12,6 +13,7 @@ nlohmann::json parse_parameters(const SafetensorsReader& reader) {
   const auto found = reader.metadata().find("case");
   MOE8_CHECK(found != reader.metadata().end(), kOp, "__metadata__",
              "expected the key 'case', got none");
+  check_no_nul(kOp, "__metadata__.case", found->second);
   nlohmann::json parameters = nlohmann::json::parse(found->second, nullptr, false);
   MOE8_CHECK(parameters.is_object(), kOp, "__metadata__.case", "expected a JSON object, got ",
              parameters.is_discarded() ? "invalid JSON" : parameters.type_name());

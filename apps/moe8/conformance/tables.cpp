@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,6 +13,7 @@
 #include "base/check.h"
 #include "base/nearest.h"
 #include "convert/resolve.h"
+#include "io/file.h"
 
 namespace moe8 {
 namespace {
@@ -131,9 +131,7 @@ Outcome check_table(const Model& model, const json& table) {
 }
 
 json read_json(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  MOE8_CHECK(in, kOp, path, "cannot be opened");
-  json file = json::parse(in, nullptr, false);
+  json file = json::parse(read_text_file(kOp, path), nullptr, false);
   MOE8_CHECK(file.is_object(), kOp, path, "expected a JSON object, got ",
              file.is_discarded() ? "invalid JSON" : file.type_name());
   return file;

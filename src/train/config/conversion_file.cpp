@@ -2,9 +2,9 @@
 // Conversion files: TOML to rules, rules to what quantize_ takes.
 #include "train/config/conversion_file.h"
 
-#include <sstream>
-
 #include "base/check.h"
+#include "base/plain_text.h"
+#include "io/file.h"
 #include "train/config/conversion_rules.h"
 
 namespace moe8 {
@@ -14,9 +14,7 @@ constexpr const char* kOp = "conversion";
 
 std::string text_of(const toml::node& node) {
   if (const auto* text = node.as_string()) return text->get();
-  std::ostringstream out;
-  node.visit([&](const auto& value) { out << value; });
-  return out.str();
+  return node.visit([](const auto& value) { return concat(value); });
 }
 
 std::string required_text(const toml::table& table, const char* key, const std::string& source) {
@@ -109,15 +107,15 @@ FqnToConfig to_fqn_config(const std::vector<ConversionRule>& rules) {
 }
 
 std::string to_toml(const std::vector<ConversionRule>& rules) {
-  std::ostringstream out;
+  std::string text;
   for (const ConversionRule& rule : rules) {
-    out << "\n[[convert]]\nmatch = " << toml::value<std::string>(rule.match)
-        << "\nrecipe = " << toml::value<std::string>(rule.recipe) << '\n';
+    text += concat("\n[[convert]]\nmatch = ", toml::value<std::string>(rule.match),
+                   "\nrecipe = ", toml::value<std::string>(rule.recipe), '\n');
     for (const auto& [field, value] : rule.fields) {
-      out << field << " = " << toml::value<std::string>(value) << '\n';
+      text += concat(field, " = ", toml::value<std::string>(value), '\n');
     }
   }
-  return out.str();
+  return text;
 }
 
 }  // namespace moe8

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -56,7 +57,7 @@ std::vector<ConversionRule> recipe_rules(const std::string& name) {
     return {rule(kExperts, name), linears};
   }
   fail("recipe", "name",
-       c10::str("the table of recipe_rules.cpp lacks a linear recipe beside '", name, "'"));
+       concat("the table of recipe_rules.cpp lacks a linear recipe beside '", name, "'"));
 }
 
 }  // namespace moe8

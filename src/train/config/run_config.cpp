@@ -7,10 +7,11 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
+#include "io/file.h"
 #include "train/config/conversion_rules.h"
 #include "train/config/recipe_rules.h"
 
@@ -32,7 +33,7 @@ struct Range {
 [[noreturn]] void wrong(const std::string& name, const std::string& expected,
                         const std::string& got, const std::string& position) {
   fail(kOp, name,
-       c10::str("expected ", expected, ", got ", got, position.empty() ? "" : " at ", position));
+       concat("expected ", expected, ", got ", got, position.empty() ? "" : " at ", position));
 }
 
 template <typename T>
@@ -103,17 +104,29 @@ void assign(const toml::node& node, TrainingDevice& value, const std::string& na
   value = static_cast<TrainingDevice>(index_in(kDevices, "auto, cpu or cuda", node, name, at));
 }
 
-template <typename T>
-void print(std::ostream& out, const T& value) {
-  if constexpr (std::is_enum_v<T>) {
-    out << toml::value<std::string>(std::string(to_string(value)));
-  } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-    toml::array array;
-    for (const std::string& item : value) array.push_back(item);
-    out << array;
-  } else {
-    out << toml::value<T>(value);
-  }
+// As TOML. toml++ 3.3 writes 17 digits of a number, 0.050000000000000003 for 0.05.
+std::string toml_of(double value) {
+  const std::string text = shortest(value);
+  const bool is_integer = text.find_first_not_of("-0123456789") == text.npos;
+  return is_integer ? text + ".0" : text;
+}
+std::string toml_of(int64_t value) {
+  return std::to_string(value);
+}
+std::string toml_of(bool value) {
+  return value ? "true" : "false";
+}
+std::string toml_of(const std::string& value) {
+  return concat(toml::value<std::string>(value));
+}
+std::string toml_of(const std::vector<std::string>& value) {
+  toml::array array;
+  for (const std::string& item : value) array.push_back(item);
+  return concat(array);
+}
+template <typename Enum>
+requires std::is_enum_v<Enum> std::string toml_of(Enum value) {
+  return toml_of(std::string(to_string(value)));
 }
 
 // The config is written as TOML, which holds nothing else.
@@ -133,9 +146,9 @@ void check_range(const T& value, const Range& range, const std::string& name,
     const bool above = range.lowest_allowed ? number >= range.lowest : number > range.lowest;
     if (above && number <= range.highest) return;  // false for NaN
     wrong(name,
-          c10::str(range.lowest_allowed ? "" : "more than ", static_cast<T>(range.lowest), " to ",
-                   static_cast<T>(range.highest)),
-          c10::str(value), position);
+          concat(range.lowest_allowed ? "" : "more than ", static_cast<T>(range.lowest), " to ",
+                 static_cast<T>(range.highest)),
+          concat(value), position);
   } else if constexpr (std::is_same_v<T, std::string>) {
     check_utf8(value, name, position);
   } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
@@ -147,8 +160,8 @@ void check_range(const T& value, const Range& range, const std::string& name,
 std::string rules_text(const std::vector<ConversionRule>& rules) {
   std::vector<std::string> parts;
   for (const ConversionRule& rule : rules) {
-    std::string part = c10::str("'", rule.match, "' ", rule.recipe);
-    for (const auto& [field, value] : rule.fields) part += c10::str(" ", field, "=", value);
+    std::string part = concat("'", rule.match, "' ", rule.recipe);
+    for (const auto& [field, value] : rule.fields) part += concat(" ", field, "=", value);
     parts.push_back(part);
   }
   return parts.empty() ? "no rules" : join(parts);
@@ -223,7 +236,7 @@ struct Setting {
 std::vector<Setting> settings_of(RunConfig& config) {
   std::vector<Setting> settings;
   for_each_setting(config, [&](const char* section, const char* key, auto& member, Range range) {
-    const std::string name = c10::str(section, ".", key);
+    const std::string name = concat(section, ".", key);
     settings.push_back(
         {section, key, [&member, range, name](const toml::node& node, const std::string& at) {
            assign(node, member, name, at);
@@ -247,7 +260,7 @@ void set(const std::vector<Setting>& settings, std::string_view section, std::st
   for (const Setting& setting : settings) {
     if (setting.section == section) keys.push_back(setting.key);
   }
-  check_known(kOp, key, keys, c10::str("key in [", section, "]"), position);
+  check_known(kOp, key, keys, concat("key in [", section, "]"), position);
   for (const Setting& setting : settings) {
     if (setting.section == section && setting.key == key) setting.set(value, position);
   }
@@ -313,7 +326,7 @@ std::vector<ConversionRule> RunConfig::conversion() const {
 void RunConfig::validate() const {
   for_each_setting(*this,
                    [](const char* section, const char* key, const auto& member, Range range) {
-                     check_range(member, range, c10::str(section, ".", key), "");
+                     check_range(member, range, concat(section, ".", key), "");
                    });
   model.validate();
   constexpr int64_t kBytes = 256;  // a token is a byte
@@ -350,26 +363,22 @@ RunConfig load_run_config(const std::string& path, const std::vector<std::string
 }
 
 std::string to_toml(const RunConfig& config) {
-  std::ostringstream out;
+  std::string text;
   std::string open;
   for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
     if (open != section) {
-      out << (open.empty() ? "" : "\n") << '[' << section << "]\n";
+      text += concat(open.empty() ? "" : "\n", '[', section, "]\n");
       open = section;
     }
-    out << key << " = ";
-    print(out, member);
-    out << '\n';
+    text += concat(key, " = ", toml_of(member), '\n');
   });
-  return out.str() + to_toml(config.convert);
+  return text + to_toml(config.convert);
 }
 
 std::vector<std::pair<std::string, std::string>> settings_text(const RunConfig& config) {
   std::vector<std::pair<std::string, std::string>> all;
   for_each_setting(config, [&](const char* section, const char* key, const auto& member, Range) {
-    std::ostringstream value;
-    print(value, member);
-    all.emplace_back(c10::str(section, ".", key), value.str());
+    all.emplace_back(concat(section, ".", key), toml_of(member));
   });
   all.emplace_back("convert", rules_text(config.convert));
   return all;

@@ -2,12 +2,9 @@
 // Reading TOML with errors that name file and line.
 #include "train/config/toml_input.h"
 
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "train/config/toml_text.h"
 
 namespace moe8 {
@@ -36,32 +33,19 @@ std::string_view kind_of(const toml::node& node) {
 
 }  // namespace
 
-std::string read_text_file(const char* op, const std::string& path) {
-  std::error_code error;
-  const bool regular = std::filesystem::is_regular_file(path, error);
-  MOE8_CHECK(regular, op, "file", "expected a readable file, got '", path, "'",
-             std::filesystem::exists(path, error) ? ", which is not a regular file"
-                                                  : ", which does not exist");
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  MOE8_CHECK(in.good() || in.eof(), op, "file", "expected a readable file, got '", path, "'");
-  return text.str();
-}
-
 toml::table parse_toml(const char* op, const std::string& text, const std::string& source) {
   try {
     return toml::parse(toml_text(op, text, source), source);
   } catch (const toml::parse_error& error) {
     const auto at = error.source().begin;
-    fail(op, c10::str(source, ":", at.line, ":", at.column),
-         c10::str("expected valid TOML, got: ", error.description()));
+    fail(op, concat(source, ":", at.line, ":", at.column),
+         concat("expected valid TOML, got: ", error.description()));
   }
 }
 
 std::string position_of(const toml::node& node, const std::string& source) {
   const auto line = node.source().begin.line;
-  return line == 0 ? source : c10::str(source, ":", line);
+  return line == 0 ? source : concat(source, ":", line);
 }
 
 std::string describe(const toml::node& node) {
@@ -70,12 +54,10 @@ std::string describe(const toml::node& node) {
   if (const auto* string = node.as_string()) {
     quote = "'" + string->get() + "'";
   } else {
-    std::ostringstream text;
-    node.visit([&](const auto& value) { text << value; });
-    quote = text.str();
+    quote = node.visit([](const auto& value) { return concat(value); });
   }
   if (quote.size() > kLongestQuote) quote = quote.substr(0, kLongestQuote) + "...";
-  return c10::str(quote, " (", kind_of(node), ")");
+  return concat(quote, " (", kind_of(node), ")");
 }
 
 void check_known(const char* op, std::string_view name, const std::vector<std::string>& names,
@@ -84,8 +66,8 @@ void check_known(const char* op, std::string_view name, const std::vector<std::s
     if (known == name) return;
   }
   fail(op, std::string(name),
-       c10::str("there is no such ", what, " (", position,
-                "). The nearest: ", join(nearest(name, names)), ". All: ", join(names)));
+       concat("there is no such ", what, " (", position,
+              "). The nearest: ", join(nearest(name, names)), ". All: ", join(names)));
 }
 
 }  // namespace moe8

@@ -10,9 +10,6 @@
 
 namespace moe8 {
 
-/// The text of a regular file. @throws c10::Error "[op] file: expected ...".
-std::string read_text_file(const char* op, const std::string& path);
-
 /// @param source  what positions name, normally the path.
 /// @throws c10::Error with line and column of the first mistake.
 toml::table parse_toml(const char* op, const std::string& text, const std::string& source);

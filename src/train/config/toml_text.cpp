@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -70,8 +71,8 @@ class Scanner {
   void check_ascii(const char* where) const {
     if (!is_beyond_ascii(text_[at_])) return;
     const auto line = 1 + std::count(text_.begin(), text_.begin() + at_, '\n');
-    fail(op_, c10::str(source_, ":", line),
-         c10::str("expected valid TOML, got a character beyond ASCII ", where, "."));
+    fail(op_, concat(source_, ":", line),
+         concat("expected valid TOML, got a character beyond ASCII ", where, "."));
   }
 
   // Copies a string; false when it does not end.

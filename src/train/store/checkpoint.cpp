@@ -13,7 +13,6 @@
 #include "gemm/torch_gemm.h"
 #include "io/file.h"
 #include "moe8/version.h"
-#include "train/config/toml_input.h"
 #include "train/store/checksum.h"
 
 namespace moe8 {
@@ -29,16 +28,10 @@ using Json = nlohmann::ordered_json;
 // ---- state.json -------------------------------------------------------------
 Json to_json(const CheckpointInfo& info) {
   const RunState& s = info.state;
-  Json json{{"format", kFormat},
-            {"step", s.step},
-            {"next_batch", s.next_batch},
-            {"last_losses", s.last_losses},
-            {"tokens_per_s", s.tokens_per_s},
-            {"timed_seconds", s.timed_seconds},
-            {"timed_steps", s.timed_steps},
-            {"seconds", s.seconds},
-            {"text", info.text},
-            {"environment", info.environment}};
+  Json json{{"format", kFormat},          {"step", s.step},
+            {"next_batch", s.next_batch}, {"last_losses", s.last_losses},
+            {"seconds", s.seconds},       {"peak_memory_bytes", s.peak_memory},
+            {"text", info.text},          {"environment", info.environment}};
   if (s.validation_loss) json["validation_loss"] = *s.validation_loss;
   if (s.best) json["best"] = {{"step", s.best->step}, {"validation_loss", s.best->loss}};
   return json;
@@ -49,10 +42,8 @@ RunState state_from(const Json& json) {
   s.step = json.at("step");
   s.next_batch = json.at("next_batch");
   s.last_losses = json.at("last_losses").get<std::deque<double>>();
-  s.tokens_per_s = json.at("tokens_per_s");
-  s.timed_seconds = json.at("timed_seconds");
-  s.timed_steps = json.at("timed_steps");
   s.seconds = json.at("seconds");
+  s.peak_memory = json.value("peak_memory_bytes", int64_t{0});  // older ones have none
   if (json.contains("validation_loss")) s.validation_loss = json["validation_loss"].get<double>();
   if (json.contains("best")) {
     s.best = {json["best"].at("step"), json["best"].at("validation_loss")};
@@ -64,7 +55,7 @@ RunState state_from(const Json& json) {
 std::string checksums_of(const std::string& folder) {
   std::string text;
   for (const char* name : kChecked) {
-    text += checksum_of_file(kOp, folder + "/" + name) + "  " + name + "\n";
+    text += checksum(InputFile(kOp, folder + "/" + name)) + "  " + name + "\n";
   }
   return text;
 }
@@ -122,7 +113,7 @@ CheckpointInfo read_checkpoint_info(const std::string& path) {
     info.text = json.at("text").get<std::vector<std::string>>();
     info.environment = json.at("environment").get<Environment>();
   } catch (const nlohmann::json::exception& error) {
-    fail(kOp, files.state(), c10::str("expected the state of a run, got: ", error.what()));
+    fail(kOp, files.state(), std::string("expected the state of a run, got: ") + error.what());
   }
   info.config = load_run_config(files.config());
   return info;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// XXH3 of bytes and of files, through libxxhash.
+// XXH3 of files, through libxxhash.
 #include "train/store/checksum.h"
 
 #include <xxhash.h>
@@ -8,8 +8,6 @@
 #include <cstdio>
 #include <memory>
 #include <vector>
-
-#include "io/file.h"
 
 namespace moe8 {
 namespace {
@@ -25,12 +23,7 @@ std::string text_of(XXH128_hash_t hash) {
 
 }  // namespace
 
-std::string checksum(std::span<const uint8_t> bytes) {
-  return text_of(XXH3_128bits(bytes.data(), bytes.size()));
-}
-
-std::string checksum_of_file(const char* op, const std::string& path) {
-  const InputFile file(op, path);
+std::string checksum(const InputFile& file) {
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                        &XXH3_freeState);
   XXH3_128bits_reset(state.get());

@@ -2,16 +2,14 @@
 // Checksums that tell whether bytes are still what was written; no protection against intent.
 #pragma once
 
-#include <cstdint>
-#include <span>
 #include <string>
+
+#include "io/file.h"
 
 namespace moe8 {
 
-/// XXH3 with 128 bits, as 32 hexadecimal digits: what `xxh128sum` prints.
-std::string checksum(std::span<const uint8_t> bytes);
-
-/// Of a whole file, read in pieces. @throws c10::Error when it cannot be read.
-std::string checksum_of_file(const char* op, const std::string& path);
+/// XXH3 with 128 bits of a whole file, as 32 hexadecimal digits: what `xxh128sum` prints.
+/// @throws c10::Error when it cannot be read.
+std::string checksum(const InputFile& file);
 
 }  // namespace moe8

@@ -13,6 +13,7 @@
 #include <system_error>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -20,8 +21,7 @@ namespace {
 constexpr const char* kOp = "metrics";
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
-  fail(kOp, path,
-       c10::str("expected a writable file, got: ", std::generic_category().message(error)));
+  fail(kOp, path, "expected a writable file, got: " + std::generic_category().message(error));
 }
 
 // Where the lines of the steps up to `last_step` end.
@@ -30,6 +30,7 @@ uint64_t end_of_step(const std::string& path, int64_t last_step) {
   uint64_t end = 0;
   int64_t steps = 0;
   for (std::string text; std::getline(in, text) && !in.eof(); end += text.size() + 1) {
+    if (text.find('\0') != text.npos) break;  // to the parser it is the end of the line
     const auto line = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (!line.is_object() || !line.contains("step") || !line["step"].is_number_integer()) break;
     const auto step = line["step"].get<int64_t>();
@@ -52,11 +53,12 @@ void for_each_line(const std::string& path, Visit visit) {
   int64_t number = 0;
   for (std::string text; std::getline(in, text) && !in.eof();) {  // half a line is none yet
     ++number;
+    check_no_nul(kOp, concat(path, ":", number), text);
     try {
       visit(nlohmann::json::parse(text));
     } catch (const nlohmann::json::exception& error) {
       fail(kOp, "file",
-           c10::str("expected one step a line, got at ", path, ":", number, ": ", error.what()));
+           concat("expected one step per line, got at ", path, ":", number, ": ", error.what()));
     }
   }
 }
@@ -151,6 +153,16 @@ std::vector<StepMetrics> read_metrics(const std::string& path) {
     if (!line.contains("kind")) all.push_back(step_from(line));
   });
   return all;
+}
+
+double median_tokens_per_s(const std::vector<StepMetrics>& steps) {
+  if (steps.empty()) return 0;
+  std::vector<double> rates;
+  rates.reserve(steps.size());
+  for (const StepMetrics& step : steps) rates.push_back(step.tokens_per_s);
+  const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
+  std::ranges::nth_element(rates, middle);
+  return *middle;
 }
 
 std::vector<NumericsLine> read_numerics(const std::string& path) {

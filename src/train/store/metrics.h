@@ -67,8 +67,12 @@ class MetricsFile {
 };
 
 /// The steps; lines of another kind are passed over, and a last line that is not ended yet.
-/// @throws c10::Error naming file and line of what is not a step.
+/// @throws c10::Error naming file and line of what is not a step, or has a NUL byte.
 std::vector<StepMetrics> read_metrics(const std::string& path);
+
+/// The rate of the median step: one number for a run, finished or not, that neither its first step
+/// nor a pause of the machine moves. 0 without steps.
+double median_tokens_per_s(const std::vector<StepMetrics>& steps);
 
 /// The lines of kind "numerics"; others are passed over. @throws c10::Error likewise.
 std::vector<NumericsLine> read_numerics(const std::string& path);

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -38,7 +39,7 @@ std::vector<std::string> allowed_changes(const RunConfig& before, const RunConfi
     MOE8_CHECK(may_change(one.name), "resume", one.name, "expected ", one.first, ", as in ", where,
                ", got ", one.second, ". This is another run: choose another folder with --out.");
     if (std::ranges::find(kNotWorthALine, one.name) != kNotWorthALine.end()) continue;
-    lines.push_back(c10::str(one.name, " = ", one.second, " (was ", one.first, ")"));
+    lines.push_back(concat(one.name, " = ", one.second, " (was ", one.first, ")"));
   }
   return lines;
 }
@@ -48,8 +49,8 @@ std::string changes(const Environment& before, const Environment& now) {
   for (const auto& [name, value] : now) {
     const auto old = before.find(name);
     if (old != before.end() && old->second == value) continue;
-    parts.push_back(c10::str(name, " ", value, " (was ",
-                             old == before.end() ? std::string("unknown") : old->second, ")"));
+    parts.push_back(concat(name, " ", value, " (was ",
+                           old == before.end() ? std::string("unknown") : old->second, ")"));
   }
   return join(parts);
 }

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -20,7 +21,7 @@ constexpr const char* kOp = "train";
 std::string holder(const Descriptor& file) {
   char text[32] = {};
   const ssize_t got = ::pread(file.get(), text, sizeof text - 1, 0);
-  return got > 0 ? c10::str(" (process ", text, ")") : "";
+  return got > 0 ? concat(" (process ", text, ")") : "";
 }
 
 }  // namespace

@@ -4,13 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "base/check.h"
-#include "train/config/toml_input.h"
 #include "train/store/run_folder.h"
-#include "train/trainer.h"
+#include "train/store/run_result.h"
 
 namespace moe8 {
 namespace {
@@ -24,33 +21,11 @@ std::string last_part(const std::string& folder) {
   return path.has_filename() ? path.filename() : path.parent_path().filename();
 }
 
-double median_tokens_per_s(const std::vector<StepMetrics>& steps) {
-  std::vector<double> rates;
-  rates.reserve(steps.size());
-  for (const StepMetrics& step : steps) rates.push_back(step.tokens_per_s);
-  const auto middle = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2);
-  std::ranges::nth_element(rates, middle);
-  return *middle;
-}
-
 double mean_of_last_losses(const std::vector<StepMetrics>& steps) {
   const size_t count = std::min(steps.size(), static_cast<size_t>(kLastSteps));
   double sum = 0;
   for (size_t i = steps.size() - count; i < steps.size(); ++i) sum += steps[i].loss;
   return sum / static_cast<double>(count);
-}
-
-// What result.json adds; a run that did not come to its end has none.
-void add_result(RunRecord& run, const std::string& path) {
-  if (!fs::exists(path)) return;
-  try {
-    const auto json = nlohmann::json::parse(read_text_file(kOp, path));
-    run.finished = true;
-    run.tokens_per_s = json.at("tokens_per_s");
-    run.peak_memory = json.at("peak_memory_bytes");
-  } catch (const nlohmann::json::exception& error) {
-    fail(kOp, path, c10::str("expected the result of a run, got: ", error.what()));
-  }
 }
 
 }  // namespace
@@ -70,7 +45,10 @@ RunRecord read_run(const std::string& folder) {
   for (const StepMetrics& step : run.steps) {
     if (step.validation_loss) run.validation_loss = step.validation_loss;
   }
-  add_result(run, files.result());
+  if (fs::exists(files.result())) {  // only a run that came to its end has one
+    run.finished = true;
+    run.peak_memory = read_result(files.result()).peak_memory;
+  }
   return run;
 }
 

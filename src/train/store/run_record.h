@@ -21,7 +21,7 @@ struct RunRecord {
   bool finished = false;                    // there is a result.json
   double train_loss = 0;                    // mean of the last steps, see kLastSteps
   std::optional<double> validation_loss{};  // the last one
-  double tokens_per_s = 0;                  // of an unfinished run: the median step's
+  double tokens_per_s = 0;                  // of the median step, see metrics.h
   std::optional<int64_t> peak_memory{};     // bytes; of a finished run
 };
 

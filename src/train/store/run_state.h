@@ -21,10 +21,8 @@ struct RunState {
   std::deque<double> last_losses;  // of the last steps, see kLastSteps
   std::optional<double> validation_loss;  // the last one measured
   std::optional<BestValidation> best;
-  double tokens_per_s = 0;   // of the last step
-  double timed_seconds = 0;  // of training, without the first step after each start
-  int64_t timed_steps = 0;   // the steps that it counts
-  double seconds = 0;        // of everything, up to the last time that it was written down
+  double seconds = 0;       // of everything, up to the last time that it was written down
+  int64_t peak_memory = 0;  // bytes, the most of all processes of the run so far
 
   bool operator==(const RunState&) const = default;
 };

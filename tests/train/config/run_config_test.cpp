@@ -4,6 +4,7 @@
 
 #include "testing/compare.h"
 #include "testing/folder.h"
+#include "testing/locale.h"
 
 namespace moe8 {
 namespace {
@@ -13,6 +14,34 @@ using ::testing::HasSubstr;
 
 std::string message(const std::string& text, const std::vector<std::string>& overrides = {}) {
   return error_of([&] { parse_run_config(text, "a.toml", overrides); });
+}
+
+TEST(RunConfig, NumbersAreWrittenAsTheyWereTyped) {
+  RunConfig config;
+  config.data.validation_fraction = 0.05;
+  config.optimizer.min_learning_rate = 1e-5;
+  config.optimizer.beta1 = 0.9;
+  config.model.rope_theta = 500000;
+  config.model.vocab_size = 4000;
+  const std::string text = to_toml(config);
+  for (const char* line : {"validation_fraction = 0.05\n", "min_learning_rate = 1e-05\n",
+                           "beta1 = 0.9\n", "rope_theta = 500000.0\n", "vocab_size = 4000\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_EQ(parse_run_config(text, "a.toml"), config);
+  config.optimizer.eps = 0.1 + 0.2;
+  config.optimizer.max_grad_norm = 1e-300;
+  EXPECT_EQ(parse_run_config(to_toml(config), "a.toml"), config);
+}
+
+TEST(RunConfig, TheTextIsTheSameInEveryLocale) {
+  RunConfig config;
+  config.model.vocab_size = 4000;
+  config.optimizer.learning_rate = 0.5;
+  const std::string text = to_toml(config);
+  const testing::GermanStreams german;
+  EXPECT_EQ(to_toml(config), text);
+  EXPECT_EQ(parse_run_config(text, "a.toml"), config);
 }
 
 TEST(RunConfig, EmptyTextGivesTheDefaults) {

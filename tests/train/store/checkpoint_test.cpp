@@ -28,10 +28,8 @@ CheckpointInfo some_info(int64_t step) {
   info.state.last_losses = {0.1 + 0.2, 5.5};
   info.state.validation_loss = 1.0 / 3;
   info.state.best = {step - 1, 0.25};
-  info.state.tokens_per_s = 1e5;
-  info.state.timed_seconds = 1e-3;
-  info.state.timed_steps = 7;
   info.state.seconds = 1e9;
+  info.state.peak_memory = 123'456'789'012;
   info.text = {"abc", "def"};
   info.environment = this_environment();
   return info;
@@ -110,6 +108,9 @@ TEST(Checkpoint, OfANewerFormatIsRefusedByName) {
   folder.write("c/state.json", text);
   EXPECT_THAT(error_of([&] { read_checkpoint_info(folder / "c"); }),
               HasSubstr("c/state.json: expected format 1, got 2. Another version"));
+  folder.write("c/state.json", std::string_view("{}\0", 3));
+  EXPECT_THAT(error_of([&] { read_checkpoint_info(folder / "c"); }),
+              HasSubstr("c/state.json: expected text, got a NUL byte at byte 2"));
   folder.write("c/state.json", "[]");
   EXPECT_THAT(error_of([&] { read_checkpoint_info(folder / "c"); }),
               HasSubstr("expected the state of a run, got: "));
@@ -140,14 +141,15 @@ TEST(Checkpoint, ATakenNameIsNotReplaced) {
 
 TEST(Checksum, IsXxh128) {
   const TemporaryFolder folder;
-  // What `xxh128sum` prints for nothing and for "moe8".
-  EXPECT_EQ(checksum({}), "99aa06d3014798d86001c324468d497f");
-  const std::string path = folder.write("a", "moe8");
-  EXPECT_EQ(checksum_of_file("op", path), "8ddd72e69f6be38e16f30fa76a7f1e78");
+  const auto checksum_of = [&](const std::string& bytes) {
+    return checksum(InputFile("op", folder.write("a", bytes)));
+  };
+  // What `xxh128sum` prints.
+  EXPECT_EQ(checksum_of(""), "99aa06d3014798d86001c324468d497f");
+  EXPECT_EQ(checksum_of("moe8"), "8ddd72e69f6be38e16f30fa76a7f1e78");
   std::string large(3'500'000, 'x');  // more than one piece
   large[3'200'000] = 'y';
-  const auto* bytes = reinterpret_cast<const uint8_t*>(large.data());
-  EXPECT_EQ(checksum_of_file("op", folder.write("b", large)), checksum({bytes, large.size()}));
+  EXPECT_EQ(checksum_of(large), "2e9c0dbccc6d6ee6413e7728697fca96");
 }
 
 // ---- several ----------------------------------------------------------------

@@ -7,6 +7,9 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
 #include <sstream>
 
 #include "testing/compare.h"
@@ -120,6 +123,7 @@ TEST(Resume, BeginsAnewWhereThereIsNoCheckpointYet) {
   EXPECT_THAT(said.str(), HasSubstr("There is no checkpoint yet: beginning with step 1\n"));
   const auto unbroken = metrics_of(config);
   fs::remove_all(folder / "run/checkpoints");
+  fs::remove(folder / "run/result.json");  // or else the run is finished
   config.model.dim = 64;
   EXPECT_THAT(error_of([&] { resume(config); }),
               HasSubstr("[resume] model.dim: expected 32, as in " + (folder / "run/run.toml")));
@@ -142,6 +146,59 @@ TEST(Resume, AFinishedRunOnlyWritesItsResultsAgain) {
   EXPECT_TRUE(fs::exists(folder / "run/result.json"));
   EXPECT_TRUE(fs::exists(folder / "run/model.safetensors"));
   EXPECT_EQ(folder.read("run/metrics.jsonl"), metrics);
+}
+
+// Of every file but the lock, which names the last process.
+std::map<std::string, std::pair<std::string, fs::file_time_type>> files_of(
+    const RunConfig& config) {
+  std::map<std::string, std::pair<std::string, fs::file_time_type>> files;
+  for (const auto& entry : fs::recursive_directory_iterator(config.output.folder)) {
+    if (!entry.is_regular_file() || entry.path().filename() == "run.lock") continue;
+    std::ifstream in(entry.path(), std::ios::binary);
+    files[entry.path()] = {{std::istreambuf_iterator<char>(in), {}}, entry.last_write_time()};
+  }
+  return files;
+}
+
+TEST(Resume, AFinishedRunStaysAsItIs) {
+  const TemporaryFolder folder;
+  for (const int64_t interval : {4, 0}) {  // with checkpoints and without any
+    RunConfig config = short_config(folder, "run" + std::to_string(interval));
+    config.checkpoint.interval = interval;
+    const RunResult first = train(config);
+    const auto before = files_of(config);
+    RunConfig other = config;
+    other.optimizer.learning_rate = 1;  // may change, and changes nothing any more
+    std::ostringstream said;
+    const RunResult again = resume(other, &said);
+    EXPECT_EQ(files_of(config), before);
+    EXPECT_EQ(said.str(),
+              "This run is finished: nothing is changed. More steps: --set training.steps=N\n");
+    EXPECT_EQ(again.folder, config.output.folder);
+    EXPECT_EQ(again.steps, 12);
+    EXPECT_EQ(again.train_loss, first.train_loss);
+    EXPECT_EQ(again.validation_loss, first.validation_loss);
+    EXPECT_EQ(again.tokens_per_s, first.tokens_per_s);
+    EXPECT_EQ(again.peak_memory, first.peak_memory);
+    other.model.dim = 64;
+    EXPECT_THAT(error_of([&] { resume(other); }), HasSubstr("[resume] model.dim: expected 32"));
+  }
+}
+
+TEST(Resume, ThePeakMemoryIsThatOfAllProcesses) {
+  const TemporaryFolder folder;
+  const RunConfig config = short_config(folder);
+  resume_for(config, 5);
+  const std::string path = folder / "run/checkpoints/step-00000005";
+  CheckpointInfo info = read_checkpoint_info(path);
+  EXPECT_GT(info.state.peak_memory, 50 << 20);
+  info.state.peak_memory = int64_t{1} << 50;  // as if that process had been larger
+  const auto model = load_safetensors(path + "/model.safetensors");
+  const auto training = load_safetensors(path + "/training.safetensors");
+  fs::remove_all(path);
+  write_checkpoint(path, info, {{model.begin(), model.end()}, {training.begin(), training.end()}});
+  EXPECT_EQ(resume(config).peak_memory, int64_t{1} << 50);
+  EXPECT_EQ(read_result(folder / "run/result.json").peak_memory, int64_t{1} << 50);
 }
 
 TEST(Resume, LinesAfterTheCheckpointAreWrittenAnew) {

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "base/plain_text.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+namespace moe8 {
+namespace {
+
+// The longest: all digits of the largest double, a sign, a point and the digits asked for.
+constexpr int kMaxDigits = 100;
+using Buffer = std::array<char, std::numeric_limits<double>::max_exponent10 + kMaxDigits + 4>;
+
+template <typename... Format>
+std::string number_text(double value, Format... format) {
+  if (std::isnan(value)) return "nan";  // whatever its sign
+  Buffer buffer;
+  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, format...);
+  return {buffer.data(), end.ptr};
+}
+
+}  // namespace
+
+std::string shortest(double value) {
+  return number_text(value);
+}
+std::string fixed_digits(double value, int digits) {
+  return number_text(value, std::chars_format::fixed, std::min(digits, kMaxDigits));
+}
+std::string general_digits(double value, int digits) {
+  return number_text(value, std::chars_format::general, std::min(digits, kMaxDigits));
+}
+
+}  // namespace moe8

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/store/run_result.h"
+
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/check.h"
+#include "io/file.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "result";
+
+// JSON has no NaN: it is null.
+double number(const nlohmann::json& json, const char* key) {
+  const auto found = json.find(key);
+  return found == json.end() || found->is_null() ? NAN : found->get<double>();
+}
+
+}  // namespace
+
+void write_result(const std::string& path, const RunResult& result) {
+  const nlohmann::ordered_json json{{"recipe", result.recipe},
+                                    {"steps", result.steps},
+                                    {"train_loss", result.train_loss},
+                                    {"validation_loss", result.validation_loss},
+                                    {"tokens_per_s", result.tokens_per_s},
+                                    {"peak_memory_bytes", result.peak_memory},
+                                    {"seconds", result.seconds},
+                                    {"parameters", result.parameters},
+                                    {"active_parameters", result.active_parameters},
+                                    {"converted_parameters", result.converted_parameters}};
+  write_file(kOp, path, json.dump(2) + "\n");
+}
+
+RunResult read_result(const std::string& path) {
+  try {
+    const auto json = nlohmann::json::parse(read_text_file(kOp, path));
+    RunResult result;
+    result.peak_memory = json.at("peak_memory_bytes");
+    result.tokens_per_s = json.at("tokens_per_s");
+    // The rest is for `--resume` alone; other programs need not write it.
+    result.recipe = json.value("recipe", "");
+    result.folder = std::filesystem::path(path).parent_path();
+    result.steps = json.value("steps", int64_t{0});
+    result.train_loss = number(json, "train_loss");
+    result.validation_loss = number(json, "validation_loss");
+    result.seconds = number(json, "seconds");
+    result.parameters = json.value("parameters", int64_t{0});
+    result.active_parameters = json.value("active_parameters", int64_t{0});
+    result.converted_parameters = json.value("converted_parameters", int64_t{0});
+    return result;
+  } catch (const nlohmann::json::exception& error) {
+    fail(kOp, path, std::string("expected the result of a run, got: ") + error.what());
+  }
+}
+
+}  // namespace moe8

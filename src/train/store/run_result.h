@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a run came to: result.json, written at its end and read back.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace moe8 {
+
+struct RunResult {
+  std::string recipe;  // "custom" when a conversion file decided
+  std::string folder;
+  int64_t steps = 0;           // done, in this and earlier processes
+  int stopped_by = 0;          // the signal because of which steps are missing; 0: none are
+  double train_loss = 0;       // mean of the last steps, see kLastSteps
+  double validation_loss = 0;  // after the last step; NaN when there is none yet
+  double tokens_per_s = 0;     // of the median step, see metrics.h
+  int64_t peak_memory = 0;     // bytes, the most of all its processes; see training_device.h
+  double seconds = 0;          // the whole run
+  int64_t parameters = 0;
+  int64_t active_parameters = 0;
+  int64_t converted_parameters = 0;  // how many of the tensors compute in low precision
+};
+
+/// RunResult::train_loss is the mean of so many last steps (of all, when there are fewer).
+inline constexpr int64_t kLastSteps = 20;
+
+/// Writes all but the folder and the signal. @throws c10::Error on a failure to write.
+void write_result(const std::string& path, const RunResult& result);
+
+/// @throws c10::Error naming the file when it is not the result of a run.
+RunResult read_result(const std::string& path);
+
+}  // namespace moe8
