@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // moe8 conformance on cases made here: right ones pass, and everything that is wrong, missing or
 // unreadable fails by its own line.
+#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <filesystem>
 #include <sstream>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // moe8 plan on a small checkpoint and on configs: reports, their JSON, and every way to get none.
+#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
-#include <torch/torch.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

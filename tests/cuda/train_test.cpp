@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Training on a GPU: close to the CPU's losses, the same bits twice, and after a checkpoint.
 // Skipped where there is no GPU.
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 

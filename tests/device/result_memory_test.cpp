@@ -2,8 +2,8 @@
 // Memory of results: used again after it is freed, never while it is in use, bounded when idle.
 #include "device/result_memory.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <thread>
 

@@ -3,7 +3,7 @@
 // float32 numbers encoded by searching the nearest code.
 #include "formats/elem.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <cmath>
 #include <random>

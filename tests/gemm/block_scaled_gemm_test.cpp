@@ -4,7 +4,7 @@
 // group, and must give the reference's product bit for bit.
 #include "gemm/block_scaled_gemm.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include "autograd/training_formats.h"
 #include "moe8/mx.h"

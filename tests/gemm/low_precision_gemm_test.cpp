@@ -3,7 +3,7 @@
 // the rest; ragged groups, tails, dispatch.
 #include "gemm/low_precision_gemm.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <random>
 

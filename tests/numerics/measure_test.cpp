@@ -2,7 +2,7 @@
 // Sums over a sample against the same sums over the whole operand as a kernel quantizes it.
 #include "numerics/measure.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <cmath>
 

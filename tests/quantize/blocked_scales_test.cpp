@@ -2,7 +2,7 @@
 // Blocked scale layouts against the formula of a byte's position, and their inverses.
 #include "moe8/blocked_scales.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include "formats/integers.h"
 #include "testing/compare.h"

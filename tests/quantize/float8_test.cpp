@@ -3,7 +3,7 @@
 // bit, properties of reduced sets, misuse by message.
 #include "moe8/float8.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include "cpu/float8.h"
 #include "quantize/both_axes.h"

@@ -3,7 +3,7 @@
 // properties over ragged groups, misuse by message.
 #include "moe8/mx.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include "cpu/mx.h"
 #include "kernels/mx_args.h"

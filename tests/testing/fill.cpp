@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "testing/fill.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 namespace moe8::testing {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "testing/problem.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include "base/check.h"
 #include "reference/grouped_gemm.h"
