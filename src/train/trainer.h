@@ -15,6 +15,7 @@
 namespace moe8 {
 
 class TextData;
+class TransformerImpl;
 
 /// Who trains, for the record in metrics.jsonl; see RunStart.
 struct RunOrigin {

@@ -3,6 +3,8 @@
 // which form a kernel reads an operand of src/gemm/low_precision_gemm.h.
 #include "train/plan/memory_plan.h"
 
+#include <ATen/ops/promote_types.h>
+
 #include <cmath>
 #include <functional>
 #include <numeric>
