@@ -36,6 +36,12 @@ namespace moe8 {
 ///   5. _default: weights of Linear modules only
 using FqnToConfig = std::vector<std::pair<std::string, ConfigOrNone>>;
 
+/// Equal configs, or none on both sides: so that lists can be compared.
+inline bool operator==(const ConfigOrNone& a, const ConfigOrNone& b) {
+  return static_cast<const std::optional<Config>&>(a) ==
+         static_cast<const std::optional<Config>&>(b);
+}
+
 /// Whether a module is to be converted; `fqn` is its name, "" for the root.
 using FilterFn = std::function<bool(const torch::nn::Module& module, const std::string& fqn)>;
 

@@ -13,6 +13,7 @@
 
 #include "convert/aten_hooks.h"
 #include "moe8/safetensors.h"
+#include "moe8/transformer.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
 #include "train/schedule.h"

@@ -11,6 +11,7 @@
 
 #include "autograd/training_formats.h"
 #include "formats/integers.h"
+#include "moe8/transformer.h"
 #include "moe8/float8.h"
 #include "moe8/memory.h"
 #include "moe8/mx.h"

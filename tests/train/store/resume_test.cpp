@@ -12,6 +12,7 @@
 #include <map>
 #include <sstream>
 
+#include "moe8/transformer.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
 #include "train/store/run_lock.h"
