@@ -209,7 +209,7 @@ TEST(GroupedMM, BiasIsAddedInTheOutputDtypeAndSummedInFloat32) {
   const Inputs in = make_inputs({40, 0, 25}, 6, 48, 64);
   for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
     const at::Tensor bias = torch::randn({3, 48}).to(dtype).requires_grad_();
-    for (const RecipeInfo& recipe : recipes_of_experts()) {
+    for (const RecipeInfo& recipe : testing::recipes_of_experts()) {
       const auto product = [&](const std::optional<at::Tensor>& b) {
         return forward_backward(in, [&](const auto& A, const auto& B_t, const auto& offs) {
           return quantize_then_scaled_grouped_mm(A, B_t, offs, recipe.config, b);
