@@ -25,7 +25,9 @@ std::string number_text(double value, Format... format) {
 }  // namespace
 
 std::string shortest(double value) {
-  return number_text(value);
+  const double size = std::abs(value);
+  const bool fits = value == 0 || (size >= 1e-4 && size < 1e16);  // 500000, not 5e+05
+  return fits ? number_text(value, std::chars_format::fixed) : number_text(value);
 }
 std::string fixed_digits(double value, int digits) {
   return number_text(value, std::chars_format::fixed, std::min(digits, kMaxDigits));

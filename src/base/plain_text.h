@@ -18,7 +18,7 @@ std::string concat(const Parts&... parts) {
   return out.str();
 }
 
-/// The shortest text that reads back as the same number: "0.05", "1e-05", "3", "inf", "nan".
+/// The shortest text that reads back as the same number: "0.05", "500000", "1e-05", "inf".
 std::string shortest(double value);
 
 /// As printf's "%.*f" and "%.*g" in the C locale.

@@ -54,7 +54,11 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
 
   bool null() override { unexpected("null"); }
   bool boolean(bool value) override { unexpected(value ? "true" : "false"); }
-  bool number_float(double, const std::string& text) override { unexpected(shorten(text)); }
+  bool number_float(double, const std::string& text) override {
+    std::string as_written = text;  // the parser put the locale's decimal point into it
+    std::ranges::replace(as_written, ',', '.');
+    unexpected(shorten(as_written));
+  }
   bool binary(binary_t&) override { unexpected("binary data"); }
   bool number_integer(int64_t value) override {
     if (value < 0) unexpected(std::to_string(value));

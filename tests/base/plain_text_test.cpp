@@ -26,6 +26,11 @@ TEST(PlainText, ShortestReadsBackAsTheSameNumber) {
   EXPECT_EQ(shortest(0.05), "0.05");
   EXPECT_EQ(shortest(1e-5), "1e-05");
   EXPECT_EQ(shortest(3), "3");
+  EXPECT_EQ(shortest(-500000), "-500000");
+  EXPECT_EQ(shortest(0.0001), "0.0001");
+  EXPECT_EQ(shortest(1e15), "1000000000000000");
+  EXPECT_EQ(shortest(1e16), "1e+16");
+  EXPECT_EQ(shortest(0), "0");
   EXPECT_EQ(shortest(0.1 + 0.2), "0.30000000000000004");
   EXPECT_EQ(shortest(-INFINITY), "-inf");
   EXPECT_EQ(shortest(-NAN), "nan");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "testing/locale.h"
 
+#include <clocale>
 #include <cstdlib>
 #include <string>
 
@@ -28,6 +29,7 @@ void set_locale_of_environment() {
   const char* name = std::getenv("MOE8_TEST_LOCALE");
   if (!name) return;
   std::locale::global(std::string(name) == "streams" ? german() : std::locale(name));
+  std::setlocale(LC_MESSAGES, "C");  // the system's own messages stay English, as tests expect them
 }
 
 }  // namespace moe8::testing

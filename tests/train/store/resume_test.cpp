@@ -455,9 +455,9 @@ TEST(RunLock, TwoRunsInOneFolderAreRefused) {
     const RunLock lock(RunFolder{config.output.folder}.lock());
     RunOptions replace;
     replace.existing = ExistingRun::REPLACE;
-    const std::string expected =
-        c10::str("[train] output.folder: expected no other run in '", folder / "run",
-                 "', but one is going on (process ", ::getpid(), ")");
+    const std::string expected = "[train] output.folder: expected no other run in '" +
+                                 (folder / "run") + "', but one is going on (process " +
+                                 std::to_string(::getpid()) + ")";
     EXPECT_EQ(error_of([&] { resume(config); }), expected);
     EXPECT_EQ(error_of([&] { train(config, replace); }), expected);
   }
