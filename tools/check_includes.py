@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Standard headers are included where they are used, and only there; rooms of src/ include one way.
+"""Standard headers are included where they are used, and only there; rooms of src/ include one way; every
+file says its license.
 
 A header must include the standard header of every name of the table below that it uses, so that it does
 not depend on who includes it; no file may include one of the table's headers without using it. Deliberately
@@ -11,12 +12,14 @@ docs/architecture.md describes the rooms in the same order.
 
   check_includes.py [FILE...]       without files: all of FOLDERS
 """
+import itertools
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("include", "src", "apps", "tests", "bench", "examples", "tools")
+SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 # header: names after std:: that it alone should provide, as alternatives of a regular expression
 NAMES = {
@@ -111,6 +114,16 @@ def rooms_without_a_place():
         yield f"docs/architecture.md: expected the rooms of section 2 in the order {ROOMS}, got {described}"
 
 
+def files_without_a_license():
+    """Sources, scripts and build files whose first two lines lack the SPDX identifier."""
+    for folder in FOLDERS + ("cmake",):
+        for path in sorted((ROOT / folder).rglob("*")):
+            is_ours = path.suffix in SUFFIXES + (".py", ".sh", ".cmake") or path.name == "CMakeLists.txt"
+            if is_ours and not any("SPDX-License-Identifier: BSD-3-Clause" in line
+                                   for line in path.read_text(encoding="utf-8").split("\n")[:2]):
+                yield f"{path.relative_to(ROOT)}: the first line should be the SPDX identifier"
+
+
 def complaints(path):
     text = path.read_text(encoding="utf-8")
     yield from upward_includes(path, text)
@@ -126,9 +139,9 @@ def complaints(path):
 
 def main():
     listed = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*")
-                    if path.suffix in (".cpp", ".h", ".cu", ".cuh"))
+                    if path.suffix in SUFFIXES)
     failed = 0
-    for complaint in rooms_without_a_place():
+    for complaint in itertools.chain(rooms_without_a_place(), files_without_a_license()):
         print(complaint)
         failed += 1
     for name in sys.argv[1:] or listed:

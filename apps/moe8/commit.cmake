@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Writes a header with the commit that is built, when it is another than at the last build:
 #   cmake -DSOURCE=FOLDER -DOUT=commit.h -P commit.cmake
 execute_process(COMMAND git -C "${SOURCE}" describe --always --dirty --abbrev=10
