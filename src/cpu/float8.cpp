@@ -3,7 +3,7 @@
 //        tensor.
 // How:   a work item is a row, or kColumns columns of a set of rows; it is read twice, from memory
 //        for its amax and from cache for its codes or values.
-// Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2.
+// Floor: memory. Codes from bf16 read 2 and write 1 byte per element, fake-quantized bf16 2 and 2.
 #include "cpu/float8.h"
 
 #include "cpu/float_state.h"

@@ -5,7 +5,7 @@
 //        Along columns a tile is a slab of up to kWidth columns, read row by row: neighbouring rows
 //        often lie a power of two apart, and blocks of few columns would share a few lines of
 //        cache.
-// Floor: memory. Codes from bf16 read 2 and write 1 byte an element, fake-quantized bf16 2 and 2,
+// Floor: memory. Codes from bf16 read 2 and write 1 byte per element, fake-quantized bf16 2 and 2,
 //        both directions 2 and 4.
 #include "cpu/mx.h"
 

@@ -79,7 +79,7 @@ std::list<ResultAllocator::Memory> ResultAllocator::take(size_t size) {
   return taken;
 }
 
-// Memory is freed on the way out of failures, too: nothing is allocated here.
+// Memory is also freed on the way out of failures: nothing is allocated here.
 void ResultAllocator::take_back(void* context) {
   const std::unique_ptr<std::list<Memory>> taken(static_cast<std::list<Memory>*>(context));
   ResultAllocator& owner = *taken->front().owner;

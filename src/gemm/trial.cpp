@@ -16,7 +16,7 @@ namespace moe8 {
 namespace {
 
 constexpr int64_t kSize = 128;
-constexpr int64_t kEnds[] = {40, 200};  // of the two groups; the last is that of one group, too
+constexpr int64_t kEnds[] = {40, 200};  // of the two groups; the last is also that of one group
 
 // Codes whatever their scale, and exact in bf16.
 at::Tensor small_integers(at::IntArrayRef sizes, const at::Device& device) {

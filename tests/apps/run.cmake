@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# run(COMMAND...): prints the command and what it said, which is in run_output, too; fails as it fails.
+# run(COMMAND...): prints the command and what it said, which is also in run_output; fails as it fails.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE status OUTPUT_VARIABLE text ERROR_VARIABLE text)
   list(JOIN ARGV " " command)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Builds the consumer against the moe8 in PREFIX alone, and runs it and the installed command.
-list(JOIN FLAGS " " FLAGS)  # a sanitizer of the library must be the program's, too
+list(JOIN FLAGS " " FLAGS)  # a sanitizer of the library must be the program's as well
 foreach(file bin/moe8 include/moe8/mx.h share/doc/moe8/LICENSE
         share/bash-completion/completions/moe8 share/zsh/site-functions/_moe8
         share/fish/vendor_completions.d/moe8.fish)

@@ -369,7 +369,7 @@ TEST(AtenHooks, Autocast) {
     const Autocast autocast(at::kBFloat16);
     linear(x).sum().backward();
     EXPECT_EQ(linear->weight.grad().scalar_type(), at::kFloat);
-    // Taking the conversion back reaches the cached cast, too.
+    // Taking the conversion back also reaches the cached cast.
     dequantize_(*linear);
     EXPECT_EQ(grad_fn_of(linear(x)), "AddmmBackward0");
   }

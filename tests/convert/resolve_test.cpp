@@ -114,7 +114,7 @@ TEST(Resolve, NearestModuleDecides) {
                        {"layers.1.moe.router.weight", kFloat8},
                        {"layers.1.moe.shared.weight", kFloat8},
                        {"output.weight", kMxLinear}}));
-  // Among patterns, too: the nearest module first, then the order of the keys.
+  // Among patterns as well: the nearest module first, then the order of the keys.
   EXPECT_EQ(decisions({{"re:layers\\.\\d", kFp8}, {"re:.*\\.experts", kRceil}}),
             (Decisions{{"layers.1.moe.experts.w1", kRceil}, {"layers.1.moe.experts.w2", kRceil}}));
 }

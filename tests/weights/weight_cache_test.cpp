@@ -334,7 +334,7 @@ TEST_F(WeightCaching, TiedWeightsWithEqualCounters) {
   EXPECT_TRUE(same_bits(forward_uncached(second, step), step.forward(second)));
 }
 
-// Weights that came into being in other ways than by a factory are alone in their memory, too.
+// Weights that came into being in other ways than by a factory are alone in their memory as well.
 TEST_F(WeightCaching, WeightsAloneInTheirMemoryAreUsedAgain) {
   const std::vector<std::pair<const char*, std::function<void(Experts&)>>> origins = {
       {"made", [](Experts&) {}},

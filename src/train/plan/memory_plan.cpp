@@ -244,7 +244,7 @@ struct CodeBytes {
   double operator()(const MxFormat& format) const {
     const double length = double(shape[axis]), rest = numel(shape) / length;
     const double last = double(shape.back());
-    const bool packed = format.elem == ElemDtype::E2M1;  // two codes a byte along the last axis
+    const bool packed = format.elem == ElemDtype::E2M1;  // two codes per byte along the last axis
     const double data = packed ? numel(shape) / last * ceil_div(last, 2) : numel(shape);
     return data + rest * ceil_div(length, double(kMxBlock));
   }

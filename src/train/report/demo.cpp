@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The demo: several runs of one config, their tables and verdict. The page is report.cpp's.
+// The demo: several runs of one config, their tables and verdict. The page: report.cpp.
 #include "train/report/demo.h"
 
 #include <algorithm>

@@ -105,7 +105,7 @@ TEST(Demo, TrainsEveryRecipeAndWritesThePage) {
   EXPECT_THAT(page, HasSubstr("a&lt;b&gt;.txt"));
   EXPECT_EQ(page.find("a<b>"), std::string::npos);
   EXPECT_THAT(page, HasSubstr("fp8_rowwise"));
-  EXPECT_THAT(page, HasSubstr("Error of the products"));  // numerics are looked at in a demo, too
+  EXPECT_THAT(page, HasSubstr("Error of the products"));  // a demo looks at numerics
   for (const char* outside : {"href=", "src=", "nan", "inf,"}) {
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Going on with a stopped run: the same losses, what may change, and every way to be refused.
-// Killed runs are kill_test.cpp's.
+// Killed runs: kill_test.cpp.
 #include "train/store/resume.h"
 
 #include <unistd.h>
@@ -445,7 +445,7 @@ TEST(Resume, AFileInPlaceOfTheCheckpointsIsOneLine) {
               HasSubstr("checkpoints: expected to make the folder"));
 }
 
-// ---- one run a folder -------------------------------------------------------
+// ---- one run per folder -----------------------------------------------------
 TEST(RunLock, TwoRunsInOneFolderAreRefused) {
   const TemporaryFolder folder;
   const RunConfig config = short_config(folder);
