@@ -244,7 +244,7 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   const at::Tensor scale = x.scale.contiguous();
   const std::vector<float> repeated(
       x.granularity.kind == ScalingGranularity::TENSORWISE ? reduction.sets.size() : 0,
-      x.granularity.kind == ScalingGranularity::TENSORWISE ? scale.item<float>() : 0.0f);
+      x.granularity.kind == ScalingGranularity::TENSORWISE ? *scale.const_data_ptr<float>() : 0.0f);
   const at::Tensor out = allocate_result(x.data.sizes(), dtype.value_or(x.orig_dtype), codes);
   const Float8DequantizeArgs args{
       .elem = x.elem,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "weights/weight_cache.h"
 
+#include <c10/core/StorageImpl.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -79,7 +81,11 @@ WeightCache mode_from_environment() {
 
 // Lives as long as its weight (tags.h); read and changed under the cache's lock alone.
 struct KeptForms {
+  explicit KeptForms(const at::Tensor& W) : memory(W.storage().getWeakStorageImpl()) {}
+
   std::map<Part, Entry> parts;
+  // Of the weight. Somebody's weak reference to the weight keeps this alive longer than the memory.
+  c10::weak_intrusive_ptr<c10::StorageImpl> memory;
 };
 
 namespace {
@@ -141,6 +147,7 @@ class Cache {
 
   WeightCacheUse use() {
     const std::lock_guard lock(mutex_);
+    drop_dead();
     WeightCacheUse use{hits_, misses_, 0, 0};
     for_each_entry([&](const Entry& entry) {
       if (!entry.store) return;
@@ -178,12 +185,20 @@ class Cache {
   Entry* make_entry(const at::Tensor& W, const Observed& now) {
     std::shared_ptr<KeptForms>* const kept = make_room_for_forms(W);
     if (!kept) return nullptr;
-    if (!*kept) {
-      std::erase_if(all_, [](const auto& weight) { return weight.expired(); });
-      *kept = std::make_shared<KeptForms>();
+    if (!*kept || (*kept)->memory.expired()) {
+      drop_dead();
+      *kept = std::make_shared<KeptForms>(W);
       all_.push_back(*kept);
     }
     return &(*kept)->parts.try_emplace(Part(W), Entry{now.content, nullptr}).first->second;
+  }
+
+  void drop_dead() {
+    for (const std::weak_ptr<KeptForms>& weight : all_) {
+      const std::shared_ptr<KeptForms> kept = weight.lock();
+      if (kept && kept->memory.expired()) kept->parts.clear();
+    }
+    std::erase_if(all_, [](const auto& weight) { return weight.expired(); });
   }
 
   template <typename F>

@@ -5,8 +5,6 @@
 
 #include <torch/torch.h>
 
-#include <cfenv>
-#include <functional>
 
 #include "device/parallel.h"
 #include "moe8/moe8.h"
