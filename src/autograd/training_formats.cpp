@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "autograd/training_formats.h"
 
+#include <variant>
+
+#include "base/overloaded.h"
 #include "config/filled.h"
 
 namespace moe8 {
@@ -56,6 +59,14 @@ TrainingFormats formats_of(const Float8LinearConfig& config) {
 
 TrainingFormats training_formats(const Config& config) {
   return std::visit([](const auto& c) { return formats_of(c); }, config);
+}
+
+at::ScalarType out_dtype_of(const Config& config, at::ScalarType input) {
+  return std::visit(Overloaded{[](const FP8GroupedMMConfig& c) { return c.out_dtype; },
+                               [](const MXFP8GroupedMMConfig& c) { return c.out_dtype; },
+                               [&](const MXLinearConfig&) { return input; },
+                               [&](const Float8LinearConfig&) { return input; }},
+                    config);
 }
 
 }  // namespace moe8

@@ -17,4 +17,7 @@ struct TrainingFormats {
 /// The rows of docs/numerics.md, sections 4 and 5.
 TrainingFormats training_formats(const Config& config);
 
+/// The dtype of a product's result: a grouped config has its own, others keep that of the input.
+at::ScalarType out_dtype_of(const Config& config, at::ScalarType input);
+
 }  // namespace moe8

@@ -5,10 +5,9 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <variant>
 
+#include "autograd/training_formats.h"
 #include "base/check.h"
-#include "base/overloaded.h"
 #include "convert/hooks/layers.h"
 #include "moe8/linear.h"
 #include "ops/products.h"
@@ -156,17 +155,6 @@ void note_lost(const char* op, const Tensor& operand) {
   if (lost && !in_backward_of_libtorch()) note_high(op, lost->why, lost->ids);
 }
 
-// The dtype that a call of _grouped_mm asks for comes before that of the config.
-at::ScalarType out_dtype_of(const Config& config, std::optional<at::ScalarType> asked,
-                            const Tensor& x) {
-  if (asked) return *asked;
-  return std::visit(Overloaded{[](const FP8GroupedMMConfig& c) { return c.out_dtype; },
-                               [](const MXFP8GroupedMMConfig& c) { return c.out_dtype; },
-                               [&](const MXLinearConfig&) { return x.scalar_type(); },
-                               [&](const Float8LinearConfig&) { return x.scalar_type(); }},
-                    config);
-}
-
 }  // namespace
 
 std::optional<Tensor> try_matmul(const char* op, const Tensor& left, const Tensor& right,
@@ -225,7 +213,8 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
       is_left ? with_weight_on_the_left(left, right) : with_weight_on_the_right(left, right);
   if (!has_offs && (!fits(p) || x.numel() == 0 || weight.numel() == 0)) return std::nullopt;
   const Config& config = *tagged->config;
-  const at::ScalarType dtype = out_dtype_of(config, out_dtype, p.x);
+  // What the call asks for comes before the config.
+  const at::ScalarType dtype = out_dtype.value_or(out_dtype_of(config, p.x.scalar_type()));
   check_out_dtype(kOp, dtype);
   const InsideProduct inside;
   if (has_offs) {

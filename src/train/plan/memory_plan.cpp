@@ -75,15 +75,6 @@ double form_bytes(Gemm gemm, const GemmFormats& formats, at::ScalarType left, at
   return is_source ? 0 : bytes;
 }
 
-// Of a product's result; a grouped config has its own.
-at::ScalarType out_dtype_of(const Config& config, at::ScalarType input) {
-  return std::visit(Overloaded{[](const FP8GroupedMMConfig& c) { return c.out_dtype; },
-                               [](const MXFP8GroupedMMConfig& c) { return c.out_dtype; },
-                               [&](const MXLinearConfig&) { return input; },
-                               [&](const Float8LinearConfig&) { return input; }},
-                    config);
-}
-
 KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType input,
                      bool on_gpu) {
   const TrainingFormats formats = training_formats(config);
