@@ -9,11 +9,12 @@
 #include <torch/torch.h>
 
 #include <cstdlib>
+#include <exception>
 #include <random>
 
 #include "autograd/training_formats.h"
 #include "device/cuda_backend.h"
-#include "device/cuda_device.h"
+#include "device/implementation.h"
 #include "gemm/block_scaled_gemm.h"
 #include "moe8/moe8.h"
 #include "testing/compare.h"
@@ -369,9 +370,16 @@ class Graph {
     const c10::MempoolId_t pool{0, 77};
     allocator::beginAllocateToPool(stream_.device_index(), pool, is_ours);
     C10_CUDA_CHECK(cudaStreamBeginCapture(stream_.stream(), cudaStreamCaptureModeRelaxed));
-    work();
-    C10_CUDA_CHECK(cudaStreamEndCapture(stream_.stream(), &graph_));
+    std::exception_ptr failure;  // later than the end of the capture, which others would be part of
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    const cudaError_t ended = cudaStreamEndCapture(stream_.stream(), &graph_);
     allocator::endAllocateToPool(stream_.device_index(), pool);
+    if (failure) std::rethrow_exception(failure);
+    C10_CUDA_CHECK(ended);
     C10_CUDA_CHECK(cudaGraphInstantiate(&executable_, graph_, 0));
   }
 
@@ -387,6 +395,7 @@ class Graph {
 };
 
 TEST_F(OnGpu, AGraphOfForwardAndBackwardReplaysWithOtherGroups) {
+  if (!kernels_wanted()) GTEST_SKIP() << "MOE8_KERNELS=off: the next test";
   for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
     const Layer layer({{40, 0, 70, 18}, 0, 64, 96}, at::kBFloat16, 30);
     const at::Tensor a = gpu(layer.A).requires_grad_();
@@ -413,6 +422,20 @@ TEST_F(OnGpu, AGraphOfForwardAndBackwardReplaysWithOtherGroups) {
       EXPECT_TRUE(same_bits(expected.grad_W, grad_w.cpu())) << name;
     }
   }
+}
+
+// Without kernels a product reads offs on the host, and says so instead of breaking the capture.
+TEST_F(OnGpu, AGraphIsRefusedInWordsWhereThereAreNoKernels) {
+  if (kernels_wanted()) GTEST_SKIP() << "for MOE8_KERNELS=off";
+  const Layer layer({{40, 0, 70, 18}, 0, 64, 96}, at::kBFloat16, 31);
+  const at::Tensor a = gpu(layer.A), w = gpu(layer.W), offs = gpu(layer.offs);
+  const auto product = [&] {
+    const torch::NoGradGuard no_grad;
+    return quantize_then_scaled_grouped_mm(a, w.transpose(1, 2), offs, recipe("mxfp8_rceil"));
+  };
+  EXPECT_THAT(testing::error_of([&] { const Graph graph(product); }),
+              ::testing::HasSubstr("it reads offs on the host, which a CUDA graph cannot capture"));
+  EXPECT_EQ(product().size(0), layer.A.size(0));  // and the process goes on
 }
 
 // Kernels start while the ones before them end (cuda/launch.cuh), and memory goes from one to the
