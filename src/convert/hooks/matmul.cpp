@@ -198,7 +198,8 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
   if (in_backward_of_libtorch()) return std::nullopt;
   const Tensor& weight = is_left ? left : right;
   const Tensor& x = is_left ? right : left;
-  if (is_refused(x, weight)) return std::nullopt;
+  // Two dtypes are no error here: results are of the config's out_dtype, and the next experts take
+  // them whatever the dtype of their weights.
   const bool has_offs = offs && offs->defined();
   const bool has_bias = bias && bias->defined();
   if (has_bias && is_left) return std::nullopt;  // no axis of outputs to add it along
