@@ -42,11 +42,12 @@ uint64_t header_length(const InputFile& in) {
   }
   const std::optional<std::string> kind = foreign_kind(in);
   MOE8_CHECK(!kind, kLoad, in.path(), "expected a safetensors file, got ", *kind);
-  MOE8_CHECK(length <= kSafetensorsMaxHeader, kLoad, in.path(), "expected a header of at most ",
-             kSafetensorsMaxHeader, " bytes, got ", length, ". Is this a safetensors file?");
   fail(kLoad, in.path(),
-       concat("expected a header of ", length, " bytes, got a file of ", in.size(),
-              " bytes. Is the file cut off?"));
+       length > kSafetensorsMaxHeader
+           ? concat("expected a header of at most ", kSafetensorsMaxHeader, " bytes, got ", length,
+                    ". Is this a safetensors file?")
+           : concat("expected a header of ", length, " bytes, got a file of ", in.size(),
+                    " bytes. Is the file cut off?"));
 }
 
 // Contiguous on the CPU and free of autograd; bytes that LibTorch cannot copy by type go as U8.

@@ -18,18 +18,24 @@ std::locale german() {
   return {std::locale(), new German};  // the locale owns its facets
 }
 
+// The system's own messages stay English, as tests expect them. Returns the locale before.
+std::locale make_global(const std::locale& locale) {
+  std::locale before = std::locale::global(locale);
+  std::setlocale(LC_MESSAGES, "C");
+  return before;
+}
+
 }  // namespace
 
-GermanStreams::GermanStreams() : before_(std::locale::global(german())) {}
+GermanStreams::GermanStreams() : before_(make_global(german())) {}
 GermanStreams::~GermanStreams() {
-  std::locale::global(before_);
+  make_global(before_);
 }
 
 void set_locale_of_environment() {
   const char* name = std::getenv("MOE8_TEST_LOCALE");
   if (!name) return;
-  std::locale::global(std::string(name) == "streams" ? german() : std::locale(name));
-  std::setlocale(LC_MESSAGES, "C");  // the system's own messages stay English, as tests expect them
+  make_global(std::string(name) == "streams" ? german() : std::locale(name));
 }
 
 }  // namespace moe8::testing
