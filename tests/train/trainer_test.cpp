@@ -506,9 +506,15 @@ TEST(Progress, FitsTheTerminal) {
       const std::string line = out.str();
       EXPECT_EQ(line.front(), '\r');
       EXPECT_LE(line.size() - 1, static_cast<size_t>(std::max(1, columns - 1))) << line;
-      if (columns >= 40) EXPECT_THAT(line, HasSubstr("step ")) << line;
-      if (columns >= 40 && runs == 1) EXPECT_THAT(line, HasSubstr("loss 12.3456")) << line;
-      if (columns == 80 && runs == 1) EXPECT_THAT(line, HasSubstr("ETA ")) << line;
+      if (columns >= 40) {
+        EXPECT_THAT(line, HasSubstr("step ")) << line;
+      }
+      if (columns >= 40 && runs == 1) {
+        EXPECT_THAT(line, HasSubstr("loss 12.3456")) << line;
+      }
+      if (columns == 80 && runs == 1) {
+        EXPECT_THAT(line, HasSubstr("ETA ")) << line;
+      }
     }
   }
 }
