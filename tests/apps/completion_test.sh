@@ -55,7 +55,8 @@ expect_only "bash: a positional value" "$(in_bash completion z)" zsh
 expect "bash: files, blanks in their names" "$(in_bash plan --config '')" 'a file.toml' other.toml
 expect "bash: the second file" "$(in_bash plan --model x a)" 'a file.toml'
 expect_only "bash: folders only" "$(in_bash conformance a)" 'a folder'
-expect_only "bash: nothing after a flag" "$(in_bash recipes --json '')" ''
+expect_only "bash: nothing after a flag" "$(in_bash plan --json '')" ''
+expect_only "bash: a positional value after a flag" "$(in_bash recipes --json fp8)" fp8_rowwise
 expect_only "bash: nothing after a single value" "$(in_bash plan --recipe bf16 '')" ''
 expect_only "bash: an unknown command" "$(in_bash nothing --)" ''
 
