@@ -25,7 +25,7 @@ namespace moe8 {
 /// @return      [M, N] out_dtype (bf16 or float32), contiguous; rows at or past offs[E-1] are zero.
 /// @throws c10::Error when ranks, dtypes, devices or sizes disagree; the message names argument,
 ///         expected and got. On a CPU also when offs decreases or passes M; on a GPU only with
-///         MOE8_CHECK_OFFS=on, and otherwise such end rows count as clamped to [the one before, M].
+///         MOE8_CHECK_OFFS=on; otherwise results are not defined there, but stay in their tensors.
 /// Differentiable once in A, B_t and bias; gradients have their dtypes; an empty expert's are zero;
 /// that of bias is the unquantized sum over the expert's rows, in float32. Deterministic. No host
 /// synchronisation where moe8 has kernels (docs/env.md). Source: docs/numerics.md, section 4.

@@ -35,7 +35,8 @@ int64_t check_axis(const char* op, const at::Tensor& x, int64_t axis);
 
 /// End rows of groups: int32, 1-D, on `device`, `groups` of them unless that is -1; on a CPU also
 /// non-decreasing, from 0 to `rows`. On a GPU that is asked with MOE8_CHECK_OFFS=on only, since the
-/// host waits for the answer; without, wrong end rows count as clamped to [the one before, rows].
+/// host waits for the answer; without, kernels clamp what they read, so that wrong end rows give wrong
+/// results and do no other harm.
 void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t rows,
                 const at::Device& device);
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <exception>
 #include <random>
+#include <string_view>
 
 #include "autograd/training_formats.h"
 #include "device/cuda_backend.h"
@@ -421,6 +422,41 @@ TEST_F(OnGpu, AGraphOfForwardAndBackwardReplaysWithOtherGroups) {
       EXPECT_TRUE(same_bits(expected.grad_A, grad_a.cpu())) << name;
       EXPECT_TRUE(same_bits(expected.grad_W, grad_w.cpu())) << name;
     }
+  }
+}
+
+// What wrong end rows give is not said, but they must not reach outside a tensor.
+TEST_F(OnGpu, WrongEndRowsDoNoHarmOrAreTold) {
+  const char* const setting = std::getenv("MOE8_CHECK_OFFS");
+  const bool is_told = (setting && std::string_view(setting) == "on") || !kernels_wanted();
+  const Layer layer({{10, 20, 20}, 0, 64, 96}, at::kBFloat16, 33);
+  const Results expected = layer.run(recipe("mxfp8_rceil"), at::kCUDA);
+  for (const std::vector<int>& wrong : {std::vector<int>{5, 3, 9}, {-7, 3, 9}, {5, 7, 1000}}) {
+    Layer other = layer;
+    other.offs = torch::tensor(wrong, at::kInt);
+    const std::string told =
+        testing::error_of([&] { other.run(recipe("mxfp8_rceil"), at::kCUDA); });
+    EXPECT_EQ(told != "(no error)", is_told) << told;
+    if (is_told) EXPECT_THAT(told, ::testing::HasSubstr("offs: expected"));
+    c10::cuda::device_synchronize();
+  }
+  EXPECT_TRUE(same_bits(expected.out, layer.run(recipe("mxfp8_rceil"), at::kCUDA).out));
+}
+
+// One block of the metadata kernel scans 4096 groups; LibTorch's operations take more.
+TEST_F(OnGpu, MoreGroupsThanTheKernelsTake) {
+  Sizes sizes{std::vector<int64_t>(4100, 1), 2, 16, 16};
+  sizes.groups[7] = 0;
+  for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
+    Layer layer(sizes, at::kBFloat16, 0);
+    layer.A = testing::small_integers(layer.A.sizes(), at::kBFloat16, 1);
+    layer.W = testing::small_integers(layer.W.sizes(), at::kBFloat16, 2);
+    layer.grad_out = testing::small_integers(layer.grad_out.sizes(), at::kBFloat16, 3);
+    const Results expected = layer.run(recipe(name), at::kCPU);
+    const Results got = layer.run(recipe(name), at::kCUDA);
+    EXPECT_TRUE(same_values(expected.out, got.out)) << name;
+    EXPECT_TRUE(same_values(expected.grad_A, got.grad_A)) << name;
+    EXPECT_TRUE(same_values(expected.grad_W, got.grad_W)) << name;
   }
 }
 
