@@ -39,13 +39,18 @@ bool encode_tensor_map(CUtensorMap& map, const TensorMapSpec& spec) {
   const cuuint32_t box[kRank] = {static_cast<cuuint32_t>(kSwizzleBytes / spec.element_bytes),
                                  static_cast<cuuint32_t>(spec.box_middle), 1};
   const cuuint32_t every[kRank] = {1, 1, 1};
-  const CUresult result = encode(
-      &map,
-      spec.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      kRank, const_cast<void*>(spec.data), sizes, strides, box, every,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS;
+  const auto succeeds = [&] {
+    return encode(&map,
+                  spec.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                  kRank, const_cast<void*>(spec.data), sizes, strides, box, every,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  };
+  // The driver needs a context in this thread, which the runtime binds when one of its calls needs it:
+  // where a product is the first work of a thread (of a backward, say), none has yet.
+  return succeeds() || (cudaFree(nullptr) == cudaSuccess && succeeds());
 }
 
 }  // namespace moe8::cuda::sm90
