@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "convert/pattern.h"
 
 namespace moe8 {
@@ -39,7 +40,7 @@ std::string type_of(const Config& config) {
 }
 
 std::string key_name(const std::string& key) {
-  return c10::str("key '", key, "'");
+  return concat("key '", key, "'");
 }
 
 // ---- what a pattern that matched nothing may have meant ----------------------
@@ -84,10 +85,10 @@ std::string near_pattern(const Pattern& pattern, const std::vector<std::string>&
     });
     if (is_known) continue;
     guesses.push_back(
-        c10::str("no name has '", word, "', nearest parts: ", join(nearest(word, parts))));
+        concat("no name has '", word, "', nearest parts: ", join(nearest(word, parts))));
   }
   if (!guesses.empty()) return join(guesses, "; ");
-  return c10::str("nearest: ", join(names_with(words, names)));
+  return concat("nearest: ", join(names_with(words, names)));
 }
 
 // One entry of a FqnToConfig and what became of it.
@@ -265,8 +266,8 @@ class Resolver {
   }
 
   static void note_obstacle(Key& key, ConversionRow& row, const std::string& obstacle) {
-    if (key.near_miss.empty()) key.near_miss = c10::str(row.fqn, ": ", obstacle);
-    if (row.reason.empty()) row.reason = c10::str(key_name(key.text), ": ", obstacle);
+    if (key.near_miss.empty()) key.near_miss = concat(row.fqn, ": ", obstacle);
+    if (row.reason.empty()) row.reason = concat(key_name(key.text), ": ", obstacle);
   }
 
   static void take(const Key& key, const ParameterInfo& parameter, ConversionRow& row) {
@@ -288,20 +289,20 @@ class Resolver {
 
   std::string why_unmatched(const Key& key) const {
     if (!key.near_miss.empty()) {
-      return c10::str("can apply to nothing that it names, for example ", key.near_miss);
+      return concat("can apply to nothing that it names, for example ", key.near_miss);
     }
     if (key.text == kDefault) return "found no weight of a Linear";
     if (module_names_.contains(key.text)) return "names a module without parameters";
     for (const std::string& buffer : buffers_) {
       const bool is_named = key.pattern ? key.pattern->matches(buffer) : key.text == buffer;
       if (is_named) {
-        return c10::str("names the buffer '", buffer, "', and only parameters can be converted");
+        return concat("names the buffer '", buffer, "', and only parameters can be converted");
       }
     }
     const std::vector<std::string> names = all_names();
     if (names.empty()) return "matches no name: the model has no parameters";
-    if (key.pattern) return c10::str("matches no name; ", near_pattern(*key.pattern, names));
-    return c10::str("matches no name; nearest: ", join(nearest(key.text, names)));
+    if (key.pattern) return concat("matches no name; ", near_pattern(*key.pattern, names));
+    return concat("matches no name; nearest: ", join(nearest(key.text, names)));
   }
 
   std::vector<std::string> all_names() const {
@@ -317,12 +318,12 @@ class Resolver {
     if (unmatched == Unmatched::IGNORE) return;
     std::vector<std::string> complaints;
     for (const Key& key : keys_) {
-      if (!key.counted) complaints.push_back(c10::str("'", key.text, "' ", why_unmatched(key)));
+      if (!key.counted) complaints.push_back(concat("'", key.text, "' ", why_unmatched(key)));
     }
     if (complaints.empty()) return;
     const std::string text =
-        c10::str("expected every key to decide something, got ", join(complaints, "; and "), ". ",
-                 "A whole name must match, so 'x' inside a name is 're:.*x.*'.");
+        concat("expected every key to decide something, got ", join(complaints, "; and "), ". ",
+               "A whole name must match, so 'x' inside a name is 're:.*x.*'.");
     if (unmatched == Unmatched::ERROR) fail("FqnToConfig", "keys", text);
     log_warning("[FqnToConfig] keys: " + text);
   }
@@ -356,25 +357,24 @@ bool is_linear_weight(const ParameterInfo& parameter) {
 std::optional<std::string> why_inapplicable(const Config& config, const ParameterInfo& parameter) {
   const size_t rank = parameter.shape.size();
   if (is_grouped(config) && rank != 3) {
-    return c10::str("expected 3-D expert weights (E, N, K), got ", rank, "-D");
+    return concat("expected 3-D expert weights (E, N, K), got ", rank, "-D");
   }
   if (!is_grouped(config) && rank != 2) {
-    return c10::str("expected a 2-D weight (N, K), got ", rank, "-D");
+    return concat("expected a 2-D weight (N, K), got ", rank, "-D");
   }
   if (!is_grouped(config) && parameter.owner == OwnerKind::EMBEDDING) {
     return "expected the weight of a linear, got an Embedding's";
   }
   if (parameter.owner == OwnerKind::WITHOUT_PRODUCTS) {
-    return c10::str("expected ",
-                    is_grouped(config) ? "3-D expert weights" : "the weight of a linear",
-                    ", got a parameter of ", parameter.owner_type);
+    return concat("expected ", is_grouped(config) ? "3-D expert weights" : "the weight of a linear",
+                  ", got a parameter of ", parameter.owner_type);
   }
   if (parameter.is_replaced) {
     return "expected the tensor that its Linear computes with, got one that was replaced by "
            "assigning another to linear->weight. Assign by set_data(), or register the new one";
   }
   if (parameter.dtype != "bfloat16" && parameter.dtype != "float32") {
-    return c10::str("expected bfloat16 or float32, got ", parameter.dtype);
+    return concat("expected bfloat16 or float32, got ", parameter.dtype);
   }
   return std::nullopt;
 }
@@ -383,16 +383,16 @@ std::optional<std::string> why_unlikely(const Config& config, const ParameterInf
   if (parameter.owner != OwnerKind::OTHER) return std::nullopt;
   constexpr const char* kAnyway = ". A key that is exactly its name converts it all the same";
   if (const std::string word = telling_word(parameter.fqn); !word.empty()) {
-    return c10::str("expected the weight of a product, got what '", word,
-                    "' in its name says is none", kAnyway);
+    return concat("expected the weight of a product, got what '", word,
+                  "' in its name says is none", kAnyway);
   }
   const std::vector<int64_t>& shape = parameter.shape;
   const bool is_narrow = shape.back() == 1 || shape[shape.size() - 2] == 1;
   const bool is_single = is_grouped(config) && shape.front() == 1 &&
                          lower_case(parameter.fqn).find("expert") == std::string::npos;
   if (!is_narrow && !is_single) return std::nullopt;
-  return c10::str("expected ", is_grouped(config) ? "matrices of experts" : "a matrix", ", got ",
-                  at::IntArrayRef(shape), ", as of biases or a table of positions", kAnyway);
+  return concat("expected ", is_grouped(config) ? "matrices of experts" : "a matrix", ", got ",
+                at::IntArrayRef(shape), ", as of biases or a table of positions", kAnyway);
 }
 
 std::string converted_reason(const Config& config, const ParameterInfo& parameter) {

@@ -116,7 +116,7 @@ std::vector<ParameterShape> parameter_shapes(const TransformerConfig& config) {
   config.validate();
   std::vector<ParameterShape> list{{"tok_embeddings.weight", {config.vocab_size, config.dim}}};
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    const std::string prefix = c10::str("layers.", layer, ".");
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
     add_attention(list, prefix + "attention.", config);
     list.push_back({prefix + "attention_norm.weight", {config.dim}});
     list.push_back({prefix + "ffn_norm.weight", {config.dim}});

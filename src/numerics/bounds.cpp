@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "formats/elem.h"
 #include "moe8/config.h"
 
@@ -64,10 +64,7 @@ struct Search {
 };
 
 std::string number(double value) {
-  if (std::isnan(value)) return "nan";  // printf shows its sign
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", value);
-  return text;
+  return general_digits(value, 3);  // programs read these texts in metrics.jsonl and reports
 }
 
 }  // namespace

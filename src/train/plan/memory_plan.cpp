@@ -251,7 +251,7 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
   const TransformerConfig& c = config.model;
   SavedList list(Conversion(plan_conversion(config), config.training));
   for (int64_t number = 0; number < c.n_layers; ++number) {
-    const std::string layer = c10::str("layers.", number, ".");
+    const std::string layer = "layers." + std::to_string(number) + ".";
     add_norm(list, c);
     add_attention(list, c, layer);
     add_norm(list, c);
