@@ -12,6 +12,7 @@
 #include <exception>
 #include <random>
 #include <string_view>
+#include <thread>
 
 #include "autograd/training_formats.h"
 #include "device/cuda_backend.h"
@@ -458,6 +459,21 @@ TEST_F(OnGpu, MoreGroupsThanTheKernelsTake) {
     EXPECT_TRUE(same_values(expected.grad_A, got.grad_A)) << name;
     EXPECT_TRUE(same_values(expected.grad_W, got.grad_W)) << name;
   }
+}
+
+// A backward runs in a thread of its own, and may have nothing to quantize before it multiplies.
+TEST_F(OnGpu, AProductMayBeTheFirstWorkOfAThread) {
+  const Layer layer({{40, 24}, 0, 64, 96}, at::kBFloat16, 34);
+  const GemmProblem problem{.gemm = Gemm::GRAD_WEIGHT,
+                            .left = gpu(layer.grad_out),
+                            .right = gpu(layer.A),
+                            .groups = gpu(layer.offs),
+                            .formats = {HighPrecision{}, HighPrecision{}},
+                            .out_dtype = at::kBFloat16};
+  const at::Tensor expected = low_precision_gemm(problem);  // and what it keeps of the groups
+  at::Tensor got;
+  std::thread([&] { got = low_precision_gemm(problem); }).join();
+  EXPECT_TRUE(same_bits(expected.cpu(), got.cpu()));
 }
 
 // Without kernels a product reads offs on the host, and says so instead of breaking the capture.
