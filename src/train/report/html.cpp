@@ -60,13 +60,19 @@ std::string section(const std::string& title, const std::string& body, const std
 
 std::string html_table(const std::vector<std::string>& head,
                        const std::vector<std::vector<std::string>>& rows) {
+  std::vector<bool> shown(head.size(), false);
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) shown[i] = shown[i] || !row[i].empty();
+  }
   std::string html = "<div class=\"box\"><table class=\"cards-when-narrow\"><thead><tr>";
-  for (const std::string& cell : head) html += "<th>" + escaped(cell) + "</th>";
+  for (size_t i = 0; i < head.size(); ++i) {
+    if (shown[i]) html += "<th>" + escaped(head[i]) + "</th>";
+  }
   html += "</tr></thead><tbody>\n";
   for (const auto& row : rows) {
     html += "<tr>";
     for (size_t i = 0; i < row.size(); ++i) {
-      html += "<td data-label=\"" + escaped(head[i]) + "\">" + row[i] + "</td>";
+      if (shown[i]) html += "<td data-label=\"" + escaped(head[i]) + "\">" + row[i] + "</td>";
     }
     html += "</tr>\n";
   }

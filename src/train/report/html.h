@@ -29,7 +29,8 @@ std::string html_page(const std::string& title, const std::string& body, const s
 /// A part of the page with its title and, below, what to know about it (HTML).
 std::string section(const std::string& title, const std::string& body, const std::string& note);
 
-/// A table of cells that are HTML already; `head` is text. On a narrow screen every row is a card.
+/// A table of cells that are HTML already; `head` is text. Columns without a value are left out. On a
+/// narrow screen every row is a card.
 std::string html_table(const std::vector<std::string>& head,
                        const std::vector<std::vector<std::string>>& rows);
 

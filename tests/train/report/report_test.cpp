@@ -105,6 +105,11 @@ Report made_up(const TemporaryFolder& folder) {
           .bigram_loss = 2.4};
 }
 
+// Not HasSubstr: it would print the page.
+bool holds(const std::string& page, const std::string& part) {
+  return page.find(part) != std::string::npos;
+}
+
 size_t count_of(const std::string& text, const std::string& part) {
   size_t count = 0;
   for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++count;
@@ -152,18 +157,18 @@ TEST(Report, HoldsEveryPartAndNothingFromOutside) {
   EXPECT_EQ(malformed(page), "");
   for (const char* part :
        {"<h1>Runs &lt;compared&gt;</h1>", "An introduction.", "mx &amp; co", "+0.46 %", "20 of 40",
-        "500 MB", "byte-bigram table", "Difference to the first run", "Tokens per second",
-        "layers.1.moe.experts.w1", ">grad_weight</text>",
-        "layers.0.attention.wq.weight, step 10: 26 dB", ": exact", "expert 3: 2.86 x mean",
+        "500 MB", "byte-bigram table", "Training loss minus that of base", "Tokens per second",
+        "layers.1.moe.experts.w1", "<h4>grad_weight</h4>", "layers.0.attention.wq, step 10: 26 dB",
+        ": exact", "expert 3: 2.86 x mean",
         "step 40: layers.1.moe.experts: idle experts 0.25, expected at most 0.2",
         "prefers-color-scheme: dark", "width=device-width"}) {
-    EXPECT_THAT(page, HasSubstr(part));
+    EXPECT_TRUE(holds(page, part)) << part;
   }
   for (const char* outside :
        {"href=", "src=", "url(", "@import", "nan", "inf,", "http:", "https:"}) {
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
   }
-  EXPECT_THAT(page, HasSubstr("content=\"default-src 'none';"));
+  EXPECT_TRUE(holds(page, "content=\"default-src 'none';"));
   EXPECT_EQ(count_of(page, "<script"), 2u);
   EXPECT_EQ(count_of(page, "</script>"), 2u);  // none of the command line's
   // SQNR, load over steps, experts at the end: of two runs; load over steps of the third.
@@ -177,18 +182,18 @@ TEST(Report, SaysWhereARunComesFrom) {
   const std::string page = report_html(made_up(folder));
   for (const char* part : {"2026-01-02 03:04:05 UTC", "moe8 0.1.0 (abc)", "a CPU", "CPU, 2 threads",
                            "moe8 train --data 'a &lt;/script&gt; b'"}) {
-    EXPECT_THAT(page, HasSubstr(part));
+    EXPECT_TRUE(holds(page, part)) << part;
   }
 }
 
 TEST(Report, LoadOfEveryLayerAndBoundsAreShown) {
   const TemporaryFolder folder;
   const std::string page = report_html(made_up(folder));
-  EXPECT_THAT(page, HasSubstr("class=\"out\""));
-  EXPECT_THAT(page, HasSubstr("layers.1, step 3: 3.5 x mean, 2 without a token"));
-  EXPECT_THAT(page, HasSubstr("layers.1, step 25: 1.5 x mean</title>"));
-  EXPECT_THAT(page, HasSubstr(">bound: 3</text>"));
-  EXPECT_THAT(page, HasSubstr(">bound of float8_e4m3fn: 19 dB</text>"));
+  EXPECT_TRUE(holds(page, "class=\"out\""));
+  EXPECT_TRUE(holds(page, "layers.1, step 3: 3.5 x mean, 2 without a token"));
+  EXPECT_TRUE(holds(page, "layers.1, step 25: 1.5 x mean</title>"));
+  EXPECT_TRUE(holds(page, ">bound: 3</text>"));
+  EXPECT_TRUE(holds(page, ">bound of float8_e4m3fn: 19 dB</text>"));
 }
 
 // ---- the verdict ------------------------------------------------------------
@@ -262,10 +267,11 @@ TEST(Flops, CountWhatATokenIsMultipliedWith) {
 TEST(Report, ConfigsStandSideBySideWithWhatDiffersFirst) {
   const TemporaryFolder folder;
   const std::string page = report_html(made_up(folder));
-  EXPECT_THAT(page, HasSubstr("<tr class=\"differs\"><td>training.recipe</td><td>'bf16'</td>"
-                              "<td>'mxfp8_rceil'</td><td>'rowwise'</td></tr>"));
+  EXPECT_TRUE(holds(page,
+                    "<tr class=\"differs\"><td>training.recipe</td><td>'bf16'</td>"
+                    "<td>'mxfp8_rceil'</td><td>'rowwise'</td></tr>"));
   EXPECT_EQ(count_of(page, "class=\"differs\""), 1u);
-  EXPECT_THAT(page, HasSubstr("<tr><td>data.files</td><td>[ 'a&lt;b&gt;&amp;&quot;c&quot;.txt' ]"));
+  EXPECT_TRUE(holds(page, "<tr><td>data.files</td><td>[ 'a&lt;b&gt;&amp;&quot;c&quot;.txt' ]"));
 }
 
 TEST(Report, OneRunWithoutNumericsHasNoEmptyParts) {
