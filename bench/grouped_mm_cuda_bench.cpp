@@ -191,8 +191,9 @@ void add_gemm_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer,
                     const Form right = w->form(weight_key, groups);
                     at::_scaled_grouped_mm(left.data.view(at::kFloat8_e4m3fn),
                                            right.data.view(at::kFloat8_e4m3fn).transpose(1, 2),
-                                           left.scale, right.scale, layer->offs, std::nullopt,
-                                           std::nullopt, at::kBFloat16, /*use_fast_accum=*/true);
+                                           left.decode_scale, right.decode_scale, layer->offs,
+                                           std::nullopt, std::nullopt, at::kBFloat16,
+                                           /*use_fast_accum=*/true);
                     wait();
                   }});
   const auto add = [&](Gemm gemm, const GemmFormats& f, const std::shared_ptr<Operand>& left,

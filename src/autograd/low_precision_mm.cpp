@@ -170,7 +170,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
     if (product.saved_form) {
       const Form form = a.form(*product.saved_form, product.groups);
       tensors[kInput] = form.data;
-      tensors[kInputScale] = form.scale;
+      tensors[kInputScale] = form.decode_scale;
     } else if (product.needs_grad_weight) {
       tensors[kInput] = A;
     }

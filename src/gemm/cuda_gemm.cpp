@@ -145,8 +145,8 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
   args.left_pitch = left.data.size(-1);
   args.right = right.data.const_data_ptr();
   args.right_pitch = right.data.size(-1);
-  args.row_scale = left.scale.const_data_ptr<float>();
-  args.col_scale = right.scale.const_data_ptr<float>();
+  args.row_scale = left.decode_scale.const_data_ptr<float>();
+  args.col_scale = right.decode_scale.const_data_ptr<float>();
   if (p.gemm == Gemm::GRAD_WEIGHT) {
     args.padded_starts = groups.metadata.padded_starts;
     args.padded_tokens = groups.metadata.padded_rows();

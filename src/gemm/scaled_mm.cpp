@@ -92,8 +92,8 @@ at::Tensor scaled_mm_gemm(const GemmProblem& p) {
   const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
   const at::Tensor a = as_float8(as_matrix(left.data), p.formats.left);
   const at::Tensor b = as_float8(as_matrix(right.data), p.formats.right).t();
-  at::Tensor scale_a = left.scale.reshape({-1, 1});
-  at::Tensor scale_b = right.scale.reshape({1, -1});
+  at::Tensor scale_a = left.decode_scale.reshape({-1, 1});
+  at::Tensor scale_b = right.decode_scale.reshape({1, -1});
   if (is_tensorwise(p)) {
     scale_a = scale_a.narrow(0, 0, 1).reshape({});
     scale_b = scale_b.narrow(1, 0, 1).reshape({});
@@ -132,8 +132,8 @@ at::Tensor scaled_grouped_mm_gemm(const GemmProblem& p) {
   const at::Tensor b = as_float8(right.data, p.formats.right).transpose(1, 2);
   const at::Tensor ends = clamped_ends(*p.groups.offs(), p.left.size(0)).to(at::kInt);
   const at::Tensor out =
-      at::_scaled_grouped_mm(a, b, left.scale, right.scale, ends, std::nullopt, std::nullopt,
-                             p.out_dtype, p.formats.use_fast_accum);
+      at::_scaled_grouped_mm(a, b, left.decode_scale, right.decode_scale, ends, std::nullopt,
+                             std::nullopt, p.out_dtype, p.formats.use_fast_accum);
   const at::Tensor in_no_group = group_of_rows(ends, p.left.size(0)).eq(ends.numel());
   return out.masked_fill(in_no_group.unsqueeze(1), 0);
 }

@@ -79,7 +79,7 @@ class Float8Forms {
 
   void allocate_rows(Form& form) const {
     std::vector<int64_t> sizes = row_sizes();
-    form.scale = empty_on(s_.x, sizes, at::kFloat);
+    form.decode_scale = empty_on(s_.x, sizes, at::kFloat);
     sizes.push_back(code_pitch(s_.columns));
     form.data = empty_on(s_.x, sizes, at::kByte);
   }
@@ -99,7 +99,8 @@ class Float8Forms {
     args.pitch = code_pitch(s_.columns);
     args.inverse_scale = inverse.mutable_data_ptr<float>();
     check_launch(kOp, cuda::launch_float8_tensor(args, stream_));
-    form.scale.copy_(inverse.expand(form.scale.numel()).view(form.scale.sizes()));
+    form.decode_scale.copy_(
+        inverse.expand(form.decode_scale.numel()).view(form.decode_scale.sizes()));
   }
 
   void make_rows(Form& form, bool wants_columns) {
@@ -107,7 +108,7 @@ class Float8Forms {
     auto args = this->args<cuda::Float8RowsArgs>();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
     args.pitch = code_pitch(s_.columns);
-    args.inverse_scale = form.scale.mutable_data_ptr<float>();
+    args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
     if (wants_columns) {
       amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
       args.column_amax = amax_bits(amax_);
@@ -121,12 +122,12 @@ class Float8Forms {
     const int64_t width = s_.groups.transposed_columns();
     form.data = s_.is_matrix ? empty_on(s_.x, {s_.columns, width}, at::kByte)
                              : empty_on(s_.x, {s_.groups.groups, s_.columns, width}, at::kByte);
-    form.scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+    form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
     auto args = this->args<cuda::Float8TransposedArgs>();
     args.amax = amax_bits(amax_);
     args.one_scale = one_scale();
     args.codes = form.data.mutable_data_ptr<uint8_t>();
-    args.inverse_scale = form.scale.mutable_data_ptr<float>();
+    args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
     if (rows) {
       allocate_rows(*rows);
       args.row_codes = rows->data.mutable_data_ptr<uint8_t>();

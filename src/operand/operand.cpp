@@ -64,7 +64,7 @@ class FormStore {
     int64_t sum = 0;
     for (const Form& form : forms_) {
       sum += static_cast<int64_t>(form.data.nbytes());
-      if (form.scale.defined()) sum += static_cast<int64_t>(form.scale.nbytes());
+      if (form.decode_scale.defined()) sum += static_cast<int64_t>(form.decode_scale.nbytes());
     }
     return sum;
   }

@@ -33,8 +33,8 @@ struct FormKey {
 
 struct Form {
   FormKey key;
-  at::Tensor data;   // BF16, FLOAT32: contiguous, shape of the source. FLOAT8: see cuda_forms.h
-  at::Tensor scale;  // FLOAT8 only: what a product is multiplied by
+  at::Tensor data;  // BF16, FLOAT32: contiguous, shape of the source. FLOAT8: see cuda_forms.h
+  at::Tensor decode_scale;  // FLOAT8 only: multiplies codes, and so products of them
 };
 
 /// Forms of one tensor. Several operands may share a store when they stand for the same tensor with

@@ -22,7 +22,7 @@ const std::vector<Float8Format>& formats() {
 at::Tensor values_of(const Form& form, const Float8Format& format, int64_t contracted) {
   const at::Tensor codes =
       form.data.view(format.elem == ElemDtype::E4M3 ? at::kFloat8_e4m3fn : at::kFloat8_e5m2);
-  return codes.to(at::kFloat).narrow(-1, 0, contracted) * form.scale.unsqueeze(-1);
+  return codes.to(at::kFloat).narrow(-1, 0, contracted) * form.decode_scale.unsqueeze(-1);
 }
 
 TEST(CompositeForms, CodesStandForTheValues) {
