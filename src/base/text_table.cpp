@@ -11,7 +11,7 @@ using Row = std::vector<std::string>;
 using Rows = std::vector<Row>;
 
 constexpr size_t kGap = 2;
-constexpr size_t kNarrowest = 12;  // a column is not folded further
+constexpr size_t kMinWidth = 12;  // a column is not folded further
 
 bool begins_character(char c) {
   return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
@@ -44,7 +44,7 @@ std::vector<size_t> fitting(std::vector<size_t> widths, size_t columns) {
   if (sum <= columns) return widths;
   const auto widest = std::ranges::max_element(widths);
   const size_t rest = sum - *widest;
-  *widest = std::max(kNarrowest, columns > rest ? columns - rest : 0);
+  *widest = std::max(kMinWidth, columns > rest ? columns - rest : 0);
   return widths;
 }
 

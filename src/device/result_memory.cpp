@@ -46,7 +46,7 @@ constexpr bool kAlwaysFresh = false;
 }  // namespace
 
 c10::DataPtr ResultAllocator::allocate(size_t bytes) {
-  if (bytes < kLeast || kAlwaysFresh) return c10::GetCPUAllocator()->allocate(bytes);
+  if (bytes < kMinBytes || kAlwaysFresh) return c10::GetCPUAllocator()->allocate(bytes);
   auto taken = std::make_unique<std::list<Memory>>();
   *taken = take(rounded_up(bytes));
   if (taken->empty()) return c10::GetCPUAllocator()->allocate(bytes);  // whose error is LibTorch's

@@ -12,11 +12,11 @@
 
 namespace moe8 {
 
-/// Allocates like LibTorch's allocator below kLeast bytes. Larger memory that is freed is kept, up
+/// Allocates like LibTorch's allocator below kMinBytes bytes. Larger memory that is freed is kept, up
 /// to `most_idle` bytes, the least recently used being returned first. Safe for several threads.
 class ResultAllocator final : public c10::Allocator {
  public:
-  static constexpr size_t kLeast = size_t{2} << 20;
+  static constexpr size_t kMinBytes = size_t{2} << 20;
 
   explicit ResultAllocator(size_t most_idle) : most_idle_(most_idle) {}
   ~ResultAllocator() override { free_idle(); }

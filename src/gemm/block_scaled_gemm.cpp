@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kPadding = 128;  // rows of a tile of scales; 32 would do for the codes
 constexpr int64_t kAlignment = 16;
-constexpr int64_t kMostGroups = 1023;
+constexpr int64_t kMaxGroups = 1023;
 
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
@@ -155,8 +155,8 @@ std::optional<std::string> block_scaled_refusal(const GemmProblem& p) {
   if (p.left.size(0) == 0 || N == 0 || K == 0) return "an operand is empty";
   if (contracted % kMxBlock != 0) return "the contracted size is not divisible by 32";
   if (N % kAlignment != 0 || K % kAlignment != 0) return "a size is not divisible by 16";
-  if (p.groups.count() < 1 || p.groups.count() > kMostGroups) {
-    return c10::str("the groups are not between 1 and ", kMostGroups);
+  if (p.groups.count() < 1 || p.groups.count() > kMaxGroups) {
+    return c10::str("the groups are not between 1 and ", kMaxGroups);
   }
   return device_refusal(device);
 }

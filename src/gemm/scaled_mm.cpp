@@ -13,7 +13,7 @@ namespace moe8 {
 namespace {
 
 constexpr int64_t kAlignment = 16;  // of every size that the calls take
-constexpr int64_t kMostGroups = 1024;
+constexpr int64_t kMaxGroups = 1024;
 
 const Float8Format* float8(const OperandFormat& format) {
   return std::get_if<Float8Format>(&format);
@@ -111,7 +111,7 @@ std::optional<std::string> scaled_grouped_mm_refusal(const GemmProblem& p) {
   if (!is_e4m3(p.formats.left) || !is_e4m3(p.formats.right)) {
     return "at::_scaled_grouped_mm takes float8_e4m3fn only";
   }
-  if (p.groups.count() > kMostGroups) return c10::str("more than ", kMostGroups, " groups");
+  if (p.groups.count() > kMaxGroups) return c10::str("more than ", kMaxGroups, " groups");
   const at::Device& device = p.left.device();
   if (!is_hopper(device) && !is_blackwell(device)) {
     return c10::str("it needs compute capability 9.0 or 10.x, ", device, " has ",

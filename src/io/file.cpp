@@ -22,7 +22,7 @@
 namespace moe8 {
 namespace {
 
-constexpr uint64_t kLargestCall = uint64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
+constexpr uint64_t kMaxCall = uint64_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
 
 constexpr mode_t kPrivate = 0600, kByUmask = 0666;  // permissions of new files
 
@@ -86,7 +86,7 @@ void write_all(const char* op, const std::string& path, const Descriptor& file, 
                uint64_t count) {
   const auto* in = static_cast<const char*>(bytes);
   while (count > 0) {
-    const ssize_t done = ::write(file.get(), in, std::min(count, kLargestCall));
+    const ssize_t done = ::write(file.get(), in, std::min(count, kMaxCall));
     if (done < 0 && errno == EINTR) continue;
     MOE8_CHECK(done >= 0, op, path, "expected to write ", count,
                " more bytes, got: ", reason(errno));
@@ -138,7 +138,7 @@ InputFile::InputFile(const char* op, const std::string& path) : op_(op), path_(p
 void InputFile::read(void* to, uint64_t count, uint64_t position) const {
   auto* out = static_cast<char*>(to);
   for (uint64_t done = 0; done < count;) {
-    const ssize_t got = ::pread(fd_.get(), out + done, std::min(count - done, kLargestCall),
+    const ssize_t got = ::pread(fd_.get(), out + done, std::min(count - done, kMaxCall),
                                 static_cast<off_t>(position + done));
     if (got < 0 && errno == EINTR) continue;
     MOE8_CHECK(got >= 0, op_, path_, "expected ", count, " bytes at ", position,

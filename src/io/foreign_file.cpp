@@ -16,7 +16,7 @@ namespace moe8 {
 namespace {
 
 constexpr uint64_t kFirstBytes = 4096;
-constexpr uint64_t kLargestIndex = uint64_t{32} << 20;
+constexpr uint64_t kMaxIndex = uint64_t{32} << 20;
 constexpr size_t kMaxNames = 20;  // in one message
 
 constexpr std::string_view kConvert =
@@ -56,7 +56,7 @@ std::string listed(const std::set<std::string>& names) {
 
 // model.safetensors.index.json: {"weight_map": {"name of a tensor": "name of its file", ...}}
 std::optional<std::string> index_kind(const InputFile& file) {
-  if (file.size() > kLargestIndex) return std::nullopt;
+  if (file.size() > kMaxIndex) return std::nullopt;
   std::string text(file.size(), '\0');
   file.read(text.data(), text.size(), 0);
   const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -85,13 +85,13 @@ bool is_text(char c) {
 
 // Nine of ten pairs are printable ASCII with a NUL byte at `nul` (0 or 1).
 bool is_ascii_in_pairs(std::string_view bytes, size_t nul) {
-  constexpr size_t kFewest = 16;
+  constexpr size_t kMinPairs = 16;
   const size_t pairs = bytes.size() / 2;
   size_t fitting = 0;
   for (size_t i = 0; i < pairs; ++i) {
     fitting += bytes[2 * i + nul] == '\0' && is_text(bytes[2 * i + 1 - nul]);
   }
-  return pairs >= kFewest && 10 * fitting >= 9 * pairs;
+  return pairs >= kMinPairs && 10 * fitting >= 9 * pairs;
 }
 
 }  // namespace

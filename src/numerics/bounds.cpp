@@ -17,7 +17,7 @@ namespace {
 using Q = NumericsQuantity;
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
-constexpr double kFewRows = 16;  // per expert: with fewer, an idle one is no sign of anything
+constexpr double kMinMeanRows = 16;  // per expert: with fewer, an idle one is no sign of anything
 constexpr double kMostOfTheWay = 2.0 / 3;  // of the busiest expert, from balance to all tokens
 
 const NumericsBound* find_bound(const std::vector<NumericsBound>& bounds, Q quantity,
@@ -42,7 +42,7 @@ struct Search {
   }
 
   void check(const ExpertTokens& experts) {
-    if (experts.mean() < kFewRows) return;
+    if (experts.mean() < kMinMeanRows) return;
     if (const NumericsBound* bound = find_bound(bounds, Q::BUSIEST_EXPERT, {})) {
       NumericsBound reachable = *bound;
       reachable.most = most_for_busiest(bound->most, experts.largest());

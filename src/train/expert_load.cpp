@@ -11,8 +11,8 @@
 namespace moe8 {
 namespace {
 
-constexpr int64_t kFewSteps = 10;  // for so many an expert may well get nothing
-constexpr double kFewRows = 16;    // of an expert in them, on average: likewise
+constexpr int64_t kMinSteps = 10;    // for so many an expert may well get nothing
+constexpr double kMinMeanRows = 16;  // of an expert in them, on average: likewise
 
 }  // namespace
 
@@ -64,10 +64,10 @@ void StarvedExperts::add(const std::vector<ExpertTokens>& layers) {
 std::vector<NumericsWarning> StarvedExperts::take() {
   std::vector<NumericsWarning> warnings;
   const auto bound = default_bound(NumericsQuantity::STARVED_EXPERTS, {});
-  if (steps_ < kFewSteps || !bound) return warnings;
+  if (steps_ < kMinSteps || !bound) return warnings;
   for (const ExpertTokens& layer : sums_) {
     const auto count = static_cast<double>(std::ranges::count(layer.tokens, 0));
-    if (layer.mean() < kFewRows || count <= bound->most) continue;
+    if (layer.mean() < kMinMeanRows || count <= bound->most) continue;
     warnings.push_back({layer.fqn, NumericsQuantity::STARVED_EXPERTS, count, *bound});
   }
   sums_.clear();

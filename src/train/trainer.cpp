@@ -68,9 +68,9 @@ class Patience {
 
   // With its validation and checkpoint.
   void step_took(double seconds) {
-    constexpr double kLeast = 120, kTimesLongest = 10;
+    constexpr double kMinSeconds = 120, kTimesLongest = 10;
     longest_ = std::max(longest_, seconds);
-    if (say_) say_(kLeast + kTimesLongest * longest_);
+    if (say_) say_(kMinSeconds + kTimesLongest * longest_);
   }
 
  private:

@@ -198,7 +198,7 @@ class Registry {
     at::Tensor lock() const { return weight ? at::Tensor(weight->lock()) : at::Tensor(); }
   };
 
-  static constexpr size_t kFewEntries = 64;
+  static constexpr size_t kMinPurgeAt = 64;
 
   // Entries of dead weights go when the table has doubled: cheap per insertion.
   void purge(std::vector<at::Tensor>& alive) {
@@ -209,12 +209,12 @@ class Registry {
     has_scanned_ = std::any_of(alive.begin(), alive.end(), [](const at::Tensor& weight) {
       return weight.defined() && views_lose(weight);
     });
-    purge_at_ = 2 * entries_.size() + kFewEntries;
+    purge_at_ = 2 * entries_.size() + kMinPurgeAt;
   }
 
   mutable std::shared_mutex mutex_;
   std::unordered_map<const c10::TensorImpl*, Entry> entries_;
-  size_t purge_at_ = kFewEntries;
+  size_t purge_at_ = kMinPurgeAt;
   std::atomic<bool> has_scanned_{false};
 };
 

@@ -22,7 +22,7 @@ namespace {
 constexpr const char* kOp = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
-constexpr double kMany = 1e9;  // more than any count that makes sense
+constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
   double lowest;
@@ -169,11 +169,11 @@ std::string rules_text(const std::vector<ConversionRule>& rules) {
 }
 
 // ---- the table --------------------------------------------------------------
-constexpr Range kAny{-kMany, kMany};
-constexpr Range kCount{1, kMany};
-constexpr Range kCountOrZero{0, kMany};
-constexpr Range kPositive{0, kMany, false};
-constexpr Range kNotNegative{0, kMany};
+constexpr Range kAny{-kMaxCount, kMaxCount};
+constexpr Range kCount{1, kMaxCount};
+constexpr Range kCountOrZero{0, kMaxCount};
+constexpr Range kPositive{0, kMaxCount, false};
+constexpr Range kNotNegative{0, kMaxCount};
 constexpr Range kBelowOne{0, 0.999999};
 
 // Visits every setting: visit(section, key, member, range). Ranges of the model that depend on

@@ -91,7 +91,7 @@ Verdict verdict(const DemoResult& result) {
   for (const RunRecord& run : result.runs) {
     const double difference = std::abs(difference_percent(run, result.runs.front()).value_or(NAN));
     const double below = result.bigram_loss - run.validation_loss.value_or(NAN);
-    passed = passed && difference <= kMostDifferencePercent && below >= kLeastGainOverBigram;
+    passed = passed && difference <= kMaxDifferencePercent && below >= kMinGainOverBigram;
     furthest = std::max(furthest, difference);
     gain = std::min(gain, below);
   }
@@ -101,7 +101,7 @@ Verdict verdict(const DemoResult& result) {
   if (passed) return {true, "The demo succeeded: all " + facts + "."};
   return {false, "The demo failed: " + facts +
                      text_of("; expected within %.0f%% and at least %.2f nats.",
-                             kMostDifferencePercent, kLeastGainOverBigram)};
+                             kMaxDifferencePercent, kMinGainOverBigram)};
 }
 
 }  // namespace moe8

@@ -21,8 +21,8 @@ struct DemoResult {
 };
 
 /// Bars that every run has to clear for the demo to succeed.
-inline constexpr double kMostDifferencePercent = 1.0;
-inline constexpr double kLeastGainOverBigram = 0.15;  // nats per byte
+inline constexpr double kMaxDifferencePercent = 1.0;
+inline constexpr double kMinGainOverBigram = 0.15;  // nats per byte
 
 /// Trains config.model once per recipe, a step of each in turn, each in the folder
 /// `config.output.folder`/RECIPE (runs of an earlier demo there are replaced), and writes

@@ -11,15 +11,15 @@ namespace {
 
 using Runs = std::vector<RunRecord>;
 
-constexpr size_t kMostWarnings = 40;  // of a run
-constexpr size_t kMostStarts = 10;    // likewise
+constexpr size_t kMaxWarnings = 40;  // of a run
+constexpr size_t kMaxStarts = 10;    // likewise
 
 std::string warnings_of(const RunRecord& run) {
   std::string html;
   size_t shown = 0;
   for (size_t n = run.numerics.size(); n-- > 0;) {
     for (const std::string& text : run.numerics[n].warnings) {
-      if (++shown > kMostWarnings) return html;
+      if (++shown > kMaxWarnings) return html;
       html += html_text("<li>step %lld: ", static_cast<long long>(run.numerics[n].step)) +
               escaped(text) + "</li>\n";
     }
@@ -70,7 +70,7 @@ std::string warnings_section(const Runs& runs) {
   if (html.empty()) return "";
   return section("Warnings", html,
                  html_text("Values that left their bounds, the last first, at most %zu of a run.",
-                           kMostWarnings));
+                           kMaxWarnings));
 }
 
 std::string origins_section(const Runs& runs) {
@@ -81,7 +81,7 @@ std::string origins_section(const Runs& runs) {
             origin_row("folder", "<code>" + escaped(runs[i].folder) + "</code>");
     size_t shown = 0;
     for (const RunStart& start : runs[i].starts) {
-      if (++shown <= kMostStarts) html += origin_of(start);
+      if (++shown <= kMaxStarts) html += origin_of(start);
     }
     html += "</tbody></table></div>\n";
   }

@@ -10,9 +10,9 @@
 namespace moe8 {
 namespace {
 
-constexpr int kRowHeight = 14;       // pixels, as in page.css
-constexpr size_t kMostCells = 5000;  // of a panel
-constexpr size_t kFewestColumns = 10, kMostColumns = 120;
+constexpr int kRowHeight = 14;      // pixels, as in page.css
+constexpr size_t kMaxCells = 5000;  // of a panel
+constexpr size_t kMinColumns = 10, kMaxColumns = 120;
 
 // Dark to light, equally spaced; in the manner of viridis: even steps of lightness, and readable
 // without colour.
@@ -125,8 +125,8 @@ std::string to_html(const HeatMap& map) {
 }
 
 size_t columns_for(size_t rows, size_t wanted) {
-  const size_t room = kMostCells / std::max<size_t>(1, rows);
-  return std::min(wanted, std::clamp(room, kFewestColumns, kMostColumns));
+  const size_t room = kMaxCells / std::max<size_t>(1, rows);
+  return std::min(wanted, std::clamp(room, kMinColumns, kMaxColumns));
 }
 
 }  // namespace moe8

@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kDrawnPieces = 600;                                // of a curve in the SVG
 constexpr size_t kZoomPieces = 1500;                                // for page.js, which zooms in
-constexpr size_t kFewPoints = 40;                                   // are marked one by one
+constexpr size_t kMaxMarkedPoints = 40;                             // are marked one by one
 constexpr double kLeft = 62, kRight = 14, kTop = 10, kBottom = 34;  // in SVG units
 
 struct Range {
@@ -154,7 +154,7 @@ std::string polyline(const Curve& curve, const Axes& axes) {
     const double x = axes.px(curve.x[i]), y = axes.py(curve.y[i]);
     if (!std::isfinite(y)) continue;
     points += html_text("%.1f,%.1f ", x, y);
-    if (curve.is_raw || curve.y.size() > kFewPoints) continue;
+    if (curve.is_raw || curve.y.size() > kMaxMarkedPoints) continue;
     marks += html_text("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>", x, y,
                        run_colour(curve.run));
   }

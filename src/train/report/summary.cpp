@@ -118,7 +118,7 @@ std::string table(const Report& report) {
   if (!uneven.empty()) {
     uneven =
         "<p class=\"note\">No ratio where a speed says little: " + escaped(uneven) +
-        html_text(". Above %.1f x it would tell of what else the machine did.</p>\n", kMostSpread);
+        html_text(". Above %.1f x it would tell of what else the machine did.</p>\n", kMaxSpread);
   }
   return html_table(head, rows) +
          "<p class=\"note\">Losses in nats per token; train loss: mean of the last steps. Speeds: "

@@ -18,7 +18,7 @@ using Runs = std::vector<RunRecord>;
 
 constexpr size_t kStretches = 10;
 constexpr double kStudent = 2.262;  // 97.5 % of Student's t with kStretches - 1 degrees of freedom
-constexpr size_t kFewestCommonSteps = 40;  // a quarter of them makes stretches of a step each
+constexpr size_t kMinCommonSteps = 40;  // a quarter of them makes stretches of a step each
 
 // Keys that decide in what and where a run computes or writes, not what it learns.
 bool is_no_other_run(const std::string& key) {
@@ -55,7 +55,7 @@ Kind kind_of(const RunRecord& run, const RunRecord& first,
   if (!other_differences(run, first).empty()) return Kind::OTHER_SETTINGS;
   if (!difference) return Kind::TOO_SHORT;
   if (!difference->within_noise()) return Kind::DIFFERENT;
-  return difference->margin_percent() <= kWidestMarginPercent ? Kind::NO_DIFFERENCE : Kind::UNCLEAR;
+  return difference->margin_percent() <= kMaxMarginPercent ? Kind::NO_DIFFERENCE : Kind::UNCLEAR;
 }
 
 std::string names_of(std::vector<std::string> names) {
@@ -73,7 +73,7 @@ std::string evidence_of(const RunRecord& run, const RunRecord& first) {
   const auto difference = loss_difference(run, first);
   std::string text = run.name + ": ";
   if (!difference) {
-    text += html_text("fewer than %zu steps that both runs have", kFewestCommonSteps);
+    text += html_text("fewer than %zu steps that both runs have", kMinCommonSteps);
   } else {
     text += html_text(
         "training loss %+.4f \xC2\xB1 %.4f nats (%+.2f \xC2\xB1 %.2f %%) over steps "
@@ -105,7 +105,7 @@ std::string alone(const RunRecord& run) {
 
 std::optional<LossDifference> loss_difference(const RunRecord& run, const RunRecord& first) {
   const size_t common = std::min(run.steps.size(), first.steps.size());
-  if (common < kFewestCommonSteps) return std::nullopt;
+  if (common < kMinCommonSteps) return std::nullopt;
   std::vector<double> differences, level;
   for (size_t i = common - common / 4; i < common; ++i) {
     differences.push_back(run.steps[i].loss - first.steps[i].loss);

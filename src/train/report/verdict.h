@@ -32,7 +32,7 @@ struct LossDifference {
 std::optional<LossDifference> loss_difference(const RunRecord& run, const RunRecord& first);
 
 /// Beyond so many percent of margin nothing is called "within noise": there is too much of it.
-inline constexpr double kWidestMarginPercent = 0.5;
+inline constexpr double kMaxMarginPercent = 0.5;
 
 /// Settings in which two runs differ and that may change losses, the recipe aside: with any of
 /// them a difference says nothing about recipes.

@@ -20,7 +20,7 @@ Rate rate_of(std::vector<double> rates) {
 }
 
 bool says_little(const Rate& rate) {
-  return rate.steps < kFewestSteps || rate.spread > kMostSpread || rate.median <= 0;
+  return rate.steps < kMinTimedSteps || rate.spread > kMaxSpread || rate.median <= 0;
 }
 
 }  // namespace
@@ -43,7 +43,7 @@ std::optional<double> ratio(const Rate& rate, const Rate& first) {
 
 std::string no_ratio_because(const Rate& rate) {
   char text[96] = "";
-  if (rate.steps < kFewestSteps) {
+  if (rate.steps < kMinTimedSteps) {
     std::snprintf(text, sizeof text, "%zu steps are too few", rate.steps);
   } else if (says_little(rate)) {
     std::snprintf(text, sizeof text, "the rates of its steps spread by %.1f x", rate.spread);

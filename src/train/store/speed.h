@@ -24,10 +24,10 @@ struct Speed {
                             // computes while no CPU does, and in runs of older versions
 };
 
-/// From two spreads above kMostSpread, or less than kFewestSteps steps, no ratio of speeds is made:
+/// From two spreads above kMaxSpread, or less than kMinTimedSteps steps, no ratio of speeds is made:
 /// it would tell of what else the machine did.
-inline constexpr double kMostSpread = 1.5;
-inline constexpr size_t kFewestSteps = 10;
+inline constexpr double kMaxSpread = 1.5;
+inline constexpr size_t kMinTimedSteps = 10;
 
 Speed speed_of(const std::vector<StepMetrics>& steps);
 
