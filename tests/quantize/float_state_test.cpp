@@ -5,7 +5,6 @@
 
 #include <torch/torch.h>
 
-
 #include "device/parallel.h"
 #include "moe8/moe8.h"
 #include "testing/compare.h"

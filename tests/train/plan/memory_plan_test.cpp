@@ -11,10 +11,10 @@
 
 #include "autograd/training_formats.h"
 #include "formats/integers.h"
-#include "moe8/transformer.h"
 #include "moe8/float8.h"
 #include "moe8/memory.h"
 #include "moe8/mx.h"
+#include "moe8/transformer.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
 #include "train/config/recipe_rules.h"
