@@ -290,8 +290,8 @@ void set_tag(const at::Tensor& weight, const Config& config) {
   c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
   Tag* existing = meta_tag(weight);
   if (!existing) existing = Registry::instance().find(impl);
-  if (existing && !existing->is_whole())
-    existing = nullptr;  // a weight in its own right from now on
+  // What was made of others is a weight in its own right from now on.
+  if (existing && !existing->is_whole()) existing = nullptr;
   const TagPtr tag = existing ? TagPtr::reclaim_copy(existing) : c10::make_intrusive<Tag>(config);
   tag->config = config;
   if (meta_tag(weight) != tag.get()) impl->set_backend_meta(c10::make_intrusive<Mark>(tag));

@@ -173,10 +173,16 @@ std::optional<Tensor> try_matmul(const char* op, const Tensor& left, const Tenso
 
 std::optional<Tensor> try_linear(const Tensor& x, const Tensor& weight,
                                  const std::optional<Tensor>& bias) {
-  if (x.dim() == 0 || weight.dim() != 2 || !find_tag(weight)) return std::nullopt;
+  if (x.dim() == 0 || weight.dim() != 2) return std::nullopt;
+  // Of the weight itself: in InferenceMode nobody knows whose view a view made here is.
+  std::optional<Tagged> tagged = find_tag(weight);
+  if (!tagged) return std::nullopt;
   const bool has_bias = bias && bias->defined();
   if (has_bias && is_refused(x, *bias)) return std::nullopt;
-  const std::optional<Tensor> y = try_matmul("linear", x, weight.t());
+  const bool outputs = tagged->axes[0], inputs = tagged->axes[1];
+  tagged->axes.set(0, inputs).set(1, outputs);
+  const std::optional<Tensor> y =
+      try_weight("linear", x, weight.t(), /*is_left=*/false, *tagged, std::nullopt);
   if (!y || !has_bias) return y;
   const Tensor summand = bias->to(y->scalar_type());
   return at::add(*y, summand.dim() == 1 ? summand : summand.expand_as(*y));

@@ -49,8 +49,9 @@ MaybeTensor sum(const char* op, const Tensor& self, const MaybeTensor& product, 
   if (beta.equal(0)) return scaled;  // LibTorch ignores self then, NaN included
   MOE8_CHECK(self.scalar_type() == product->scalar_type(), op, "self", "expected ",
              product->scalar_type(), " as the product, got ", self.scalar_type());
-  const Tensor added = self.expand_as(*product);
-  return scaled + (beta.equal(1) ? added : added * beta);
+  const Tensor added = beta.equal(1) ? self : self * beta;
+  // A bias as it is: a view costs a node of the graph, which a small layer feels.
+  return scaled + (self.dim() == 1 ? added : added.expand_as(*product));
 }
 
 // The same in place, or null for a self that LibTorch refuses.
@@ -105,11 +106,7 @@ Tensor* mm_out(const Tensor& x, const Tensor& mat2, Tensor& out) {
 
 MaybeTensor addmm(const Tensor& self, const Tensor& x, const Tensor& mat2, const Scalar& beta,
                   const Scalar& alpha) {
-  const MaybeTensor y = product_mm("addmm", x, mat2);
-  const bool is_bias =
-      self.dim() == 1 && self.size(0) == mat2.size(-1) && self.scalar_type() == x.scalar_type();
-  if (y && is_bias && beta.equal(1) && alpha.equal(1)) return *y + self;
-  return sum("addmm", self, y, beta, alpha);
+  return sum("addmm", self, product_mm("addmm", x, mat2), beta, alpha);
 }
 MaybeTensor addmm_dtype(const Tensor& self, const Tensor& x, const Tensor& mat2,
                         ScalarType out_dtype, const Scalar& beta, const Scalar& alpha) {
