@@ -51,7 +51,8 @@ MaybeTensor sum(const char* op, const Tensor& self, const MaybeTensor& product, 
              product->scalar_type(), " as the product, got ", self.scalar_type());
   const Tensor added = beta.equal(1) ? self : self * beta;
   // A bias as it is: a view costs a node of the graph, which a small layer feels.
-  return scaled + (self.dim() == 1 ? added : added.expand_as(*product));
+  const bool is_bias = self.dim() == 1 && self.size(0) == product->size(-1);
+  return scaled + (is_bias ? added : added.expand_as(*product));
 }
 
 // The same in place, or null for a self that LibTorch refuses.
