@@ -48,6 +48,7 @@ std::string type_without_products(const Module& module) {
 void set_owner(ParameterInfo& info, const Module& module) {
   if (module.as<torch::nn::LinearImpl>()) {
     info.owner = OwnerKind::LINEAR;
+    info.has_known_use = true;
   } else if (module.as<torch::nn::EmbeddingImpl>() || module.as<torch::nn::EmbeddingBagImpl>()) {
     info.owner = OwnerKind::EMBEDDING;
   } else if (std::string type = type_without_products(module); !type.empty()) {

@@ -140,7 +140,6 @@ struct Verdict {
 
 Verdict verdict_on(UseRecord& record) {
   const at::Tensor weight = record.tensor();
-  if (!weight.defined()) return {};
   if (record.known.is_replaced && record.known.is_replaced()) return {true, true, {kReplaced}};
   const bool has_gradient = record.has_gradient.exchange(false);
   record.had_gradient |= has_gradient;
@@ -160,6 +159,7 @@ Verdict verdict_on(UseRecord& record) {
 
 void judge(UseRecord& record, ConversionCheck& errors, ConversionCheck& warnings) {
   const std::lock_guard lock(record.mutex);
+  if (!record.tensor().defined()) return record.set_judged(true);  // only copies are left
   const Verdict verdict = verdict_on(record);
   if (!verdict.is_due) return;
   const bool is_error = verdict.is_error && record.known.unused == Unused::ERROR;

@@ -7,9 +7,12 @@
 #include <torch/torch.h>
 
 #include <string>
+#include <type_traits>
 #include <utility>
 
+#include "weights/backward_end.h"
 #include "weights/tags.h"
+#include "weights/usage.h"
 
 namespace moe8::hooks {
 
@@ -50,6 +53,13 @@ struct InferenceLayer {
   }
 };
 
+/// A product that is left to LibTorch: when a backward through it ends, converted weights that never
+/// took part in any product are noticed.
+inline at::Tensor watched(at::Tensor result) {
+  judge_after_backward_through(result);
+  return result;
+}
+
 /// Op: one of at::_ops. Try takes its arguments and returns something that is true and leads to the
 /// result (std::optional<Tensor>, Tensor*), or is false: then LibTorch computes.
 template <typename Layer, typename Op, auto Try, typename Schema = typename Op::schema>
@@ -59,6 +69,9 @@ struct Before<Layer, Op, Try, R(Args...)> {
   static R call(c10::DispatchKeySet keys, Args... args) {
     if (any_tags() && Layer::active()) {
       if (auto result = Try(args...)) return *std::move(result);
+      if constexpr (std::is_same_v<R, at::Tensor>) {
+        if (any_unjudged()) return watched(Op::redispatch(Layer::rest(keys), args...));
+      }
     }
     return Op::redispatch(Layer::rest(keys), args...);
   }

@@ -101,6 +101,16 @@ bool fits(const Product& p) {
   return true;
 }
 
+// An expert without tokens: LibTorch makes the result, of no values or of zeros, which are the same
+// in every precision.
+bool is_empty(const Product& p) {
+  return p.x.numel() == 0 || p.weight.numel() == 0;
+}
+
+void note_empty(c10::ArrayRef<uint64_t> ids) {
+  for (const uint64_t id : ids) note_low_precision(id);
+}
+
 // A Linear's own product has the errors of the public function, also for operands that do not fit.
 bool is_linear_layer(const Product& p, const Config& config) {
   return !p.is_transposed && p.weight.dim() == 2 && !is_grouped(config);
@@ -146,7 +156,11 @@ std::optional<Tensor> try_weight(const char* op, const Tensor& left, const Tenso
     const InsideProduct inside;
     return quantize_then_linear(left, p.weight.t(), std::nullopt, *tagged.config);
   }
-  if (!fits(p) || p.x.numel() == 0 || p.weight.numel() == 0) return std::nullopt;
+  if (!fits(p)) return std::nullopt;
+  if (is_empty(p)) {
+    note_empty(tagged.ids);
+    return std::nullopt;
+  }
   return as_result(compute(op, p, *tagged.config, dtype), p, left, right);
 }
 
@@ -212,7 +226,11 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
   }
   const Product p =
       is_left ? with_weight_on_the_left(left, right) : with_weight_on_the_right(left, right);
-  if (!has_offs && (!fits(p) || x.numel() == 0 || weight.numel() == 0)) return std::nullopt;
+  if (!has_offs && !fits(p)) return std::nullopt;
+  if (!has_offs && is_empty(p)) {
+    note_empty(tagged->ids);
+    return std::nullopt;
+  }
   const Config& config = *tagged->config;
   // What the call asks for comes before the config.
   const at::ScalarType dtype = out_dtype.value_or(out_dtype_of(config, p.x.scalar_type()));
