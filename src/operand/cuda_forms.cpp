@@ -132,7 +132,7 @@ class Float8Forms {
       allocate_rows(*rows);
       args.row_codes = rows->data.mutable_data_ptr<uint8_t>();
       args.row_pitch = code_pitch(s_.columns);
-      args.row_inverse_scale = rows->scale.mutable_data_ptr<float>();
+      args.row_inverse_scale = rows->decode_scale.mutable_data_ptr<float>();
     }
     check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
   }
