@@ -48,9 +48,9 @@ struct Search {
       reachable.most = most_for_busiest(bound->most, experts.largest());
       const double value = experts.max_over_mean();
       const bool within = value >= reachable.least && value <= reachable.most;
-      if (!within) found.push_back({experts.fqn, Q::BUSIEST_EXPERT, value, reachable});
+      if (!within) found.push_back({place_of(experts), Q::BUSIEST_EXPERT, value, reachable});
     }
-    check(experts.fqn, Q::IDLE_EXPERTS, {}, experts.idle_share());
+    check(place_of(experts), Q::IDLE_EXPERTS, {}, experts.idle_share());
   }
 
   void check(const std::string& place, const OperandNumerics& o) {

@@ -117,6 +117,19 @@ Json list_of(const std::vector<T>& items) {
   return list;
 }
 
+std::string table_of(const std::vector<WeightNumerics>& weights) {
+  std::vector<Line> lines{
+      {"product", "SQNR dB", "operand", "format", "amax", "underflow", "saturated", "SQNR dB"}};
+  for (const WeightNumerics& weight : weights) {
+    if (weight.products.empty()) lines.push_back({weight.fqn + ": no product seen"});
+    for (const ProductNumerics& product : weight.products) {
+      lines.push_back(line_of(weight.fqn + " " + product.name, product.sqnr_db, product.left));
+      lines.push_back(line_of("", {}, product.right));
+    }
+  }
+  return text_table(lines);
+}
+
 }  // namespace
 
 ProductNumerics product_numerics(Gemm gemm, const GemmFormats& formats, const GemmSums& sums) {
@@ -167,24 +180,16 @@ double ExpertTokens::balance() const {
 
 // ---- the report -------------------------------------------------------------
 std::string NumericsReport::to_table() const {
-  if (weights.empty()) return "No converted weight, and no low-precision product was seen.\n";
-  std::vector<Line> lines{
-      {"product", "SQNR dB", "operand", "format", "amax", "underflow", "saturated", "SQNR dB"}};
-  for (const WeightNumerics& weight : weights) {
-    if (weight.products.empty()) lines.push_back({weight.fqn + ": no product seen"});
-    for (const ProductNumerics& product : weight.products) {
-      lines.push_back(line_of(weight.fqn + " " + product.name, product.sqnr_db, product.left));
-      lines.push_back(line_of("", {}, product.right));
-    }
-  }
-  std::string out = text_table(lines);
+  std::string out = weights.empty()
+                        ? "No converted weight, and no low-precision product was seen.\n"
+                        : table_of(weights);
   for (const ExpertTokens& e : experts) {
     out += place_of(e) + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
            text("%.2f", e.min_over_mean()) + " of the mean of " + text("%.0f", e.mean()) +
            " rows; balance " + text("%.3f", e.balance()) + "\n";
   }
   for (const NumericsWarning& warning : warnings) out += "WARNING " + warning.text() + "\n";
-  if (warnings.empty()) out += "All values are within their bounds.\n";
+  if (warnings.empty() && !weights.empty()) out += "All values are within their bounds.\n";
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "reference/float8.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
+#include "testing/timing.h"
 
 namespace moe8 {
 namespace {
@@ -132,16 +133,16 @@ TEST(Float8Kernels, AreVectorCode) {
   const at::Tensor x = testing::wide_normal({64, 4096}, at::kBFloat16, 1);
   for (int64_t axis : {0, 1}) {
     const std::vector<Float8Set> whole = {{0, x.size(axis)}};
-    const double fast = testing::least_seconds([&] {
-      run_kernel(
-          x, axis, ElemDtype::E4M3, true, whole, at::kBFloat16,
-          [](const auto& a, int64_t b, int64_t e) { cpu::quantize_float8(a, b, e); },
-          [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_float8(a, b, e); });
-    });
-    const double slow = testing::least_seconds([&] {
-      run_kernel(x, axis, ElemDtype::E4M3, true, whole, at::kBFloat16, reference::quantize_float8,
-                 reference::dequantize_float8);
-    });
+    const auto seconds_of = [&](auto quantize, auto dequantize) {
+      return testing::least_of([&](double& seconds) {
+        run_kernel(x, axis, ElemDtype::E4M3, true, whole, at::kBFloat16,
+                   testing::timed(seconds, quantize), testing::timed(seconds, dequantize));
+      });
+    };
+    const double fast =
+        seconds_of([](const auto& a, int64_t b, int64_t e) { cpu::quantize_float8(a, b, e); },
+                   [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_float8(a, b, e); });
+    const double slow = seconds_of(reference::quantize_float8, reference::dequantize_float8);
     RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
     EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
                               << 1e3 * slow << " ms";

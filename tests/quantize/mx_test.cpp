@@ -12,6 +12,7 @@
 #include "reference/mx.h"
 #include "testing/compare.h"
 #include "testing/fill.h"
+#include "testing/timing.h"
 
 namespace moe8 {
 namespace {
@@ -200,16 +201,16 @@ TEST(MxKernels, AreVectorCode) {
     GTEST_SKIP() << "this CPU has neither AVX2 nor AVX-512";
   const at::Tensor x = testing::wide_normal({64, 4096}, at::kBFloat16, 1);
   for (int64_t axis : {0, 1}) {
-    const double fast = testing::least_seconds([&] {
-      run_kernel(
-          x, axis, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, {}, at::kBFloat16,
-          [](const auto& a, int64_t b, int64_t e) { cpu::quantize_mx(a, b, e); },
-          [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_mx(a, b, e); });
-    });
-    const double slow = testing::least_seconds([&] {
-      run_kernel(x, axis, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, {}, at::kBFloat16,
-                 reference::quantize_mx, reference::dequantize_mx);
-    });
+    const auto seconds_of = [&](auto quantize, auto dequantize) {
+      return testing::least_of([&](double& seconds) {
+        run_kernel(x, axis, ElemDtype::E4M3, ScaleCalculationMode::RCEIL, {}, at::kBFloat16,
+                   testing::timed(seconds, quantize), testing::timed(seconds, dequantize));
+      });
+    };
+    const double fast =
+        seconds_of([](const auto& a, int64_t b, int64_t e) { cpu::quantize_mx(a, b, e); },
+                   [](const auto& a, int64_t b, int64_t e) { cpu::dequantize_mx(a, b, e); });
+    const double slow = seconds_of(reference::quantize_mx, reference::dequantize_mx);
     RecordProperty("axis_" + std::to_string(axis), std::to_string(slow / fast));
     EXPECT_LT(fast, slow / 5) << "axis " << axis << ": " << 1e3 * fast << " ms, the reference "
                               << 1e3 * slow << " ms";
