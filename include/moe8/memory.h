@@ -32,8 +32,9 @@ namespace moe8 {
 ///   ON    for every weight, by version counter alone: you promise to call clear_weight_cache()
 ///         after a write that it does not see (all that are listed above).
 ///
-/// Copies go with their weight: when it is destroyed, when set_data() gives it other memory, and
-/// when dequantize_() takes its conversion back. They are never shared between streams, nor between
+/// Copies go with their weight: when it is destroyed (those of a weight that quantize_ converted wait
+/// for the next weight that is quantized, or for weight_cache_use()), when set_data() gives it other
+/// memory, and when dequantize_() takes its conversion back. They are never shared between streams, nor between
 /// a CUDA graph's capture and what runs outside it. Weights made in InferenceMode have no version
 /// counter and are never kept.
 enum class WeightCache { OFF, AUTO, ON };
