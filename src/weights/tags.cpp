@@ -175,12 +175,16 @@ class Registry {
     if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
     const Extent extent = extent_of(tensor);
     std::vector<at::Tensor> alive;  // outlives the lock: the last reference to one may be here
-    const std::shared_lock lock(mutex_);
+    const std::shared_lock lock(mutex_);  // nobody inserts meanwhile
+    bool is_any_alive = false;
     for (const auto& [impl, entry] : entries_) {
       const at::Tensor& weight = alive.emplace_back(entry.lock());
-      if (!weight.defined() || !entry.tag->config || !views_lose(weight)) continue;
+      if (!weight.defined() || !views_lose(weight)) continue;
+      is_any_alive = true;
+      if (!entry.tag->config) continue;
       if (covers(weight, tensor, extent)) return seen_as(tensor, weight, *entry.tag);
     }
+    if (!is_any_alive) has_scanned_ = false;  // the last one is gone: no more looking
     return std::nullopt;
   }
 
@@ -215,7 +219,7 @@ class Registry {
   mutable std::shared_mutex mutex_;
   std::unordered_map<const c10::TensorImpl*, Entry> entries_;
   size_t purge_at_ = kMinPurgeAt;
-  std::atomic<bool> has_scanned_{false};
+  mutable std::atomic<bool> has_scanned_{false};
 };
 
 const at::TensorBase& weight_of(const at::Tensor& tensor) {
