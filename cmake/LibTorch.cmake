@@ -39,7 +39,7 @@ string(REGEX MATCH "TORCH_VERSION_MINOR ([0-9]+)" _ "${_torch_version_h}")
 set(LIBTORCH_VERSION "${_major}.${CMAKE_MATCH_1}")
 if(LIBTORCH_VERSION VERSION_LESS 2.11 OR LIBTORCH_VERSION VERSION_GREATER 2.15)
   message(WARNING
-    "moe8 is tested with LibTorch 2.11 to 2.15; ${LIBTORCH_PREFIX} holds ${LIBTORCH_VERSION}. moe8 hooks "
+    "moe8 is meant for LibTorch 2.11 to 2.15; ${LIBTORCH_PREFIX} holds ${LIBTORCH_VERSION}. moe8 hooks "
     "into LibTorch's dispatcher, whose inside changes: before you trust a result, run\n"
     "  ./dev test -R 'convert/|ops/|autograd/|weights/'\n"
     "in a checkout of moe8 that is configured with this LibTorch. The first conversion of a process "
