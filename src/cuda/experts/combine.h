@@ -25,7 +25,7 @@ struct CombineArgs {
   const int32_t* row_of_slot;     // [tokens * top_k]
   const int32_t* rows_in_groups;  // [1] end of the last group (GroupMetadata::begins + groups);
                                   // null: all rows are in groups
-  const float* scores;  // [tokens * top_k]; null: 1
+  const float* scores;            // [tokens * top_k]; null: 1
 
   const void* bias;  // [groups, columns]; null: none
   FloatType bias_type;

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cuda/comparison.h"
+
+#include <cstdio>
+
+namespace moe8::cuda {
+
+void expect(bool condition, const std::string& what) {
+  ++compared;
+  if (!condition && ++failures <= 20) std::printf("FAILED %s\n", what.c_str());
+}
+
+void expect_equal(const std::string& what, const DeviceBytes& actual, const Bytes& expected) {
+  const Bytes got = actual.is_intact() ? actual.host() : Bytes{};
+  compared += static_cast<int64_t>(expected.size());
+  if (got == expected) return;
+  if (++failures > 20) return;
+  if (got.size() != expected.size()) {
+    std::printf("FAILED %s: wrote outside its %zu bytes\n", what.c_str(), expected.size());
+    return;
+  }
+  size_t first = 0, count = 0;
+  for (size_t i = expected.size(); i-- > 0;) {
+    if (got[i] != expected[i]) first = i, ++count;
+  }
+  std::printf("FAILED %s: %zu of %zu bytes differ, first %zu: expected %02x, got %02x\n",
+              what.c_str(), count, expected.size(), first, expected[first], got[first]);
+}
+
+}  // namespace moe8::cuda
