@@ -196,7 +196,7 @@ void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
 
 }  // namespace
 
-std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups) {
   const Launch launch(source.device());
   std::vector<Form> forms;

@@ -18,7 +18,7 @@ namespace moe8 {
 ///   weight (E, N, K), axis 2: data [E, N, pitch],         scale [E, N]
 ///   weight (E, N, K), axis 1: data [E, K, pitch],         scale [E, K]
 /// decode_scale is 1 / (what the source was multiplied by); one scale of a whole tensor is repeated.
-std::vector<Form> make_cuda_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups);
 
 }  // namespace moe8

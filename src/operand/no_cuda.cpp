@@ -6,8 +6,7 @@
 
 namespace moe8 {
 
-std::vector<Form> make_cuda_forms(const at::Tensor&, const std::vector<FormKey>&,
-                                  const TokenGroups&) {
+std::vector<Form> make_cuda_forms(at::TensorList, const std::vector<FormKey>&, const TokenGroups&) {
   fail("make_cuda_forms", "device",
        "expected a CPU tensor: this build of moe8 has no CUDA kernels (MOE8_CUDA)");
 }

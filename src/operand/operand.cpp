@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "operand/operand.h"
 
+#include <ATen/ops/cat.h>
+
 #include <algorithm>
 #include <mutex>
 
@@ -16,11 +18,15 @@
 namespace moe8 {
 namespace {
 
-std::vector<Form> make_forms(const at::Tensor& source, const std::vector<FormKey>& keys,
+std::vector<Form> make_forms(at::TensorList parts, const std::vector<FormKey>& keys,
                              const TokenGroups& groups) {
-  const auto by = implementation_on(source.device(), groups.count());
-  return by == Implementation::CUDA_KERNELS ? make_cuda_forms(source, keys, groups)
-                                            : make_composite_forms(source, keys, groups);
+  const auto by = implementation_on(parts.front().device(), groups.count());
+  return by == Implementation::CUDA_KERNELS ? make_cuda_forms(parts, keys, groups)
+                                            : make_composite_forms(join(parts), keys, groups);
+}
+
+bool is_source(const FormKey& key, at::TensorList parts) {
+  return parts.size() == 1 && moe8::is_source(key, parts.front());
 }
 
 }  // namespace
@@ -39,17 +45,17 @@ class FormStore {
     forms_.push_back(std::move(form));
   }
 
-  Form get(const FormKey& key, const at::Tensor& source, const TokenGroups& groups) {
+  Form get(const FormKey& key, at::TensorList parts, const TokenGroups& groups) {
     const std::lock_guard lock(mutex_);
     if (const Form* form = find(key)) return *form;
-    MOE8_CHECK(source.defined(), "low_precision_gemm", "operand", "expected the form of ",
+    MOE8_CHECK(!parts.empty(), "low_precision_gemm", "operand", "expected the form of ",
                to_string(key.format), " along axis ", key.axis,
                " or its source to have been kept. This is a defect of moe8");
     std::vector<FormKey> wanted = {key};
     for (const FormKey& other : expected_) {
-      if (!(other == key) && !find(other) && !is_source(other, source)) wanted.push_back(other);
+      if (!(other == key) && !find(other) && !is_source(other, parts)) wanted.push_back(other);
     }
-    std::vector<Form> made = make_forms(source, wanted, groups);
+    std::vector<Form> made = make_forms(parts, wanted, groups);
     std::move(made.begin(), made.end(), std::back_inserter(forms_));
     return *find(key);
   }
@@ -93,13 +99,22 @@ Operand::Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& 
     : sizes_(sizes.vec()), dtype_(dtype), device_(device), store_(make_form_store()) {}
 
 Operand::Operand(const at::Tensor& source, std::shared_ptr<FormStore> store)
-    : source_(written_out(source)),
+    : parts_{written_out(source)},
       sizes_(source.sizes().vec()),
       dtype_(source.scalar_type()),
       device_(source.device()),
       store_(std::move(store)) {}
 
 Operand::Operand(const at::Tensor& source) : Operand(source, make_form_store()) {}
+
+Operand Operand::joined(at::TensorList parts, std::shared_ptr<FormStore> store) {
+  Operand operand(parts.front(), std::move(store));
+  for (const at::Tensor& part : parts.slice(1)) {
+    operand.parts_.push_back(written_out(part));
+    operand.sizes_[1] += part.size(1);
+  }
+  return operand;
+}
 
 Operand Operand::future(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device) {
   return Operand(sizes, dtype, device);
@@ -111,10 +126,10 @@ Operand Operand::kept(at::IntArrayRef sizes, at::ScalarType dtype, Form form) {
   return operand;
 }
 
-const at::Tensor& Operand::source() const {
-  MOE8_CHECK(source_.defined(), "low_precision_gemm", "operand",
+at::Tensor Operand::source() const {
+  MOE8_CHECK(has_source(), "low_precision_gemm", "operand",
              "expected the high-precision tensor to have been kept. This is a defect of moe8");
-  return source_;
+  return join(parts_);
 }
 
 void Operand::expect(const FormKey& key) const {
@@ -122,12 +137,12 @@ void Operand::expect(const FormKey& key) const {
 }
 
 bool Operand::has(const FormKey& key) const {
-  return (source_.defined() && is_source(key, source_)) || store_->has(key);
+  return is_source(key, parts_) || store_->has(key);
 }
 
 Form Operand::form(const FormKey& key, const TokenGroups& groups) const {
-  if (source_.defined() && is_source(key, source_)) return {key, source_.detach(), {}};
-  return store_->get(key, source_, groups);
+  if (is_source(key, parts_)) return {key, parts_.front().detach(), {}};
+  return store_->get(key, parts_, groups);
 }
 
 at::ScalarType dtype_of(Encoding encoding) {
@@ -149,6 +164,10 @@ std::string describe(const Operand& x) {
 bool is_source(const FormKey& key, const at::Tensor& source) {
   return std::holds_alternative<HighPrecision>(key.format) && key.encoding != Encoding::FLOAT8 &&
          source.scalar_type() == dtype_of(key.encoding) && source.is_contiguous();
+}
+
+at::Tensor join(at::TensorList parts) {
+  return parts.size() == 1 ? parts.front() : at::cat(parts, /*dim=*/1);
 }
 
 at::Tensor operand_values(const at::Tensor& x, const OperandFormat& format, int64_t axis,

@@ -47,6 +47,9 @@ class Operand {
   /// written out.
   Operand(const at::Tensor& source);  // NOLINT(google-explicit-constructor)
   Operand(const at::Tensor& source, std::shared_ptr<FormStore> store);
+  /// Weights [E, N_i, K] of one dtype and device as one [E, sum of N_i, K], in this order. Kernels
+  /// of moe8 that quantize read them where they lie; LibTorch's operations, a copy.
+  static Operand joined(at::TensorList parts, std::shared_ptr<FormStore> store);
 
   /// One that will exist later: to choose a kernel for it, not to compute with.
   static Operand future(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
@@ -57,9 +60,9 @@ class Operand {
   int64_t size(int64_t dim) const { return sizes_[dim]; }
   at::ScalarType scalar_type() const { return dtype_; }
   const at::Device& device() const { return device_; }
-  bool has_source() const { return source_.defined(); }
-  /// In high precision. @throws when it was not kept.
-  const at::Tensor& source() const;
+  bool has_source() const { return !parts_.empty(); }
+  /// In high precision; of joined weights a new copy. @throws when it was not kept.
+  at::Tensor source() const;
 
   /// Says that form(key) will be called too, so that it can be made in the pass of another.
   void expect(const FormKey& key) const;
@@ -72,7 +75,7 @@ class Operand {
  private:
   Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);
 
-  at::Tensor source_;
+  std::vector<at::Tensor> parts_;  // several: joined weights; none: the source was not kept
   std::vector<int64_t> sizes_;
   at::ScalarType dtype_;
   at::Device device_;
@@ -88,6 +91,8 @@ std::string describe(const Operand& x);
 
 /// True when the form is the source itself, so that nothing is made.
 bool is_source(const FormKey& key, const at::Tensor& source);
+/// The parts of a joined weight side by side, a copy; a single part itself.
+at::Tensor join(at::TensorList parts);
 
 /// The values that the low-precision operand stands for (quantized and dequantized), along the
 /// contracted `axis`, in `dtype`; groups of rows as in quantize_mx. Contiguous.

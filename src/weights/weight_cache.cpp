@@ -3,6 +3,7 @@
 
 #include <c10/core/StorageImpl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -47,17 +48,21 @@ struct Content {
   bool operator==(const Content&) const = default;
 };
 
+using Contents = std::vector<Content>;  // of the parts of a joined weight
+using Memory = c10::weak_intrusive_ptr<c10::StorageImpl>;
+
 struct Entry {
-  Content content;
+  Contents contents;
+  std::vector<Memory> memories;      // of the parts: an address alone may be that of a later weight
   std::shared_ptr<FormStore> store;  // null: nothing kept
   bool has_gradient = false;         // a backward ran since the weight last changed
   bool is_trusted = false;           // the weight changed visibly after a backward
 };
 
 struct Observed {
-  Content content;
-  bool is_converted;
-  bool counts_all_writes;
+  Contents contents;
+  bool is_converted;       // all parts
+  bool counts_all_writes;  // of all parts
 };
 
 // Nothing for tensors whose changes no counter tells, or whose memory is not their values.
@@ -65,10 +70,27 @@ std::optional<Observed> observe(const at::Tensor& W) {
   if (W.is_inference() || !W.has_storage() || W.numel() == 0) return std::nullopt;
   if (!holds_its_values(W)) return std::nullopt;
   const std::optional<uint64_t> aliases = aliases_made(W);
-  return Observed{{static_cast<uint32_t>(W._version()), W.storage().data(), aliases.value_or(0),
-                   current_stream(W.device())},
+  return Observed{{{static_cast<uint32_t>(W._version()), W.storage().data(), aliases.value_or(0),
+                    current_stream(W.device())}},
                   aliases.has_value(),
                   counts_all_writes(W.is_view() ? W._base() : W)};
+}
+
+std::optional<Observed> observe(at::TensorList parts) {
+  Observed all{{}, true, true};
+  for (const at::Tensor& part : parts) {
+    const std::optional<Observed> one = observe(part);
+    if (!one) return std::nullopt;
+    all.contents.push_back(one->contents.front());
+    all.is_converted &= one->is_converted;
+    all.counts_all_writes &= one->counts_all_writes;
+  }
+  return all;
+}
+
+Operand operand_of(at::TensorList parts, std::shared_ptr<FormStore> store) {
+  return parts.size() == 1 ? Operand(parts.front(), std::move(store))
+                           : Operand::joined(parts, std::move(store));
 }
 
 WeightCache mode_from_environment() {
@@ -83,9 +105,9 @@ WeightCache mode_from_environment() {
 struct KeptForms {
   explicit KeptForms(const at::Tensor& W) : memory(W.storage().getWeakStorageImpl()) {}
 
-  std::map<Part, Entry> parts;
+  std::map<std::vector<Part>, Entry> entries;  // by the parts of a joined weight, this one first
   // Of the weight. Somebody's weak reference to the weight keeps this alive longer than the memory.
-  c10::weak_intrusive_ptr<c10::StorageImpl> memory;
+  Memory memory;
 };
 
 namespace {
@@ -104,37 +126,38 @@ class Cache {
     if (mode == WeightCache::OFF) clear();
   }
 
-  CachedOperand for_forward(const at::Tensor& W, bool for_training) {
-    const std::optional<Observed> now = usable(W);
-    if (!now) return {Operand(W), false};
+  CachedOperand for_forward(at::TensorList parts, bool for_training) {
+    const std::optional<Observed> now = usable(parts);
+    if (!now) return not_kept(parts);
     const std::lock_guard lock(mutex_);
-    Entry* const entry = make_entry(W, *now);
-    if (!entry) return {Operand(W), false};
+    Entry* const entry = make_entry(parts, *now);
+    if (!entry) return not_kept(parts);
     update_trust(*entry, *now);
     const bool may_reuse = mode() == WeightCache::ON || entry->is_trusted;
-    if (may_reuse && entry->store && entry->content == now->content) return hit(W, *entry);
-    entry->content = now->content;
+    if (may_reuse && entry->store && is_unchanged(*entry, *now)) return hit(parts, *entry);
+    entry->contents = now->contents;
+    entry->memories = memories_of(parts);
     entry->store.reset();
     ++misses_;
-    if (!may_reuse && !for_training) return {Operand(W), false};
+    if (!may_reuse && !for_training) return not_kept(parts);
     entry->store = make_form_store();
-    return {Operand(W, entry->store), true};
+    return {operand_of(parts, entry->store), true};
   }
 
-  Operand for_backward(const at::Tensor& W) {
-    const std::optional<Observed> now = usable(W);
-    if (!now) return Operand(W);
+  Operand for_backward(at::TensorList parts) {
+    const std::optional<Observed> now = usable(parts);
+    if (!now) return not_kept(parts).operand;
     const std::lock_guard lock(mutex_);
-    const Entry* const entry = find_entry(W);
-    if (!entry) return Operand(W);
-    if (entry->store && entry->content == now->content) return hit(W, *entry).operand;
+    const Entry* const entry = find_entry(parts);
+    if (!entry) return not_kept(parts).operand;
+    if (entry->store && is_unchanged(*entry, *now)) return hit(parts, *entry).operand;
     ++misses_;
-    return Operand(W);
+    return not_kept(parts).operand;
   }
 
-  void note_gradient(const at::Tensor& W) {
+  void note_gradient(at::TensorList parts) {
     const std::lock_guard lock(mutex_);
-    Entry* const entry = find_entry(W);
+    Entry* const entry = find_entry(parts);
     if (!entry) return;
     entry->has_gradient = true;
     if (mode() != WeightCache::ON && !entry->is_trusted) entry->store.reset();
@@ -158,45 +181,66 @@ class Cache {
   }
 
  private:
-  // What is known of W when the mode lets its forms be kept at all.
-  std::optional<Observed> usable(const at::Tensor& W) const {
+  // What is known of the parts when the mode lets their forms be kept at all.
+  std::optional<Observed> usable(at::TensorList parts) const {
     const WeightCache mode = this->mode();
     if (mode == WeightCache::OFF) return std::nullopt;
-    std::optional<Observed> now = observe(W);
+    std::optional<Observed> now = observe(parts);
     return now && (mode == WeightCache::ON || now->is_converted) ? now : std::nullopt;
   }
 
-  // Trust is earned by a change that was seen, and lost to anybody who could write unseen.
+  // Trust is earned by changes of all parts that were seen, and lost to anybody who could write
+  // unseen.
   static void update_trust(Entry& entry, const Observed& now) {
     if (!now.counts_all_writes) {
       entry.has_gradient = entry.is_trusted = false;
-    } else if (entry.content.version != now.content.version) {
+    } else if (all_changed(entry.contents, now.contents)) {
       entry.is_trusted |= std::exchange(entry.has_gradient, false);
     }
   }
 
-  static Entry* find_entry(const at::Tensor& W) {
-    const std::shared_ptr<KeptForms>* const kept = kept_forms(W);
-    if (!kept || !*kept) return nullptr;
-    const auto found = (*kept)->parts.find(Part(W));
-    return found == (*kept)->parts.end() ? nullptr : &found->second;
+  static bool all_changed(const Contents& before, const Contents& now) {
+    return std::equal(before.begin(), before.end(), now.begin(), now.end(),
+                      [](const Content& a, const Content& b) { return a.version != b.version; });
   }
 
-  Entry* make_entry(const at::Tensor& W, const Observed& now) {
-    std::shared_ptr<KeptForms>* const kept = make_room_for_forms(W);
+  static bool is_unchanged(const Entry& entry, const Observed& now) {
+    const auto is_gone = [](const Memory& memory) { return memory.expired(); };
+    return entry.contents == now.contents &&
+           std::none_of(entry.memories.begin(), entry.memories.end(), is_gone);
+  }
+
+  static std::vector<Memory> memories_of(at::TensorList parts) {
+    std::vector<Memory> memories;
+    for (const at::Tensor& part : parts) memories.push_back(part.storage().getWeakStorageImpl());
+    return memories;
+  }
+
+  static std::vector<Part> key_of(at::TensorList parts) { return {parts.begin(), parts.end()}; }
+
+  static Entry* find_entry(at::TensorList parts) {
+    const std::shared_ptr<KeptForms>* const kept = kept_forms(parts.front());
+    if (!kept || !*kept) return nullptr;
+    const auto found = (*kept)->entries.find(key_of(parts));
+    return found == (*kept)->entries.end() ? nullptr : &found->second;
+  }
+
+  Entry* make_entry(at::TensorList parts, const Observed& now) {
+    const at::Tensor& first = parts.front();
+    std::shared_ptr<KeptForms>* const kept = make_room_for_forms(first);
     if (!kept) return nullptr;
     if (!*kept || (*kept)->memory.expired()) {
       drop_dead();
-      *kept = std::make_shared<KeptForms>(W);
+      *kept = std::make_shared<KeptForms>(first);
       all_.push_back(*kept);
     }
-    return &(*kept)->parts.try_emplace(Part(W), Entry{now.content, nullptr}).first->second;
+    return &(*kept)->entries.try_emplace(key_of(parts), Entry{now.contents}).first->second;
   }
 
   void drop_dead() {
     for (const std::weak_ptr<KeptForms>& weight : all_) {
       const std::shared_ptr<KeptForms> kept = weight.lock();
-      if (kept && kept->memory.expired()) kept->parts.clear();
+      if (kept && kept->memory.expired()) kept->entries.clear();
     }
     std::erase_if(all_, [](const auto& weight) { return weight.expired(); });
   }
@@ -206,13 +250,17 @@ class Cache {
     for (const std::weak_ptr<KeptForms>& weight : all_) {
       const std::shared_ptr<KeptForms> kept = weight.lock();
       if (!kept) continue;
-      for (auto& [part, entry] : kept->parts) f(entry);
+      for (auto& [parts, entry] : kept->entries) f(entry);
     }
   }
 
-  CachedOperand hit(const at::Tensor& W, const Entry& entry) {
+  static CachedOperand not_kept(at::TensorList parts) {
+    return {operand_of(parts, make_form_store()), false};
+  }
+
+  CachedOperand hit(at::TensorList parts, const Entry& entry) {
     ++hits_;
-    return {Operand(W, entry.store), true};
+    return {operand_of(parts, entry.store), true};
   }
 
   std::atomic<WeightCache> mode_{mode_from_environment()};
@@ -233,7 +281,22 @@ Operand weight_for_backward(const at::Tensor& W) {
 }
 
 void note_weight_gradient(const at::Tensor& W) {
-  if (W.has_storage()) Cache::instance().note_gradient(W);
+  note_weight_gradients(W);
+}
+
+CachedOperand weights_for_forward(at::TensorList parts, bool for_training) {
+  return Cache::instance().for_forward(parts, for_training);
+}
+
+Operand weights_for_backward(at::TensorList parts) {
+  return Cache::instance().for_backward(parts);
+}
+
+void note_weight_gradients(at::TensorList parts) {
+  const auto has_storage = [](const at::Tensor& part) { return part.has_storage(); };
+  if (std::all_of(parts.begin(), parts.end(), has_storage)) {
+    Cache::instance().note_gradient(parts);
+  }
 }
 
 void set_weight_cache(WeightCache mode) {

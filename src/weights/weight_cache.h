@@ -23,4 +23,10 @@ Operand weight_for_backward(const at::Tensor& W);
 /// Call it when a gradient of W has been computed: an optimizer makes the next change of W.
 void note_weight_gradient(const at::Tensor& W);
 
+/// The same of weights that are joined (Operand::joined). Their forms are kept with the first one,
+/// while every one of them is unchanged.
+CachedOperand weights_for_forward(at::TensorList parts, bool for_training);
+Operand weights_for_backward(at::TensorList parts);
+void note_weight_gradients(at::TensorList parts);
+
 }  // namespace moe8
