@@ -36,6 +36,11 @@ Source source_of(const at::Tensor& x, const TokenGroups& groups) {
           x.size(1), true, groups.offs().has_value()};
 }
 
+// Weights that lie as (E, K, N), of which x is the transposed view: their rows are its columns.
+bool is_transposed(const at::Tensor& x) {
+  return x.dim() == 3 && !x.is_contiguous() && x.transpose(1, 2).is_contiguous();
+}
+
 // ---- FP8 --------------------------------------------------------------------
 // Which kernel takes the rows.
 std::string describe(const cuda::Float8RowsArgs& args) {
@@ -46,11 +51,11 @@ std::string describe(const cuda::Float8RowsArgs& args) {
                      : c10::str(v.row_threads, " threads a row, ", v.packets, " packets each"));
 }
 
-// The codes of one tensor along its rows, and transposed along its columns.
+// The codes of one tensor, or of joined weights, along rows, and transposed along columns.
 class Float8Forms {
  public:
-  Float8Forms(const Source& source, const Float8Format& format, cudaStream_t stream)
-      : s_(source), f_(format), stream_(stream) {}
+  Float8Forms(const std::vector<Source>& parts, const Float8Format& format, cudaStream_t stream)
+      : parts_(parts), s_(parts.front()), f_(format), stream_(stream) {}
 
   // `rows` is null where only the transposed codes are wanted: their scales need its pass.
   void make(Form* rows, Form* transposed) {
@@ -69,12 +74,39 @@ class Float8Forms {
  private:
   bool one_scale() const { return f_.granularity == ScalingGranularity::TENSORWISE; }
   template <class Args>
-  Args args() const {
-    return float8_args<Args>(s_.x, s_.columns, s_.groups, f_.elem, f_.round_scales_to_power_of_2);
+  Args args(const Source& part) const {
+    return float8_args<Args>(part.x, part.columns, part.groups, f_.elem,
+                             f_.round_scales_to_power_of_2);
   }
+  template <class Args>
+  Args args() const {
+    return args<Args>(s_);
+  }
+
+  // Rows of a group of the result.
+  int64_t group_rows() const {
+    int64_t rows = 0;
+    for (const Source& part : parts_) rows += part.groups.group_rows;
+    return rows;
+  }
+  // Calls launch(part, where its rows are in the result) for each part.
+  template <class Launch>
+  void for_each_part(Launch launch) const {
+    cuda::JoinedRows joined{parts_.size() > 1 ? group_rows() : 0, 0};
+    for (const Source& part : parts_) {
+      launch(part, joined);
+      joined.first += part.groups.group_rows;
+    }
+  }
+
   std::vector<int64_t> row_sizes() const {
     if (s_.is_matrix) return {s_.groups.rows};
-    return {s_.groups.groups, s_.groups.group_rows};
+    return {s_.groups.groups, group_rows()};
+  }
+  std::vector<int64_t> transposed_sizes() const {
+    if (s_.is_matrix) return {s_.columns, s_.groups.transposed_columns()};
+    const auto all = cuda::RowGroups::equal(s_.groups.groups, group_rows());
+    return {s_.groups.groups, s_.columns, all.transposed_columns()};
   }
 
   void allocate_rows(Form& form) const {
@@ -105,38 +137,42 @@ class Float8Forms {
 
   void make_rows(Form& form, bool wants_columns) {
     allocate_rows(form);
-    auto args = this->args<cuda::Float8RowsArgs>();
-    args.codes = form.data.mutable_data_ptr<uint8_t>();
-    args.pitch = code_pitch(s_.columns);
-    args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
-    if (wants_columns) {
-      amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
-      args.column_amax = amax_bits(amax_);
-    }
-    if (logs_dispatch()) log_dispatch(describe(args));
-    check_launch(kOp, cuda::launch_float8_rows(args, stream_));
+    if (wants_columns) amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
+    for_each_part([&](const Source& part, const cuda::JoinedRows& joined) {
+      auto args = this->args<cuda::Float8RowsArgs>(part);
+      args.codes = form.data.mutable_data_ptr<uint8_t>();
+      args.pitch = code_pitch(s_.columns);
+      args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
+      args.column_amax = wants_columns ? amax_bits(amax_) : nullptr;
+      args.joined = joined;
+      args.adds_to_column_amax = joined.first > 0;
+      if (logs_dispatch()) log_dispatch(describe(args));
+      check_launch(kOp, cuda::launch_float8_rows(args, stream_));
+    });
   }
 
   // `rows` too where they share the one scale.
   void make_transposed(Form& form, Form* rows) const {
-    const int64_t width = s_.groups.transposed_columns();
-    form.data = s_.is_matrix ? empty_on(s_.x, {s_.columns, width}, at::kByte)
-                             : empty_on(s_.x, {s_.groups.groups, s_.columns, width}, at::kByte);
+    form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
     form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
-    auto args = this->args<cuda::Float8TransposedArgs>();
-    args.amax = amax_bits(amax_);
-    args.one_scale = one_scale();
-    args.codes = form.data.mutable_data_ptr<uint8_t>();
-    args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
-    if (rows) {
-      allocate_rows(*rows);
-      args.row_codes = rows->data.mutable_data_ptr<uint8_t>();
-      args.row_pitch = code_pitch(s_.columns);
-      args.row_inverse_scale = rows->decode_scale.mutable_data_ptr<float>();
-    }
-    check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
+    if (rows) allocate_rows(*rows);
+    for_each_part([&](const Source& part, const cuda::JoinedRows& joined) {
+      auto args = this->args<cuda::Float8TransposedArgs>(part);
+      args.amax = amax_bits(amax_);
+      args.one_scale = one_scale();
+      args.codes = form.data.mutable_data_ptr<uint8_t>();
+      args.inverse_scale = form.decode_scale.mutable_data_ptr<float>();
+      args.joined = joined;
+      if (rows) {
+        args.row_codes = rows->data.mutable_data_ptr<uint8_t>();
+        args.row_pitch = code_pitch(s_.columns);
+        args.row_inverse_scale = rows->decode_scale.mutable_data_ptr<float>();
+      }
+      check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
+    });
   }
 
+  const std::vector<Source>& parts_;
   const Source& s_;
   Float8Format f_;
   cudaStream_t stream_;
@@ -184,39 +220,56 @@ bool needs_source_groups(const FormKey& key) {
       key.format);
 }
 
-void make_pair(const Source& s, Form* rows, Form* columns, const FormKey& key,
+void make_pair(const std::vector<Source>& parts, Form* rows, Form* columns, const FormKey& key,
                cudaStream_t stream) {
   std::visit(
-      Overloaded{
-          [](const HighPrecision&) {},  // never here, see needs_source_groups
-          [&](const MxFormat& f) { make_mx(s, f, dtype_of(key.encoding), rows, columns, stream); },
-          [&](const Float8Format& f) { Float8Forms(s, f, stream).make(rows, columns); }},
+      Overloaded{[](const HighPrecision&) {},  // never here, see needs_source_groups
+                 [&](const MxFormat& f) {
+                   make_mx(parts.front(), f, dtype_of(key.encoding), rows, columns, stream);
+                 },
+                 [&](const Float8Format& f) { Float8Forms(parts, f, stream).make(rows, columns); }},
       key.format);
+}
+
+// Codes with a scale per row or column, of any part of a tensor by itself.
+bool is_made_of_parts(const FormKey& key) {
+  const auto* format = std::get_if<Float8Format>(&key.format);
+  return format && key.encoding == Encoding::FLOAT8 &&
+         format->granularity != ScalingGranularity::TENSORWISE;
 }
 
 }  // namespace
 
 std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups) {
-  const Launch launch(source.device());
+  const Launch launch(parts.front().device());
   std::vector<Form> forms;
   forms.reserve(keys.size());
   for (const FormKey& key : keys) forms.push_back({key, {}, {}});
-  std::optional<Source> s;
+  const bool by_parts = std::all_of(keys.begin(), keys.end(), is_made_of_parts);
+  // Only codes may come from what lies transposed: values have the shape of their source.
+  const bool turned = by_parts && parts.size() == 1 && is_transposed(parts.front());
+  const at::Tensor whole = turned     ? parts.front().transpose(1, 2)
+                           : by_parts ? at::Tensor()
+                                      : join(parts);
+  const at::TensorList read = whole.defined() ? at::TensorList(whole) : parts;
+  std::vector<Source> sources;
   for (size_t i = 0; i < forms.size(); ++i) {
     Form& form = forms[i];
     if (form.data.defined()) continue;  // made with its partner
     if (!needs_source_groups(form.key)) {
-      const bool by_group = source.dim() == 2 && form.key.axis == 0;
+      const bool by_group = whole.dim() == 2 && form.key.axis == 0;
       form.data =
-          operand_values(source, form.key.format, form.key.axis,
+          operand_values(whole, form.key.format, form.key.axis,
                          by_group ? groups.offs() : std::nullopt, dtype_of(form.key.encoding));
       continue;
     }
-    if (!s) s = source_of(source, groups);
+    if (sources.empty()) {
+      for (const at::Tensor& part : read) sources.push_back(source_of(part, groups));
+    }
     Form* const partner = partner_of(forms, i);
-    const bool rows_first = along_rows(form.key, source);
-    make_pair(*s, rows_first ? &form : partner, rows_first ? partner : &form, form.key,
+    const bool rows_first = along_rows(form.key, read.front()) != turned;
+    make_pair(sources, rows_first ? &form : partner, rows_first ? partner : &form, form.key,
               launch.stream);
   }
   return forms;

@@ -53,10 +53,10 @@ using Memory = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
 struct Entry {
   Contents contents;
-  std::vector<Memory> memories;      // of the parts: an address alone may be that of a later weight
-  std::shared_ptr<FormStore> store;  // null: nothing kept
-  bool has_gradient = false;         // a backward ran since the weight last changed
-  bool is_trusted = false;           // the weight changed visibly after a backward
+  std::vector<Memory> memories{};  // of the parts: an address alone may be that of a later weight
+  std::shared_ptr<FormStore> store{};  // null: nothing kept
+  bool has_gradient = false;           // a backward ran since the weight last changed
+  bool is_trusted = false;             // the weight changed visibly after a backward
 };
 
 struct Observed {

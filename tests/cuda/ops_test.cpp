@@ -8,6 +8,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/torch.h>
 
+#include <array>
 #include <cstdlib>
 #include <exception>
 #include <random>
@@ -137,6 +138,36 @@ TEST_F(OnGpu, Float8QuantizersAreBitForBitTheCpus) {
           }
         }
       }
+    }
+  }
+}
+
+// Parts that the kernels read where they lie, against a copy with the parts side by side; and weights
+// that lie transposed, against a contiguous copy. Odd sizes, so that parts begin at any row.
+TEST_F(OnGpu, CodesOfJoinedAndOfTransposedWeightsAreThoseOfACopy) {
+  const Float8Format format{ElemDtype::E4M3, ScalingGranularity::AXISWISE, true};
+  const std::vector<FormKey> keys = {{format, 2, Encoding::FLOAT8}, {format, 1, Encoding::FLOAT8}};
+  const auto expect_same = [&](const Operand& made, const at::Tensor& copy, bool together) {
+    const Operand expected(copy);
+    for (const FormKey& key : keys) {
+      if (together) made.expect(key);
+    }
+    for (const FormKey& key : keys) {
+      const Form form = made.form(key, {}), want = expected.form(key, {});
+      EXPECT_TRUE(same_bits(form.data, want.data)) << "axis " << key.axis;
+      EXPECT_TRUE(same_bits(form.decode_scale, want.decode_scale)) << "axis " << key.axis;
+    }
+  };
+  for (const auto& [E, N1, N2, K] : std::vector<std::array<int64_t, 4>>{
+           {3, 64, 64, 128}, {2, 17, 40, 72}, {1, 5, 1, 33}, {4, 128, 96, 4096}, {2, 1, 16, 16}}) {
+    SCOPED_TRACE(c10::str(E, " x ", N1, " + ", N2, " x ", K));
+    const at::Tensor a = gpu(testing::wide_normal({E, N1, K}, at::kBFloat16, 5));
+    const at::Tensor b = gpu(testing::wide_normal({E, N2, K}, at::kBFloat16, 6));
+    for (const bool together : {true, false}) {
+      poison_memory();
+      expect_same(Operand::joined({a, b}, make_form_store()), at::cat({a, b}, 1), together);
+      const at::Tensor turned = a.transpose(1, 2);
+      expect_same(Operand(turned), turned.contiguous(), together);
     }
   }
 }

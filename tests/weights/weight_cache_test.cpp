@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Quantized weights that are used again: when they are, and that a changed weight never meets an
 // old copy, however it was written.
+#include "weights/weight_cache.h"
+
 #include <ATen/DLConvertor.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -525,6 +527,69 @@ TEST_F(WeightCaching, InferenceWeightsAreNeverKept) {
   const Counted counted =
       count([&] { to_fp8_rowwise_then_scaled_grouped_mm(A, W.transpose(1, 2), offs); });
   EXPECT_EQ(counted.hits + counted.misses, 0);
+}
+
+// ---- joined weights ---------------------------------------------------------
+const FormKey& row_codes() {
+  static const FormKey key{Float8Format{ElemDtype::E4M3, ScalingGranularity::AXISWISE, true}, 2,
+                           Encoding::FLOAT32};
+  return key;
+}
+
+// Two converted weights that an expert layer multiplies as one.
+struct Pair {
+  Experts gate = converted_experts();
+  Experts up = converted_experts();
+  std::vector<at::Tensor> parts() { return {gate->weight, up->weight}; }
+
+  at::Tensor expected() {
+    return operand_values(at::cat(parts(), 1), row_codes().format, 2, std::nullopt, at::kFloat);
+  }
+  at::Tensor values(const Operand& operand) { return operand.form(row_codes(), {}).data; }
+  // A forward, its backward, and an optimizer's visible change of both.
+  void step() {
+    weights_for_forward(parts(), true);
+    note_weight_gradients(parts());
+    update(gate), update(up);
+  }
+  static void update(Experts& experts) {
+    const torch::NoGradGuard no_grad;
+    experts->weight.mul_(1.5);
+  }
+};
+
+TEST_F(WeightCaching, JoinedWeightsAreKeptWhileEveryPartIsUnchanged) {
+  Pair pair;
+  pair.step();
+  const CachedOperand made = weights_for_forward(pair.parts(), true);
+  EXPECT_TRUE(made.is_kept);
+  EXPECT_EQ(made.operand.size(1), 96);
+  EXPECT_TRUE(same_bits(pair.values(made.operand), pair.expected()));
+  EXPECT_EQ(count([&] { weights_for_forward(pair.parts(), true); }).hits, 1);
+  EXPECT_TRUE(same_bits(pair.values(weights_for_backward(pair.parts())), pair.expected()));
+
+  Pair::update(pair.up);
+  EXPECT_EQ(count([&] { weights_for_forward(pair.parts(), true); }).hits, 0) << "up has changed";
+  EXPECT_TRUE(same_bits(pair.values(weights_for_backward(pair.parts())), pair.expected()));
+}
+
+TEST_F(WeightCaching, JoinedWeightsAreNotThoseOfALaterPart) {
+  Pair pair;
+  pair.step();
+  pair.values(weights_for_forward(pair.parts(), true).operand);
+  const uint32_t version = pair.up->weight._version();
+  pair.up = converted_experts();  // perhaps at the address of the one before
+  while (pair.up->weight._version() < version) Pair::update(pair.up);
+  EXPECT_TRUE(
+      same_bits(pair.values(weights_for_forward(pair.parts(), true).operand), pair.expected()));
+}
+
+TEST_F(WeightCaching, JoinedWeightsTrustNoPartThatSomebodyElseMayWrite) {
+  Pair pair;
+  pair.step();
+  const at::Tensor alias = pair.up->weight.data();
+  weights_for_forward(pair.parts(), true);
+  EXPECT_EQ(count([&] { weights_for_forward(pair.parts(), true); }).hits, 0);
 }
 
 }  // namespace
