@@ -3,7 +3,6 @@
 // cudaMemcpy of the same run, all of them interleaved. Stand-alone, without Torch.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -11,90 +10,16 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device_buffer.h"
 #include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
+#include "cuda_rows.cuh"
 #include "shapes.h"
 
 namespace moe8::cuda {
 namespace {
 
-constexpr int kRounds = 25;
-constexpr int kWarmup = 3;
-
-using testing::DeviceBuffer;
 using testing::require;
-using Memory = DeviceBuffer<uint8_t>;
-
-// Random normal numbers: zeros would let the chip run cooler and faster than data do.
-template <typename T>
-__global__ void fill_normal(T* x, int64_t count) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += step) {
-    uint64_t z = static_cast<uint64_t>(i + 1) * 0x9E3779B97F4A7C15ull;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z ^= z >> 27;
-    const float u = (static_cast<float>(z & 0xFFFFFF) + 1.0f) / 16777216.0f;
-    const float v = static_cast<float>(z >> 40) / 16777216.0f;
-    x[i] = from_float<T>(sqrtf(-2.0f * logf(u)) * cosf(6.2831853f * v));
-  }
-}
-
-__global__ void __launch_bounds__(256) copy_kernel(const uint4* x, uint4* y, int64_t count) {
-  const int64_t first = blockIdx.x * int64_t{1024} + threadIdx.x;
-  uint4 v[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (first + i * 256 < count) v[i] = __ldcs(x + first + i * 256);
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (first + i * 256 < count) __stcs(y + first + i * 256, v[i]);
-  }
-}
-
-struct Row {
-  std::string name;
-  double bytes;
-  std::function<LaunchStatus()> launch;
-  std::vector<float> ms;
-};
-
-/// Interleaves the rows, so that all see the same temperatures and clocks.
-void time_rows(std::vector<Row>& rows) {
-  cudaEvent_t begin, end;
-  require(cudaEventCreate(&begin), "event");
-  require(cudaEventCreate(&end), "event");
-  for (int round = -kWarmup; round < kRounds; ++round) {
-    for (Row& row : rows) {
-      require(cudaEventRecord(begin), "record");
-      require(row.launch(), row.name.c_str());
-      require(cudaEventRecord(end), "record");
-      require(cudaEventSynchronize(end), row.name.c_str());
-      float ms = 0;
-      require(cudaEventElapsedTime(&ms, begin, end), "elapsed");
-      if (round >= 0) row.ms.push_back(ms);
-    }
-  }
-  require(cudaEventDestroy(begin), "event");
-  require(cudaEventDestroy(end), "event");
-}
-
-void print_rows(const std::string& shape, std::vector<Row>& rows) {
-  const auto rate = [](Row& row) {
-    std::sort(row.ms.begin(), row.ms.end());
-    return row.bytes / row.ms[row.ms.size() / 2] * 1e-6;
-  };
-  const double memcpy_rate = rate(rows[0]), copy_rate = rate(rows[1]);
-  for (Row& row : rows) {
-    const double r = rate(row);
-    std::printf("%-22s| %-30s| %8.4f (%.4f-%.4f) ms | %5.0f GB/s | %4.0f %% | %4.0f %%\n",
-                shape.c_str(), row.name.c_str(), row.ms[row.ms.size() / 2],
-                row.ms[row.ms.size() / 10], row.ms[row.ms.size() * 9 / 10], r, 100 * r / copy_rate,
-                100 * r / memcpy_rate);
-  }
-}
 
 template <typename T>
 void measure(const std::string& shape, int64_t rows, int64_t columns, int64_t experts,
@@ -151,17 +76,7 @@ void measure(const std::string& shape, int64_t rows, int64_t columns, int64_t ex
   const auto add = [&](std::string name, double bytes, std::function<LaunchStatus()> launch) {
     table.push_back({std::move(name), bytes * n, std::move(launch), {}});
   };
-  add("cudaMemcpy", 2 * in, [&] {
-    return LaunchStatus{cudaMemcpyAsync(y.get(), x.get(), static_cast<size_t>(count) * sizeof(T),
-                                        cudaMemcpyDeviceToDevice),
-                        "cudaMemcpyAsync"};
-  });
-  add("copy kernel", 2 * in, [&] {
-    const int64_t packets = count * static_cast<int64_t>(sizeof(T)) / 16;
-    copy_kernel<<<static_cast<unsigned>((packets + 1023) / 1024), 256>>>(x.as<uint4>(),
-                                                                         y.as<uint4>(), packets);
-    return LaunchStatus{cudaGetLastError(), "the copy kernel"};
-  });
+  add_copies(table, x, y, 2 * n * in);
   add("fp8 rows", in + 1, [&] { return launch_float8_rows(rows_args(false), nullptr); });
   add("fp8 rows + column amax", in + 1,
       [&] { return launch_float8_rows(rows_args(true), nullptr); });

@@ -27,6 +27,19 @@ inline constexpr std::array<GroupedShape, 4> kGpuGroupedShapes = {{
     {"S4", 32768, 2880, 2880, 32},
 }};
 
+/// An expert layer of a published model: T tokens to k of E experts, widths d and h.
+struct LayerShape {
+  const char* name;
+  int64_t tokens, columns, hidden, experts, top_k;
+};
+
+inline constexpr std::array<LayerShape, 4> kGpuLayerShapes = {{
+    {"Scout", 131072, 5120, 8192, 8, 1},
+    {"DSv3", 16384, 7168, 2048, 8, 8},
+    {"Qwen3", 8192, 2048, 768, 128, 8},
+    {"gpt-oss", 8192, 2880, 2880, 32, 4},
+}};
+
 /// A dense layer: M tokens, N out-features, K in-features.
 struct LinearShape {
   int64_t M, N, K;
