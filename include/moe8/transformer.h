@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A mixture-of-experts transformer with torchtitan's parameter names. It calls plain LibTorch
-// operations only; quantize_() of quantize_model.h alone makes it compute in low precision.
+// A mixture-of-experts transformer with torchtitan's parameter names. Its routed experts are those of
+// experts.h, the rest plain LibTorch operations; quantize_() of quantize_model.h alone makes it
+// compute in low precision.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -11,6 +12,8 @@
 
 #include <cstdint>
 
+#include "moe8/experts.h"
+#include "moe8/routing.h"
 #include "moe8/transformer_config.h"
 
 namespace moe8 {
@@ -61,14 +64,7 @@ TORCH_MODULE(Attention);
 /// @return          [seq_len, head_dim/2] complex64, on the CPU; computed in double.
 torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta);
 
-/// Which experts each token goes to, and with what weight.
-struct Routing {
-  torch::Tensor experts;            // [T, top_k] int64, no expert twice in a row
-  torch::Tensor scores;             // [T, top_k] float32, differentiable
-  torch::Tensor tokens_per_expert;  // [E] int64
-};
-
-/// Chooses each token's top_k experts. Scores are float32 whatever the dtype of x.
+/// Chooses each token's top_k experts, by route_tokens of moe8/routing.h.
 class RouterImpl : public torch::nn::Module {
  public:
   explicit RouterImpl(const TransformerConfig& config);
@@ -83,16 +79,19 @@ class RouterImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Router);
 
-/// All routed experts' SwiGLU, through at::_grouped_mm.
+/// All routed experts' SwiGLU, by moe_experts of moe8/experts.h.
 class ExpertsImpl : public torch::nn::Module {
  public:
   explicit ExpertsImpl(const TransformerConfig& config);
-  /// @param x     [M, dim], rows sorted by expert
-  /// @param offs  [E] int32, end row of each expert; the last is M
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& offs);
+  /// @param x  [T, dim], in the order of tokens
+  /// @return   [T, dim]: the sum over each token's experts, with their scores
+  torch::Tensor forward(const torch::Tensor& x, const Routing& routing);
   void init_weights(at::Generator& generator, double std);
 
   torch::Tensor w1, w2, w3;  // [E, hidden, dim], [E, dim, hidden], [E, hidden, dim]
+
+ private:
+  ScorePlacement scores_;
 };
 TORCH_MODULE(Experts);
 

@@ -5,18 +5,11 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "moe8/score_function.h"
+
 namespace moe8 {
-
-/// What turns the router's logits into scores: over all experts, or each expert on its own.
-enum class ScoreFunction { SOFTMAX, SIGMOID };
-
-/// "softmax" or "sigmoid".
-std::string_view to_string(ScoreFunction value);
-/// The inverse of to_string. @throws c10::Error listing the valid names.
-ScoreFunction parse_score_function(std::string_view text);
 
 /// The shape of a model and its arithmetic. Widths are numbers of features.
 struct TransformerConfig {

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "autograd/low_precision_mm.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/custom_class.h>
 
+#include "autograd/function_parts.h"
 #include "autograd/group_bias.h"
 #include "moe8/memory.h"
 #include "quantize/check_input.h"
 #include "weights/backward_end.h"
-#include "weights/tags.h"
 #include "weights/usage.h"
 #include "weights/weight_cache.h"
 
@@ -59,20 +56,6 @@ struct Product : torch::CustomClassHolder {
   }
 };
 
-/// Below autograd and autocast: the products inside are ours, and must not be seen by the hooks
-/// that brought us here (the saved weight is still a converted one).
-struct PlainOps {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
-
-FormKey right_key(const GemmProblem& problem) {
-  return problem.right_key(choose_gemm_kernel(problem).encoding);
-}
-FormKey left_key(const GemmProblem& problem) {
-  return problem.left_key(choose_gemm_kernel(problem).encoding);
-}
-
 size_t itemsize(Encoding encoding) {
   return encoding == Encoding::FLOAT32 ? 4 : encoding == Encoding::BF16 ? 2 : 1;
 }
@@ -87,19 +70,9 @@ std::optional<FormKey> form_to_save(const Product& product, const at::Tensor& A,
   return is_smaller && !is_source(key, A) ? std::optional(key) : std::nullopt;
 }
 
-// Gradients that were asked for with create_graph get a node that refuses to be differentiated
-// again; without it second-order terms would vanish silently.
-void forbid_double_backward(variable_list& grads) {
-  auto error = std::make_shared<torch::autograd::DelayedError>(
-      "moe8: low-precision products cannot be differentiated twice (create_graph=true). "
-      "Take the conversion back with dequantize_() for second derivatives.",
-      static_cast<int64_t>(grads.size()));
-  variable_list inputs;
-  for (const at::Tensor& grad : grads) {
-    inputs.push_back(grad.defined() ? grad.detach().set_requires_grad(true) : at::Tensor());
-  }
-  grads = (*error)(std::move(inputs));
-}
+constexpr const char* kOnce =
+    "moe8: low-precision products cannot be differentiated twice (create_graph=true). "
+    "Take the conversion back with dequantize_() for second derivatives.";
 
 struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& A, const at::Tensor& W,
@@ -156,7 +129,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
         grads[2] = group_sums(grad_out.source(), product->groups).to(*product->bias_dtype);
       }
     }
-    if (at::GradMode::is_enabled()) forbid_double_backward(grads);
+    if (at::GradMode::is_enabled()) forbid_double_backward(grads, kOnce);
     grads.resize(4);  // of bias and product
     return grads;
   }
@@ -184,12 +157,6 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
                          {*product.saved_form, saved[kInput], saved[kInputScale]});
   }
 };
-
-void note_use(const at::Tensor& W) {
-  const std::optional<Tagged> tagged = find_tag(W);
-  if (!tagged) return;
-  for (const uint64_t id : tagged->ids) note_low_precision(id);
-}
 
 }  // namespace
 

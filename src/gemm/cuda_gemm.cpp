@@ -105,13 +105,19 @@ at::Tensor empty_out(const GemmProblem& p, const Sizes& s) {
   return empty_on(p.left.device(), out_sizes(p, s), p.out_dtype);
 }
 
+// Elements from one row to the next, of a contiguous tensor or some columns of a wider matrix.
+int64_t row_pitch(const at::Tensor& values) {
+  return values.is_contiguous() ? values.size(-1) : values.stride(-2);
+}
+
 // Rows of whole 16 bytes, as the kernels read them; the columns added are zeros.
 at::Tensor with_aligned_pitch(const at::Tensor& values) {
   constexpr int64_t kElements = 16 / 2;
   const int64_t rest = values.size(-1) % kElements;
-  const bool is_aligned = reinterpret_cast<uintptr_t>(values.const_data_ptr()) % 16 == 0;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(values.const_data_ptr()) % 16 == 0 &&
+                          row_pitch(values) % kElements == 0;
   if (rest != 0) return at::constant_pad_nd(values, {0, kElements - rest});
-  return is_aligned ? values : values.clone();
+  return is_aligned ? values : values.clone(at::MemoryFormat::Contiguous);
 }
 
 }  // namespace
@@ -181,7 +187,7 @@ at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   args.element = cuda::GemmElement::BF16;
   args.operands_are_ready = is_ready && left.is_same(left_values) && right.is_same(right_values);
   args.left = left.const_data_ptr();
-  args.left_pitch = left.size(-1);
+  args.left_pitch = row_pitch(left);
   args.right = right.const_data_ptr();
   args.right_pitch = right.size(-1);
   launch("cuda_bf16", args);

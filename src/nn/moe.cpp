@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Router, experts and the MoE layer. The order of rows is in permute.cpp.
+// Router, experts and the MoE layer as modules. What they compute is in src/routing and src/experts.
 #include "moe8/transformer.h"
 #include "nn/init.h"
-#include "nn/permute.h"
 
 namespace moe8 {
 // ---- feed-forward -----------------------------------------------------------
@@ -28,37 +27,23 @@ RouterImpl::RouterImpl(const TransformerConfig& config) : config_(config) {
 }
 
 Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_bias) {
-  const torch::Tensor logits = gate(x).to(at::kFloat);
-  const torch::Tensor scores = config_.score_function == ScoreFunction::SIGMOID
-                                   ? at::sigmoid(logits)
-                                   : at::softmax(logits, /*dim=*/1);
-  const torch::Tensor preference =
-      expert_bias.defined() ? scores.detach() + expert_bias : scores.detach();
-
-  Routing routing;
-  routing.experts = std::get<1>(at::topk(preference, config_.top_k, /*dim=*/1));
-  routing.scores = scores.gather(1, routing.experts);
-  if (config_.route_norm) {
-    routing.scores = routing.scores / (routing.scores.sum(1, /*keepdim=*/true) + 1e-20);
-  }
-  routing.scores = routing.scores * config_.route_scale;
-  const torch::Tensor flat = routing.experts.flatten();
-  routing.tokens_per_expert =
-      at::zeros({config_.n_experts}, flat.options()).scatter_add_(0, flat, at::ones_like(flat));
-  return routing;
+  const RouterOptions options{.top_k = config_.top_k,
+                              .score_function = config_.score_function,
+                              .normalize = config_.route_norm,
+                              .scale = config_.route_scale};
+  return route_tokens(gate(x), options, expert_bias);
 }
 
 // ---- experts ----------------------------------------------------------------
-ExpertsImpl::ExpertsImpl(const TransformerConfig& c) {
+ExpertsImpl::ExpertsImpl(const TransformerConfig& c)
+    : scores_(c.score_before_experts ? ScorePlacement::INPUT : ScorePlacement::OUTPUT) {
   w1 = register_parameter("w1", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
   w2 = register_parameter("w2", torch::zeros({c.n_experts, c.dim, c.hidden_dim}));
   w3 = register_parameter("w3", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
 }
 
-torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const torch::Tensor& offs) {
-  const torch::Tensor gated = at::silu(at::_grouped_mm(x, w1.transpose(-2, -1), offs)) *
-                              at::_grouped_mm(x, w3.transpose(-2, -1), offs);
-  return at::_grouped_mm(gated, w2.transpose(-2, -1), offs);
+torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const Routing& routing) {
+  return moe_experts(x, w1, w3, w2, routing.order, routing.scores, {.scores = scores_});
 }
 
 void ExpertsImpl::init_weights(at::Generator& generator, double std) {
@@ -89,17 +74,7 @@ torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
     const torch::NoGradGuard no_grad;
     tokens_per_expert.add_(routing.tokens_per_expert);
   }
-  const ExpertOrder order = sort_by_expert(routing.experts, routing.tokens_per_expert);
-
-  torch::Tensor routed = permute_by_expert(rows, order);  // [T*top_k, dim]
-  if (config_.score_before_experts) {
-    const torch::Tensor scores = routing.scores.flatten().index_select(0, order.slot_of_row);
-    routed = (routed * scores.unsqueeze(1)).to(x.scalar_type());
-  }
-  routed = unpermute_to_slots(experts(routed, order.offs), order)
-               .view({-1, config_.top_k, config_.dim});  // [T, top_k, dim]
-  if (!config_.score_before_experts) routed = routed * routing.scores.unsqueeze(2);  // float32
-  torch::Tensor out = routed.sum(1).to(x.scalar_type());
+  torch::Tensor out = experts(rows, routing);
   if (shared_experts) out = out + shared_experts(rows);
   return out.view(x.sizes());
 }

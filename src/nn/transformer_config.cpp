@@ -3,19 +3,16 @@
 // counts.
 #include "moe8/transformer_config.h"
 
-#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
 
 #include "base/check.h"
-#include "base/nearest.h"
 
 namespace moe8 {
 namespace {
 
 constexpr const char* kOp = "TransformerConfig";
-constexpr std::array<std::string_view, 2> kScoreFunctions{"softmax", "sigmoid"};
 
 // at::_grouped_mm wants strides that are multiples of 16 bytes: 8 elements of bf16.
 constexpr int64_t kWidthMultiple = 8;
@@ -71,19 +68,6 @@ void add_moe(std::vector<ParameterShape>& list, const std::string& prefix,
 
 }  // namespace
 
-std::string_view to_string(ScoreFunction value) {
-  return kScoreFunctions.at(static_cast<size_t>(value));
-}
-
-ScoreFunction parse_score_function(std::string_view text) {
-  for (size_t i = 0; i < kScoreFunctions.size(); ++i) {
-    if (kScoreFunctions[i] == text) return static_cast<ScoreFunction>(i);
-  }
-  fail("ScoreFunction", "name",
-       c10::str("expected one of ", join({kScoreFunctions.begin(), kScoreFunctions.end()}),
-                ", got '", text, "'"));
-}
-
 void TransformerConfig::validate() const {
   check_range("vocab_size", vocab_size, 1);
   check_width("dim", dim);
@@ -104,8 +88,8 @@ void TransformerConfig::validate() const {
   check_range("top_k", top_k, 1, n_experts);
   check_width("hidden_dim", hidden_dim);
   check_range("n_shared_experts", n_shared_experts, 0, 1 << 20);
-  MOE8_CHECK(static_cast<size_t>(score_function) < kScoreFunctions.size(), kOp, "score_function",
-             "expected softmax or sigmoid, got an invalid enumerator");
+  MOE8_CHECK(score_function == ScoreFunction::SOFTMAX || score_function == ScoreFunction::SIGMOID,
+             kOp, "score_function", "expected softmax or sigmoid, got an invalid enumerator");
   check_real("route_scale", route_scale, false);
   check_real("load_balance_coeff", load_balance_coeff, true);
   check_real("rope_theta", rope_theta, false);

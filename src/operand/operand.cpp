@@ -145,6 +145,25 @@ Form Operand::form(const FormKey& key, const TokenGroups& groups) const {
   return store_->get(key, parts_, groups);
 }
 
+void Operand::add(Form form) const {
+  store_->add(std::move(form));
+}
+
+Operand Operand::columns(int64_t begin, int64_t size, const FormKey& key,
+                         const TokenGroups& groups) const {
+  Form part = form(key, groups);
+  if (key.encoding == Encoding::FLOAT8) {  // [columns, padded rows], scale [groups, columns]
+    part.data = part.data.narrow(0, begin, size);
+    part.decode_scale = part.decode_scale.narrow(1, begin, size).contiguous();
+  } else {
+    part.data = part.data.narrow(1, begin, size);
+  }
+  Operand operand = source_.defined() ? Operand(source_.narrow(1, begin, size))
+                                      : future({sizes_[0], size}, dtype_, device_);
+  operand.add(std::move(part));
+  return operand;
+}
+
 at::ScalarType dtype_of(Encoding encoding) {
   switch (encoding) {
     case Encoding::BF16:

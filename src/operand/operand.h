@@ -71,6 +71,11 @@ class Operand {
   /// The form, made now unless it is there. `groups` matters to forms along axis 0 of a matrix, and
   /// must be the same in every call.
   Form form(const FormKey& key, const TokenGroups& groups) const;
+  /// A form that somebody else made: form() returns it from now on.
+  void add(Form form) const;
+  /// Columns begin, ..., begin + size - 1 of a matrix as an operand of their own, for products that
+  /// contract rows: its form(key), along axis 0, is a view of this one's, which is made now.
+  Operand columns(int64_t begin, int64_t size, const FormKey& key, const TokenGroups& groups) const;
 
  private:
   Operand(at::IntArrayRef sizes, at::ScalarType dtype, const at::Device& device);

@@ -11,27 +11,11 @@
 #include <utility>
 
 #include "weights/backward_end.h"
+#include "weights/inside_product.h"
 #include "weights/tags.h"
 #include "weights/usage.h"
 
 namespace moe8::hooks {
-
-/// While one lives, this thread computes a product of ours: hooks let everything pass. Matters in
-/// InferenceMode, where nothing else keeps our own operations from coming back with a tagged weight
-/// (a GEMM that a config leaves in high precision).
-class InsideProduct {
- public:
-  InsideProduct() : outer_(std::exchange(inside, true)) {}
-  ~InsideProduct() { inside = outer_; }
-  InsideProduct(const InsideProduct&) = delete;
-  InsideProduct& operator=(const InsideProduct&) = delete;
-
-  static bool now() { return inside; }
-
- private:
-  static inline thread_local bool inside = false;
-  bool outer_;
-};
 
 /// Hooks above LibTorch's autograd kernels. Those fill the slots AutogradCPU, AutogradCUDA and
 /// AutogradOther alike; we take the first two, so AutogradOther still leads to the kernel we

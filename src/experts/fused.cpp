@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "experts/fused.h"
+
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
+
+#include <array>
+#include <utility>
+
+#include "autograd/function_parts.h"
+#include "experts/gate_up.h"
+#include "quantize/check_input.h"
+#include "routing/rows.h"
+#include "weights/backward_end.h"
+#include "weights/usage.h"
+#include "weights/weight_cache.h"
+
+namespace moe8 {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kOnce =
+    "moe8: moe_experts cannot be differentiated twice (create_graph=true). "
+    "With ExpertsImplementation::UNFUSED and weights that are not converted it can.";
+
+// What may need a gradient.
+enum Input { kX, kGate, kUp, kDown, kBias13, kBias2, kScores, kInputs };
+
+/// One call, from forward to backward.
+struct Layer : torch::CustomClassHolder {
+  explicit Layer(ExpertsCall c) : call(std::move(c)) {}
+
+  ExpertsCall call;
+  const ExpertStages* stages = nullptr;
+  std::array<int, kInputs> position{};  // among the inputs of the autograd function; -1: not there
+  std::array<bool, kInputs> needs{};    // a gradient, as far as forward knows
+  std::array<at::ScalarType, kInputs> dtypes{};
+  std::array<WeightId, kInputs> weights{};
+
+  bool has(Input input) const { return position[input] >= 0; }
+  bool needs_gate_up() const { return needs[kGate] || needs[kUp]; }
+  /// dA, or what follows from it.
+  bool needs_hidden_grad() const {
+    return needs[kX] || needs_gate_up() || needs[kBias13] || needs[kScores];
+  }
+  bool has_separate_gate_up() const { return has(kUp); }
+
+  /// The operands of the six products while they do not exist yet.
+  Operand rows_to_come(int64_t columns, at::ScalarType dtype) const {
+    return Operand::future({call.rows(), columns}, dtype, call.device);
+  }
+
+  GemmProblem out13(const Operand& X, const Operand& W) const {
+    return problem(Gemm::OUT, call.gate_up, X, W, call.hidden_dtype, joined_weight());
+  }
+  GemmProblem grad_input13(const Operand& dH, const Operand& W) const {
+    return problem(Gemm::GRAD_INPUT, call.gate_up, dH, W, call.x_dtype, joined_weight());
+  }
+  /// Of the weight `input`: kGate, or kUp where it is one of its own.
+  GemmProblem grad_weight13(const Operand& dH, const Operand& X, Input input) const {
+    return problem(Gemm::GRAD_WEIGHT, call.gate_up, dH, X, dtypes[input], weights[input]);
+  }
+  GemmProblem out2(const Operand& A, const Operand& W) const {
+    return problem(Gemm::OUT, call.down, A, W, call.row_dtype, weights[kDown]);
+  }
+  GemmProblem grad_input2(const Operand& G, const Operand& W) const {
+    return problem(Gemm::GRAD_INPUT, call.down, G, W, call.hidden_dtype, weights[kDown]);
+  }
+  GemmProblem grad_weight2(const Operand& G, const Operand& A) const {
+    return problem(Gemm::GRAD_WEIGHT, call.down, G, A, dtypes[kDown], weights[kDown]);
+  }
+
+ private:
+  // A product of two weights at once is shown to observers by its parts.
+  WeightId joined_weight() const { return has_separate_gate_up() ? WeightId{} : weights[kGate]; }
+
+  GemmProblem problem(Gemm gemm, const TrainingFormats& formats, const Operand& left,
+                      const Operand& right, at::ScalarType dtype, const WeightId& weight) const {
+    const GemmFormats& of = gemm == Gemm::OUT          ? formats.out
+                            : gemm == Gemm::GRAD_INPUT ? formats.grad_input
+                                                       : formats.grad_weight;
+    return {.gemm = gemm,
+            .left = left,
+            .right = right,
+            .groups = call.groups,
+            .formats = of,
+            .out_dtype = dtype,
+            .kernel_preference = formats.kernel_preference,
+            .weight = weight};
+  }
+};
+using LayerPtr = c10::intrusive_ptr<Layer>;
+
+// ---- observers ----------------------------------------------------------------
+// Each of two weights that were multiplied as one gets its part of the product.
+void show_out_parts(const Layer& layer, const Operand& X, const std::array<at::Tensor, 2>& parts,
+                    const at::Tensor& H) {
+  if (!layer.has_separate_gate_up() || !numerics_observed() || !X.has_source()) return;
+  const int64_t h = layer.call.hidden;
+  for (const Input input : {kGate, kUp}) {
+    GemmProblem part = layer.out13(X, parts[input - kGate]);
+    part.weight = layer.weights[input];
+    show_to_observers(part, H.narrow(1, (input - kGate) * h, h));
+  }
+}
+
+// dX is the sum of both: the whole is shown as the product of either weight.
+void show_grad_input(const Layer& layer, GemmProblem problem, const at::Tensor& dX) {
+  if (!layer.has_separate_gate_up() || !numerics_observed()) return;
+  if (!problem.left.has_source() || !problem.right.has_source()) return;
+  for (const Input input : {kGate, kUp}) {
+    problem.weight = layer.weights[input];
+    show_to_observers(problem, dX);
+  }
+}
+
+// ---- the bias of the second product ---------------------------------------------
+// C [T, E] float32: what token t's output has of b2[e], the sum of its scores for e.
+at::Tensor bias_shares(const ExpertsCall& call, const at::Tensor& scores) {
+  const at::Tensor& experts = call.order.experts;
+  const at::Tensor every = at::arange(call.order.n_experts(), experts.options());
+  at::Tensor shares =
+      at::zeros({experts.size(0), every.size(0)}, experts.options().dtype(at::kFloat));
+  for (int64_t j = 0; j < call.order.top_k(); ++j) {
+    const at::Tensor is_chosen = experts.narrow(1, j, 1).eq(every);
+    const at::Tensor score =
+        scores.defined() ? scores.narrow(1, j, 1) : at::ones({}, shares.options());
+    shares.add_(at::where(is_chosen, score, 0));
+  }
+  return shares;
+}
+
+// [T, k]: <dO_t, b2[e]>
+at::Tensor bias_scores_grad(const ExpertsCall& call, const at::Tensor& grad_out,
+                            const at::Tensor& bias2) {
+  const at::NoTF32Guard float32_stays_float32;
+  const at::Tensor of_all = at::matmul(grad_out.to(at::kFloat), bias2.t());
+  const at::Tensor experts = call.order.experts.to(at::kLong);
+  const at::Tensor chosen = of_all.gather(1, experts.clamp(0, call.order.n_experts() - 1));
+  return chosen.masked_fill(slots_in_groups(call.order).logical_not(), 0);
+}
+
+// ---- the function ---------------------------------------------------------------
+struct FusedExperts : torch::autograd::Function<FusedExperts> {
+  static at::Tensor forward(AutogradContext* ctx, const at::TensorList& inputs,
+                            const LayerPtr& layer);
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs);
+};
+
+// Of the inputs, an undefined tensor for what is not there.
+at::Tensor input_of(const Layer& layer, const at::TensorList& inputs, Input which) {
+  return layer.has(which) ? inputs[layer.position[which]] : at::Tensor();
+}
+
+// What of the inputs is kept for backward, and H; X follows.
+enum Saved { kSavedH = kInputs, kSavedX };
+
+void save(AutogradContext* ctx, const Layer& layer, const at::TensorList& inputs,
+          const at::Tensor& H, const GatheredTokens& tokens) {
+  variable_list saved(kSavedX);
+  const auto keep = [&](Input which) { saved[which] = input_of(layer, inputs, which); };
+  const bool needs_hidden_grad = layer.needs_hidden_grad();
+  if (layer.needs[kX]) keep(kGate), keep(kUp);
+  if (needs_hidden_grad) keep(kDown);
+  if (needs_hidden_grad || layer.needs[kDown]) {
+    saved[kSavedH] = H;
+    keep(kBias13);
+  }
+  if (needs_hidden_grad || layer.needs[kDown] || layer.needs[kBias2]) keep(kScores);
+  if (layer.needs[kScores]) keep(kBias2);
+  saved.insert(saved.end(), tokens.saved.begin(), tokens.saved.end());
+  ctx->save_for_backward(std::move(saved));
+}
+
+at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inputs,
+                                 const LayerPtr& layer) {
+  const PlainOps guard;
+  const ExpertsCall& call = layer->call;
+  const ExpertStages& stages = *layer->stages;
+  const GateUpWeights gate_up{input_of(*layer, inputs, kGate), input_of(*layer, inputs, kUp)};
+  const CachedOperand w13 = gate_up_for_forward(gate_up, layer->needs[kX]);
+  const CachedOperand w2 =
+      weight_for_forward(input_of(*layer, inputs, kDown), layer->needs_hidden_grad());
+  // Said before the products, so that their pass over a weight makes these as well.
+  if (layer->needs[kX] && w13.is_kept) {
+    const Operand dH = layer->rows_to_come(2 * call.hidden, call.hidden_dtype);
+    w13.operand.expect(right_key(layer->grad_input13(dH, w13.operand)));
+  }
+  if (layer->needs_hidden_grad() && w2.is_kept) {
+    const Operand G = layer->rows_to_come(call.dim, call.x_dtype);
+    w2.operand.expect(right_key(layer->grad_input2(G, w2.operand)));
+  }
+
+  const Operand X_to_come = layer->rows_to_come(call.dim, call.x_dtype);
+  const GatheredTokens tokens = stages.gather_tokens(
+      call, input_of(*layer, inputs, kX), {left_key(layer->out13(X_to_come, w13.operand))},
+      layer->needs_gate_up());
+  const ActivationInputs hidden{.H = low_precision_gemm(layer->out13(tokens.X, w13.operand)),
+                                .bias = input_of(*layer, inputs, kBias13),
+                                .scores = input_of(*layer, inputs, kScores)};
+  show_out_parts(*layer, tokens.X, {gate_up.w1, gate_up.w3}, hidden.H);
+
+  const Operand A_to_come = layer->rows_to_come(call.hidden, call.hidden_dtype);
+  const Operand A = stages.activate(call, hidden, {left_key(layer->out2(A_to_come, w2.operand))});
+  const at::Tensor Y = low_precision_gemm(layer->out2(A, w2.operand));
+  const bool weighs = call.placement == ScorePlacement::OUTPUT;
+  const at::Tensor out = stages.combine(call, Y, weighs ? hidden.scores : at::Tensor(),
+                                        input_of(*layer, inputs, kBias2));
+  save(ctx, *layer, inputs, hidden.H, tokens);
+  ctx->saved_data["layer"] = c10::IValue::make_capsule(layer);
+  return out;
+}
+
+/// The backward of one call.
+class Backward {
+ public:
+  Backward(AutogradContext* ctx, const Layer& layer, at::Tensor grad_out)
+      : layer_(layer),
+        call_(layer.call),
+        stages_(*layer.stages),
+        saved_(ctx->get_saved_variables()),
+        grad_out_(std::move(grad_out)),
+        scores_(saved_[kScores]),
+        grads_(kInputs) {
+    for (int i = 0; i < kInputs; ++i) {
+      needs_[i] = layer.position[i] >= 0 && ctx->needs_input_grad(layer.position[i]);
+    }
+  }
+
+  /// By Input; undefined where no gradient is wanted.
+  variable_list run() {
+    if (needs_[kBias2]) grads_[kBias2] = bias2_grad();
+    if (needs_dA() || needs_[kDown]) backward_of_down();
+    if (needs_[kScores] && saved_[kBias2].defined() && weighs_outputs()) {
+      grads_[kScores].add_(bias_scores_grad(call_, grad_out_, saved_[kBias2]));
+    }
+    if (dH_) backward_of_gate_up();
+    return std::move(grads_);
+  }
+
+ private:
+  bool needs_gate_up() const { return needs_[kGate] || needs_[kUp]; }
+  bool needs_dH() const { return needs_[kX] || needs_gate_up(); }
+  bool needs_dA() const { return needs_dH() || needs_[kBias13] || needs_[kScores]; }
+  bool weighs_outputs() const {
+    return scores_.defined() && call_.placement == ScorePlacement::OUTPUT;
+  }
+
+  at::Tensor bias2_grad() const {
+    const at::NoTF32Guard float32_stays_float32;
+    const at::Tensor shares = bias_shares(call_, weighs_outputs() ? scores_ : at::Tensor());
+    return at::matmul(shares.t(), grad_out_.to(at::kFloat));
+  }
+
+  // From dO to the activation's gradients, and the gradient of W2.
+  void backward_of_down() {
+    const Operand G_to_come = layer_.rows_to_come(call_.dim, call_.x_dtype);
+    const Operand A_to_come = layer_.rows_to_come(call_.hidden, call_.hidden_dtype);
+    std::optional<Operand> w2;
+    std::vector<FormKey> G_keys;
+    if (needs_dA()) {
+      w2 = weight_for_backward(saved_[kDown]);
+      G_keys.push_back(left_key(layer_.grad_input2(G_to_come, *w2)));
+    }
+    const GemmProblem of_weight = layer_.grad_weight2(G_to_come, A_to_come);
+    if (needs_[kDown]) G_keys.push_back(left_key(of_weight));
+    const Operand G = stages_.gather_grads(call_, grad_out_, G_keys);
+
+    ActivationWants wants{.scores = needs_[kScores], .bias = needs_[kBias13]};
+    if (needs_dH()) wants.dH = dH_keys();
+    if (needs_[kDown]) wants.A.push_back(right_key(of_weight));
+    const at::Tensor& H = saved_[kSavedH];
+    const at::Tensor dA = w2 ? low_precision_gemm(layer_.grad_input2(G, *w2)) : at::Tensor();
+    ActivationGrads act =
+        stages_.activate_backward(call_, {H, saved_[kBias13], scores_}, dA, wants);
+    grads_[kScores] = std::move(act.scores);
+    grads_[kBias13] = std::move(act.bias);
+    dH_ = std::move(act.dH);
+    if (!needs_[kDown]) return;
+    grads_[kDown] = low_precision_gemm(layer_.grad_weight2(G, *act.A));
+    if (saved_[kDown].defined()) note_weight_gradient(saved_[kDown]);
+  }
+
+  // The forms of dH that the products after it will read.
+  std::vector<FormKey> dH_keys() {
+    std::vector<FormKey> keys;
+    const Operand dH = layer_.rows_to_come(2 * call_.hidden, call_.hidden_dtype);
+    if (needs_[kX]) {
+      w13_ = gate_up_for_backward({saved_[kGate], saved_[kUp]});
+      keys.push_back(left_key(layer_.grad_input13(dH, *w13_)));
+    }
+    if (needs_gate_up()) keys.push_back(left_key(weight_problem_to_come(kGate)));
+    return keys;
+  }
+  GemmProblem weight_problem_to_come(Input input) const {
+    const int64_t columns = layer_.has_separate_gate_up() ? call_.hidden : 2 * call_.hidden;
+    return layer_.grad_weight13(layer_.rows_to_come(columns, call_.hidden_dtype),
+                                layer_.rows_to_come(call_.dim, call_.x_dtype), input);
+  }
+
+  // The weights' products first: they have the fewest tiles, and the product after them fills the
+  // multiprocessors that their last, partial wave leaves idle.
+  void backward_of_gate_up() {
+    if (needs_gate_up()) {
+      const FormKey key = right_key(weight_problem_to_come(kGate));
+      const Operand X =
+          stages_.gather_saved(call_, variable_list(saved_.begin() + kSavedX, saved_.end()), {key});
+      for (const Input input : {kGate, kUp}) {
+        if (needs_[input]) grads_[input] = gate_up_grad(input, X);
+      }
+    }
+    if (!needs_[kX]) return;
+    GemmProblem for_input = layer_.grad_input13(*dH_, *w13_);
+    for_input.follows_unrelated = needs_gate_up();
+    const at::Tensor dX = low_precision_gemm(for_input);
+    show_grad_input(layer_, for_input, dX);
+    grads_[kX] = stages_.combine(call_, dX, {}, {});
+  }
+
+  at::Tensor gate_up_grad(Input input, const Operand& X) const {
+    const FormKey key = left_key(weight_problem_to_come(input));
+    const int64_t h = call_.hidden;
+    const Operand left = layer_.has_separate_gate_up()
+                             ? dH_->columns((input - kGate) * h, h, key, call_.groups)
+                             : *dH_;
+    const at::Tensor grad = low_precision_gemm(layer_.grad_weight13(left, X, input));
+    if (saved_[input].defined()) note_weight_gradient(saved_[input]);
+    return grad;
+  }
+
+  const Layer& layer_;
+  const ExpertsCall& call_;
+  const ExpertStages& stages_;
+  const variable_list saved_;
+  const at::Tensor grad_out_;
+  const at::Tensor scores_;
+  std::array<bool, kInputs> needs_{};
+  std::optional<Operand> w13_, dH_;
+  variable_list grads_;
+};
+
+variable_list FusedExperts::backward(AutogradContext* ctx, variable_list grad_outputs) {
+  const auto layer =
+      c10::static_intrusive_pointer_cast<Layer>(ctx->saved_data["layer"].toCapsule());
+  if (any_unjudged()) judge_after_this_backward();
+  variable_list grads;
+  for (int i = 0; i < kInputs; ++i) {
+    if (layer->position[i] >= 0) grads.emplace_back();
+  }
+  if (grad_outputs[0].defined()) {
+    check_dense("backward", "gradient of the output", grad_outputs[0]);
+    const PlainOps guard;
+    const at::Tensor grad_out = written_out(grad_outputs[0]).contiguous();
+    const variable_list by_input = Backward(ctx, *layer, grad_out).run();
+    for (int i = 0; i < kInputs; ++i) {
+      if (layer->position[i] >= 0) grads[layer->position[i]] = by_input[i];
+    }
+  }
+  if (at::GradMode::is_enabled()) forbid_double_backward(grads, kOnce);
+  grads.emplace_back();  // of the layer
+  return grads;
+}
+
+}  // namespace
+
+at::Tensor fused_experts(ExpertsCall call, const ExpertsTensors& tensors) {
+  const std::array<at::Tensor, kInputs> all{
+      tensors.x, tensors.w1, tensors.w3, tensors.w2, tensors.bias13, tensors.bias2, tensors.scores};
+  call.order.counts = at::Tensor();  // nobody asks for them any more
+  call.is_observed = numerics_observed();
+  auto layer = c10::make_intrusive<Layer>(std::move(call));
+  layer->stages = &choose_expert_stages(layer->call);
+  variable_list inputs;
+  for (int i = 0; i < kInputs; ++i) {
+    const at::Tensor& tensor = all[i];
+    layer->position[i] = tensor.defined() ? static_cast<int>(inputs.size()) : -1;
+    if (!tensor.defined()) continue;
+    inputs.push_back(tensor);
+    layer->needs[i] = at::GradMode::is_enabled() && tensor.requires_grad();
+    layer->dtypes[i] = tensor.scalar_type();
+  }
+  for (const Input weight : {kGate, kUp, kDown}) {
+    if (!layer->has(weight)) continue;
+    if (layer->call.is_observed) layer->weights[weight] = weight_id(all[weight]);
+    note_use(all[weight]);
+  }
+  return FusedExperts::apply(at::TensorList(inputs), layer);
+}
+
+}  // namespace moe8

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// moe_experts: checks of the arguments, which configs hold, and the list of implementations.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <utility>
+#include <variant>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "experts/implementations.h"
+#include "moe8/experts.h"
+#include "quantize/check_input.h"
+#include "weights/tags.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "moe_experts";
+
+// ---- autocast -----------------------------------------------------------------
+// The tensors of a call as they came, or as autocast wants them.
+struct Arguments {
+  at::Tensor x, w1, w3, w2, b1, b3, b2;
+
+  void cast(at::ScalarType dtype, at::DeviceType device) {
+    for (at::Tensor* t : {&x, &w1, &w3, &w2, &b1, &b3, &b2}) {
+      if (t->defined()) *t = at::autocast::cached_cast(dtype, *t, device);
+    }
+  }
+};
+
+// ---- checks ---------------------------------------------------------------------
+void check_weight(const char* argument, const at::Tensor& w, at::IntArrayRef sizes,
+                  const char* meaning, const at::Device& device) {
+  check_dtype(kOp, argument, w);
+  MOE8_CHECK(w.sizes() == sizes && w.device() == device, kOp, argument, "expected ", sizes, " on ",
+             device, ", ", meaning, ", got ", describe(w),
+             ". Weights stored as (E, in, out) are passed as W.transpose(-2, -1)");
+}
+
+void check_bias(const char* argument, const at::Tensor& b, int64_t E, int64_t width,
+                const at::Device& device) {
+  if (!b.defined()) return;
+  check_dense(kOp, argument, b);
+  MOE8_CHECK(b.dim() == 2 && b.size(0) == E && b.size(1) == width && b.device() == device &&
+                 at::isFloatingType(b.scalar_type()),
+             kOp, argument, "expected floating-point [", E, ", ", width,
+             "], a row for each expert, on ", device, ", got ", describe(b));
+}
+
+void check_tensors(const Arguments& a) {
+  check_dtype(kOp, "x", a.x);
+  check_device_supported(kOp, "x", a.x);
+  MOE8_CHECK(a.x.dim() == 2, kOp, "x", "expected [T, d], got ", describe(a.x),
+             ". Flatten what comes before the last axis");
+  const int64_t d = a.x.size(1);
+  check_dtype(kOp, "w1", a.w1);
+  const bool is_joined = !a.w3.defined();
+  MOE8_CHECK(a.w1.dim() == 3 && a.w1.size(0) >= 1 && a.w1.size(2) == d &&
+                 a.w1.device() == a.x.device() && (!is_joined || a.w1.size(1) % 2 == 0),
+             kOp, "w1", "expected [E, ", is_joined ? "2h" : "h", ", ", d, "] on ", a.x.device(),
+             " to fit x of ", a.x.sizes(), ", got ", describe(a.w1),
+             ". Weights stored as (E, in, out) are passed as W.transpose(-2, -1)");
+  const int64_t E = a.w1.size(0), h = is_joined ? a.w1.size(1) / 2 : a.w1.size(1);
+  if (!is_joined) check_weight("w3", a.w3, {E, h, d}, "as w1", a.x.device());
+  check_weight("w2", a.w2, {E, d, h}, "to fit w1", a.x.device());
+  check_bias("options.b1", a.b1, E, a.w1.size(1), a.x.device());
+  MOE8_CHECK(!is_joined || !a.b3.defined(), kOp, "options.b3",
+             "expected no tensor where w3 is undefined, got ", describe(a.b3),
+             ". b1 holds both, as w1 does");
+  check_bias("options.b3", a.b3, E, h, a.x.device());
+  check_bias("options.b2", a.b2, E, d, a.x.device());
+}
+
+void check_order(const ExpertOrder& order, const Arguments& a) {
+  const int64_t T = a.x.size(0), E = a.w1.size(0);
+  MOE8_CHECK(order.experts.defined() && order.slot_of_row.defined() &&
+                 order.row_of_slot.defined() && order.offs.defined(),
+             kOp, "order", "expected what expert_order() made, got undefined tensors");
+  MOE8_CHECK(
+      order.experts.dim() == 2 && order.tokens() == T && order.experts.device() == a.x.device(),
+      kOp, "experts", "expected [", T, ", k] on ", a.x.device(), " to fit x of ", a.x.sizes(),
+      ", got ", describe(order.experts));
+  MOE8_CHECK(order.n_experts() == E && order.rows() == order.experts.numel(), kOp, "order",
+             "expected that of ", E, " experts, as w1 has them, and ", order.experts.numel(),
+             " rows, got ", order.n_experts(), " and ", order.rows());
+}
+
+void check_scores(const at::Tensor& scores, const ExpertOrder& order) {
+  if (!scores.defined()) return;
+  check_dense(kOp, "scores", scores);
+  MOE8_CHECK(scores.sizes() == order.experts.sizes() && scores.device() == order.experts.device() &&
+                 at::isFloatingType(scores.scalar_type()),
+             kOp, "scores", "expected floating-point ", order.experts.sizes(), " on ",
+             order.experts.device(), " as experts, got ", describe(scores));
+}
+
+template <typename Enum>
+void check_enumerator(const char* field, Enum value, Enum last) {
+  MOE8_CHECK(static_cast<int>(value) >= 0 && value <= last, kOp, field,
+             "expected an enumerator, got ", static_cast<int>(value));
+}
+
+void check_options(const ExpertsOptions& o) {
+  check_enumerator("options.gate_up", o.gate_up, GateUpLayout::INTERLEAVED);
+  check_enumerator("options.activation", o.activation, Activation::CLAMPED_SWIGLU);
+  check_enumerator("options.scores", o.scores, ScorePlacement::INPUT);
+  check_enumerator("options.column_codes", o.column_codes, ColumnCodes::FROM_ROW_CODES);
+  check_enumerator("options.saved_hidden", o.saved_hidden, SavedHidden::FLOAT8);
+  check_enumerator("options.implementation", o.implementation, ExpertsImplementation::UNFUSED);
+  MOE8_CHECK(std::isfinite(o.alpha), kOp, "options.alpha", "expected a finite number, got ",
+             o.alpha);
+  MOE8_CHECK(std::isfinite(o.limit) && o.limit > 0, kOp, "options.limit",
+             "expected a finite number above 0, got ", o.limit);
+  if (!o.config) return;
+  MOE8_CHECK(is_grouped(*o.config), kOp, "options.config",
+             "expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(*o.config));
+  validate(*o.config);
+}
+
+// ---- configs ----------------------------------------------------------------------
+std::optional<Config> config_for(const char* argument, const at::Tensor& w, const at::Tensor& x,
+                                 const ExpertsOptions& options) {
+  if (options.config) return options.config;
+  if (const std::optional<Tagged> tagged = find_tag(w)) return *tagged->config;
+  MOE8_CHECK(w.scalar_type() == x.scalar_type(), kOp, argument, "expected ", x.scalar_type(),
+             " as x, got ", describe(w), ". Only converted weights may have another dtype");
+  return std::nullopt;
+}
+
+TrainingFormats formats_for(const std::optional<Config>& config) {
+  return config ? training_formats(*config) : TrainingFormats{};
+}
+
+// b13 [E, 2h] float32, or undefined.
+at::Tensor joined_bias(const Arguments& a) {
+  if (!a.w3.defined()) return a.b1.defined() ? a.b1.to(at::kFloat) : at::Tensor();
+  if (!a.b1.defined() && !a.b3.defined()) return {};
+  const auto half = [&](const at::Tensor& b) {
+    if (b.defined()) return b.to(at::kFloat);
+    return at::zeros({a.w1.size(0), a.w1.size(1)}, a.x.options().dtype(at::kFloat));
+  };
+  return at::cat({half(a.b1), half(a.b3)}, 1);
+}
+
+ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at::Tensor& scores,
+                          const ExpertsOptions& o) {
+  const std::optional<Config> gate = config_for("w1", a.w1, a.x, o);
+  const std::optional<Config> up = a.w3.defined() ? config_for("w3", a.w3, a.x, o) : gate;
+  const std::optional<Config> down = config_for("w2", a.w2, a.x, o);
+  const at::ScalarType dtype = a.x.scalar_type();
+  const at::ScalarType hidden_dtype = gate ? out_dtype_of(*gate, dtype) : dtype;
+  ExpertsCall call{.order = order,
+                   .groups = TokenGroups(order.offs),
+                   .device = a.x.device(),
+                   .dim = a.x.size(1),
+                   .hidden = a.w2.size(2),
+                   .layout = a.w3.defined() ? GateUpLayout::HALVES : o.gate_up,
+                   .activation = o.activation,
+                   .alpha = o.alpha,
+                   .limit = o.limit,
+                   .placement = o.scores,
+                   .column_codes = o.column_codes,
+                   .saved_hidden = o.saved_hidden,
+                   .gate_up = formats_for(gate),
+                   .down = formats_for(down),
+                   .x_dtype = dtype,
+                   .hidden_dtype = hidden_dtype,
+                   .row_dtype = down ? out_dtype_of(*down, hidden_dtype) : dtype};
+  ExpertsTensors tensors{.x = a.x,
+                         .w1 = a.w1,
+                         .w3 = a.w3,
+                         .w2 = a.w2,
+                         .bias13 = joined_bias(a),
+                         .bias2 = a.b2.defined() ? a.b2.to(at::kFloat) : a.b2,
+                         .scores = scores.defined() ? scores.to(at::kFloat) : scores};
+  return {std::move(call), std::move(tensors), o.config.has_value(), gate, up, down};
+}
+
+// ---- what FUSED refuses ---------------------------------------------------------------
+// Why the weight's products are left to the hooks, or LibTorch.
+std::optional<std::string> weight_refusal(const char* argument, const at::Tensor& w,
+                                          bool has_own_config) {
+  if (!w.defined() || has_own_config) return std::nullopt;
+  if (const std::optional<Lost> lost = find_lost(w)) return c10::str(argument, ": ", lost->why);
+  const std::optional<Tagged> tagged = find_tag(w);
+  if (!tagged) return std::nullopt;
+  const bool contracts_rows = tagged->axes[2] || w.size(2) <= 1;
+  const bool is_batch = !tagged->axes[0] || w.size(0) <= 1;
+  if (contracts_rows && is_batch) return std::nullopt;
+  return c10::str(argument, " was made of converted weights in a way that leaves no whole rows");
+}
+
+bool is_tensorwise(const OperandFormat& format) {
+  const auto* f = std::get_if<Float8Format>(&format);
+  return f && f->granularity == ScalingGranularity::TENSORWISE;
+}
+
+bool is_tensorwise(const TrainingFormats& f) {
+  for (const GemmFormats* gemm : {&f.out, &f.grad_input, &f.grad_weight}) {
+    if (is_tensorwise(gemm->left) || is_tensorwise(gemm->right)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::optional<std::string> fused_refusal(const ExpertsRequest& r) {
+  const ExpertsTensors& t = r.tensors;
+  for (const auto& [argument, w] : {std::pair{"w1", t.w1}, {"w3", t.w3}, {"w2", t.w2}}) {
+    if (auto refusal = weight_refusal(argument, w, r.has_own_config)) return refusal;
+  }
+  if (r.gate != r.up) return "w1 and w3 have different configs";
+  if (t.w3.defined() && t.w1.scalar_type() != t.w3.scalar_type()) {
+    return "w1 and w3 have different dtypes";
+  }
+  if (is_tensorwise(r.call.gate_up) || is_tensorwise(r.call.down)) {
+    return "gate and up would share the one scale of a whole tensor";
+  }
+  std::string reasons;
+  for (const ExpertStages* stages : expert_stages()) {
+    const std::optional<std::string> refusal = stages->refusal(r.call);
+    if (!refusal) return std::nullopt;
+    reasons += c10::str(reasons.empty() ? "" : "; ", "stages '", stages->name(), "': ", *refusal);
+  }
+  return reasons;
+}
+
+at::Tensor run_fused(const ExpertsRequest& request) {
+  return fused_experts(request.call, request.tensors);
+}
+
+const std::vector<ExpertsImplementationEntry>& experts_implementations() {
+  static const std::vector<ExpertsImplementationEntry> list = {
+      {"fused", ExpertsImplementation::FUSED, &fused_refusal, &run_fused},
+      {"unfused", ExpertsImplementation::UNFUSED, &unfused_refusal, &run_unfused},
+  };
+  return list;
+}
+
+namespace {
+
+at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted) {
+  std::string refusals;
+  for (const ExpertsImplementationEntry& entry : experts_implementations()) {
+    if (wanted != ExpertsImplementation::AUTO && wanted != entry.which) continue;
+    const std::optional<std::string> refusal = entry.refusal(request);
+    if (!refusal) {
+      if (logs_dispatch()) {
+        log_dispatch(c10::str(request.call.describe(), "\n  -> ", entry.name, refusals));
+      }
+      return entry.run(request);
+    }
+    refusals += c10::str("\n  not ", entry.name, ": ", *refusal);
+  }
+  fail(kOp, "options",
+       c10::str("expected a call that can be computed, got ", request.call.describe(), refusals));
+}
+
+}  // namespace
+
+at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
+                       const at::Tensor& w2, const ExpertOrder& order, const at::Tensor& scores,
+                       const ExpertsOptions& options) {
+  Arguments a{x, w1, w3, w2, options.b1, options.b3, options.b2};
+  std::optional<c10::impl::ExcludeDispatchKeyGuard> no_autocast;
+  if (x.defined() && at::autocast::is_autocast_enabled(x.device().type())) {
+    const at::DeviceType device = x.device().type();
+    no_autocast.emplace(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    a.cast(at::autocast::get_autocast_dtype(device), device);
+  }
+  check_options(options);
+  check_tensors(a);
+  check_order(order, a);
+  check_scores(scores, order);
+  return run_first(request_of(a, order, scores, options), options.implementation);
+}
+
+at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
+                       const at::Tensor& w2, const at::Tensor& experts, const at::Tensor& scores,
+                       const ExpertsOptions& options) {
+  check_dtype(kOp, "w1", w1);
+  MOE8_CHECK(w1.dim() == 3 && w1.size(0) >= 1, kOp, "w1", "expected [E, h, d], got ", describe(w1));
+  return moe_experts(x, w1, w3, w2, expert_order(experts, w1.size(0)), scores, options);
+}
+
+}  // namespace moe8

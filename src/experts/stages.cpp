@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "experts/stages.h"
+
+#include <c10/util/StringUtil.h>
+
+#include "base/check.h"
+#include "base/log.h"
+
+namespace moe8 {
+namespace {
+
+// Why the stages that come before `chosen` (all of them: nullptr) were passed over, a line each.
+std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen) {
+  std::string lines;
+  for (const ExpertStages* stages : expert_stages()) {
+    if (stages == chosen) break;
+    lines +=
+        c10::str("\n  not ", stages->name(), ": ", stages->refusal(call).value_or("(it could)"));
+  }
+  return lines;
+}
+
+}  // namespace
+
+std::string ExpertsCall::describe() const {
+  return c10::str("stages of experts: ", order.tokens(), " tokens x ", order.top_k(), " of ",
+                  order.n_experts(), " experts, ", dim, " x ", hidden, ", ", x_dtype, " on ",
+                  device);
+}
+
+const std::vector<const ExpertStages*>& expert_stages() {
+  // Stages on kernels of moe8 go before these.
+  static const std::vector<const ExpertStages*> stages = {&composite_stages()};
+  return stages;
+}
+
+const ExpertStages& choose_expert_stages(const ExpertsCall& call) {
+  for (const ExpertStages* stages : expert_stages()) {
+    if (stages->refusal(call)) continue;
+    if (logs_dispatch()) {
+      log_dispatch(
+          c10::str(call.describe(), "\n  -> ", stages->name(), refusals_before(call, stages)));
+    }
+    return *stages;
+  }
+  fail("moe_experts", "", c10::str("no ", call.describe(), refusals_before(call, nullptr)));
+}
+
+}  // namespace moe8

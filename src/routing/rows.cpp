@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "routing/rows.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/zeros.h>
+
+namespace moe8 {
+
+at::Tensor rows_in_groups(const ExpertOrder& order) {
+  const at::Tensor end = order.offs.narrow(0, order.n_experts() - 1, 1);
+  if (end.is_cpu() && end.item<int32_t>() == order.rows()) return {};
+  return at::arange(order.rows(), end.options()).lt(end).unsqueeze(1);
+}
+
+at::Tensor slots_in_groups(const ExpertOrder& order) {
+  return order.experts.ge(0).logical_and_(order.experts.lt(order.n_experts()));
+}
+
+at::Tensor gather_tokens(const at::Tensor& x, const ExpertOrder& order) {
+  const at::Tensor token =
+      order.top_k() == 1 ? order.slot_of_row : order.slot_of_row.floor_divide(order.top_k());
+  const at::Tensor rows = x.index_select(0, token);
+  const at::Tensor in_groups = rows_in_groups(order);
+  return in_groups.defined() ? rows.masked_fill(in_groups.logical_not(), 0) : rows;
+}
+
+at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order) {
+  const at::Tensor rows = of_slots.reshape({-1}).index_select(0, order.slot_of_row);
+  const at::Tensor in_groups = rows_in_groups(order);
+  return in_groups.defined() ? rows.masked_fill(in_groups.squeeze(1).logical_not(), 0) : rows;
+}
+
+at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
+                    at::ScalarType out_dtype) {
+  const int64_t T = order.tokens(), k = order.top_k(), N = rows.size(1);
+  if (k == 0) return at::zeros({T, N}, rows.options().dtype(out_dtype));
+  const at::Tensor row_of_slot = order.row_of_slot.view({T, k});
+  const at::Tensor weights =
+      scores.defined() ? scores.masked_fill(slots_in_groups(order).logical_not(), 0) : scores;
+  const at::Tensor out = at::empty({T, N}, rows.options().dtype(out_dtype));
+  for_row_blocks(T, N, rows.device(), [&](int64_t begin, int64_t size) {
+    at::Tensor sum;
+    for (int64_t j = 0; j < k; ++j) {
+      const at::Tensor index = row_of_slot.narrow(0, begin, size).select(1, j);
+      at::Tensor term = rows.index_select(0, index).to(at::kFloat);
+      if (weights.defined()) term.mul_(weights.narrow(0, begin, size).narrow(1, j, 1));
+      sum = sum.defined() ? sum.add_(term) : term;
+    }
+    out.narrow(0, begin, size).copy_(sum);
+  });
+  return out;
+}
+
+}  // namespace moe8
