@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A token's rows gathered and summed. Cost floor: each row is read once, each result written once.
 //
-// A warp has eight columns a lane of one token, loads them of up to kBatch of its rows at once and adds
-// in the order of its slots. Which rows, and how much each counts, lanes load side by side and
-// exchange.
+// A lane has eight columns of one token, or of fewer rows more columns, so that eight 16-byte loads are on
+// their way at once; then it adds in the order of the slots. Which rows, and how much each counts,
+// lanes load side by side and exchange.
 #include "cuda/experts/combine.h"
 #include "cuda/launch.cuh"
 #include "cuda/quantize/packet.cuh"
@@ -16,12 +16,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kElements = Packet<float>::kElements;
-constexpr int kLoads = 8;  // packets that a lane loads at once
+constexpr int kMostSlots = 8;  // whose rows are loaded at once
 
 struct Combine {
   CombineArgs args;
   int64_t pieces;  // warps on a token
-  bool aligned;    // all that is read and written, in 16-byte pieces
 };
 
 // ---- device helpers
@@ -47,119 +46,170 @@ struct Slots {
   }
 };
 
-template <typename T>
-__device__ Packet<T> load(const void* x, bool aligned, int64_t row, int64_t columns,
-                          int64_t column) {
+/// Columns of a matrix, in whole packets where rows and addresses allow it (kAligned).
+template <typename T, bool kAligned>
+__device__ Packet<T> load(const void* x, int64_t row, int64_t columns, int64_t column) {
   const T* p = static_cast<const T*>(x) + row * columns + column;
-  return aligned ? load_packet(p) : load_elements(p, columns - column);
+  return kAligned ? load_packet(p) : load_elements(p, columns - column);
+}
+
+template <bool kAligned>
+__device__ void load_bias(const CombineArgs& a, int64_t expert, int64_t column,
+                          float (&bias)[kElements]) {
+  const auto unpack = [&](const auto& packet) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) bias[i] = packet.get(i);
+  };
+  if (a.bias_type == FloatType::F32) {
+    unpack(load<float, kAligned>(a.bias, expert, a.columns, column));
+  } else {
+    unpack(load<BFloat16, kAligned>(a.bias, expert, a.columns, column));
+  }
 }
 
 // sum += w * (row + bias), each step rounded by itself.
-template <typename T>
-__device__ void add(const CombineArgs& a, float (&sum)[kElements], const Packet<T>& row, float w,
-                    const Packet<float>& bias) {
+template <typename T, bool kAligned>
+__device__ void add(const CombineArgs& a, float (&sum)[kElements], const Packet<T>& row,
+                    float score, int64_t expert, int64_t column) {
+  float y[kElements];
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) y[i] = row.get(i);
+  if (a.bias != nullptr) {
+    float bias[kElements];
+    load_bias<kAligned>(a, expert, column, bias);
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) y[i] = __fadd_rn(y[i], bias[i]);
+  }
 #pragma unroll
   for (int i = 0; i < kElements; ++i) {
-    float y = row.get(i);
-    if (a.bias != nullptr) y = __fadd_rn(y, bias.get(i));
-    if (a.scores != nullptr) y = __fmul_rn(y, w);
-    sum[i] = __fadd_rn(sum[i], y);
+    if (a.scores != nullptr) y[i] = __fmul_rn(y[i], score);
+    sum[i] = __fadd_rn(sum[i], y[i]);
   }
 }
 
-__device__ Packet<float> load_bias(const Combine& p, int64_t expert, int64_t column) {
-  const CombineArgs& a = p.args;
-  if (a.bias == nullptr) return {};
-  if (a.bias_type == FloatType::F32) {
-    return load<float>(a.bias, p.aligned, expert, a.columns, column);
-  }
-  const auto halves = load<BFloat16>(a.bias, p.aligned, expert, a.columns, column);
-  Packet<float> bias;
-#pragma unroll
-  for (int i = 0; i < kElements; ++i) bias.words[i] = __float_as_uint(halves.get(i));
-  return bias;
+// Two floats to bf16, nearest even.
+__device__ uint32_t round_pair(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
 }
 
-template <typename Out>
-__device__ void store(const Combine& p, int64_t token, int64_t column,
+template <typename Out, bool kAligned>
+__device__ void store(const CombineArgs& a, int64_t token, int64_t column,
                       const float (&sum)[kElements]) {
-  Packet<Out> packet{};
+  Packet<Out> packet;
+  if constexpr (sizeof(Out) == 4) {
 #pragma unroll
-  for (int i = 0; i < kElements; ++i) {
-    if constexpr (sizeof(Out) == 4) {
-      packet.words[i] = __float_as_uint(sum[i]);
-    } else {
-      packet.words[i / 2] |= uint32_t{from_float<BFloat16>(sum[i]).bits} << (i % 2 * 16);
-    }
+    for (int i = 0; i < kElements; ++i) packet.words[i] = __float_as_uint(sum[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; i += 2) packet.words[i / 2] = round_pair(sum[i], sum[i + 1]);
   }
-  Out* out = static_cast<Out*>(p.args.out) + token * p.args.columns + column;
-  p.aligned ? store_packet(out, packet) : store_elements(out, packet, p.args.columns - column);
+  Out* out = static_cast<Out*>(a.out) + token * a.columns + column;
+  kAligned ? store_packet(out, packet) : store_elements(out, packet, a.columns - column);
 }
 
-// ---- kernel
-// kPackets packets a lane of kLoads / kPackets rows at once.
-template <typename T, typename Out, int kPackets>
-__global__ void __launch_bounds__(kThreads) combine_rows(const __grid_constant__ Combine p) {
-  constexpr int kBatch = kLoads / kPackets;
+/// The place of a warp.
+struct Place {
+  int64_t token;
+  int64_t column;  // of the lane's first packet
+
+  template <int kPackets>
+  __device__ static Place of(const Combine& p) {
+    const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+    const int64_t packet = warp % p.pieces * (32 * kPackets) + threadIdx.x % 32;
+    return {warp / p.pieces, packet * kElements};
+  }
+  __device__ int64_t column_of(int packet) const { return column + packet * (32 * kElements); }
+};
+
+// ---- kernels
+// Tokens with at most kSlots slots: all of their rows are loaded at once.
+template <typename T, typename Out, int kSlots, int kPackets>
+__global__ void __launch_bounds__(kThreads) combine_few(const __grid_constant__ Combine p) {
   const CombineArgs& a = p.args;
   follow_stream();
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int64_t token = warp / p.pieces;
-  if (token >= a.tokens) return;
+  const Place place = Place::of<kPackets>(p);
+  if (place.token >= a.tokens) return;
   const int lane = threadIdx.x % 32;
-  const int64_t column = (warp % p.pieces * (32 * kPackets) + lane) * kElements;
+  const Slots own(a, place.token * a.top_k + lane, lane < a.top_k);
 
+  Packet<T> rows[kSlots][kPackets];
+#pragma unroll
+  for (int j = 0; j < kSlots; ++j) {
+    const int32_t row = __shfl_sync(~0u, own.row, j);
+#pragma unroll
+    for (int v = 0; v < kPackets; ++v) {
+      const int64_t column = place.column_of(v);
+      const bool is_there = row != Slots::kNone && column < a.columns;
+      rows[j][v] = is_there ? load<T, true>(a.rows, row, a.columns, column) : Packet<T>{};
+    }
+  }
   float sum[kPackets][kElements] = {};
-  for (int64_t first = 0; first < a.top_k; first += 32) {
-    const Slots own(a, token * a.top_k + first + lane, first + lane < a.top_k);
-    const int count = static_cast<int>(min(a.top_k - first, int64_t{32}));
-    for (int j = 0; j < count; j += kBatch) {
-      Packet<T> rows[kBatch][kPackets];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int32_t row = __shfl_sync(~0u, own.row, j + b);
+  for (int j = 0; j < kSlots; ++j) {
+    const int32_t row = __shfl_sync(~0u, own.row, j);
+    const float score = __shfl_sync(~0u, own.score, j);
+    const int64_t expert = __shfl_sync(~0u, own.expert, j);
+    if (row == Slots::kNone) continue;
 #pragma unroll
-        for (int v = 0; v < kPackets; ++v) {
-          const int64_t c = column + v * (32 * kElements);
-          const bool is_there = j + b < count && row != Slots::kNone && c < a.columns;
-          rows[b][v] = is_there ? load<T>(a.rows, p.aligned, row, a.columns, c) : Packet<T>{};
-        }
-      }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int32_t row = __shfl_sync(~0u, own.row, j + b);
-        const float score = __shfl_sync(~0u, own.score, j + b);
-        const int64_t expert = __shfl_sync(~0u, own.expert, j + b);
-        if (j + b >= count || row == Slots::kNone) continue;
-#pragma unroll
-        for (int v = 0; v < kPackets; ++v) {
-          const int64_t c = column + v * (32 * kElements);
-          if (c < a.columns) add(a, sum[v], rows[b][v], score, load_bias(p, expert, c));
-        }
-      }
+    for (int v = 0; v < kPackets; ++v) {
+      const int64_t column = place.column_of(v);
+      if (column < a.columns) add<T, true>(a, sum[v], rows[j][v], score, expert, column);
     }
   }
 #pragma unroll
   for (int v = 0; v < kPackets; ++v) {
-    const int64_t c = column + v * (32 * kElements);
-    if (c < a.columns) store<Out>(p, token, c, sum[v]);
+    const int64_t column = place.column_of(v);
+    if (column < a.columns) store<Out, true>(a, place.token, column, sum[v]);
   }
 }
 
+// Any number of slots, columns and any address.
+template <typename T, typename Out, bool kAligned>
+__global__ void __launch_bounds__(kThreads) combine_any(const __grid_constant__ Combine p) {
+  const CombineArgs& a = p.args;
+  follow_stream();
+  const Place place = Place::of<1>(p);
+  if (place.token >= a.tokens) return;
+  const int lane = threadIdx.x % 32;
+  float sum[kElements] = {};
+  for (int64_t first = 0; first < a.top_k; first += 32) {
+    const Slots own(a, place.token * a.top_k + first + lane, first + lane < a.top_k);
+    const int count = static_cast<int>(min(a.top_k - first, int64_t{32}));
+#pragma unroll 4
+    for (int j = 0; j < count; ++j) {
+      const int32_t row = __shfl_sync(~0u, own.row, j);
+      const float score = __shfl_sync(~0u, own.score, j);
+      const int64_t expert = __shfl_sync(~0u, own.expert, j);
+      if (row == Slots::kNone || place.column >= a.columns) continue;
+      const Packet<T> packet = load<T, kAligned>(a.rows, row, a.columns, place.column);
+      add<T, kAligned>(a, sum, packet, score, expert, place.column);
+    }
+  }
+  if (place.column < a.columns) store<Out, kAligned>(a, place.token, place.column, sum);
+}
+
 // ---- launch
-using Kernel = void (*)(Combine);
+struct Choice {
+  void (*kernel)(Combine);
+  int packets;
+};
 
 template <typename T, typename Out>
-Kernel choose(int packets) {
-  return packets == 8   ? combine_rows<T, Out, 8>
-         : packets == 4 ? combine_rows<T, Out, 4>
-         : packets == 2 ? combine_rows<T, Out, 2>
-                        : combine_rows<T, Out, 1>;
+Choice choose(const CombineArgs& a, bool aligned) {
+  if (!aligned) return {combine_any<T, Out, false>, 1};
+  if (a.top_k > kMostSlots) return {combine_any<T, Out, true>, 1};
+  if (a.top_k > 4) return {combine_few<T, Out, kMostSlots, 1>, 1};
+  if (a.top_k > 2) return {combine_few<T, Out, 4, 2>, 2};
+  if (a.top_k > 1) return {combine_few<T, Out, 2, 2>, 2};
+  return {combine_few<T, Out, 1, 4>, 4};
 }
 
 template <typename T>
-Kernel choose(FloatType out, int packets) {
-  return out == FloatType::BF16 ? choose<T, BFloat16>(packets) : choose<T, float>(packets);
+Choice choose(const CombineArgs& a, bool aligned) {
+  return a.out_type == FloatType::BF16 ? choose<T, BFloat16>(a, aligned)
+                                       : choose<T, float>(a, aligned);
 }
 
 bool in_whole_packets(const CombineArgs& a) {
@@ -174,11 +224,11 @@ bool in_whole_packets(const CombineArgs& a) {
 LaunchStatus launch_combine(const CombineArgs& a, cudaStream_t stream) {
   if (a.tokens * a.top_k > INT32_MAX) return refused("more rows than 32 bits count");
   if (a.tokens * a.columns == 0) return {};
-  const int packets = a.top_k >= 5 ? 1 : a.top_k >= 3 ? 2 : a.top_k == 2 ? 4 : 8;
-  const Combine p{a, ceil_div(a.columns, 32 * kElements * packets), in_whole_packets(a)};
-  const Kernel kernel = a.rows_type == FloatType::BF16 ? choose<BFloat16>(a.out_type, packets)
-                                                       : choose<float>(a.out_type, packets);
-  return launch_early(kernel, ceil_div(a.tokens * p.pieces, kWarps), kThreads, 0, stream, p);
+  const bool aligned = in_whole_packets(a);
+  const Choice choice =
+      a.rows_type == FloatType::BF16 ? choose<BFloat16>(a, aligned) : choose<float>(a, aligned);
+  const Combine p{a, ceil_div(a.columns, 32 * kElements * choice.packets)};
+  return launch_early(choice.kernel, ceil_div(a.tokens * p.pieces, kWarps), kThreads, 0, stream, p);
 }
 
 }  // namespace moe8::cuda

@@ -20,8 +20,9 @@ namespace {
 // ---- configuration
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kUnits = 4;       // that a lane copies at once
-constexpr int kMaximaRows = 8;  // of 16 bytes that a lane loads at once, with column maxima
+constexpr int kUnits = 4;         // that a lane copies at once
+constexpr int kMaximaRows = 8;    // of 16 bytes that a lane loads at once, with column maxima
+constexpr int kMaximaBlocks = 3;  // on a multiprocessor
 constexpr int kLaneColumns = 16;
 constexpr int64_t kWarpColumns = 32 * kLaneColumns;
 
@@ -128,40 +129,96 @@ __device__ RowChunk slab_of(const Maxima& p, int64_t warp) {
 
 // Where a lane's two rows of a slab (lane and lane + 32) come from.
 struct Sources {
-  int32_t tokens[2];
-  float scales[2];
+  int32_t tokens[2] = {};
+  float scales[2] = {};  // of rows that are not there: 0
 
-  __device__ Sources(const Maxima& p, const RowChunk& slab) : tokens{}, scales{1.0f, 1.0f} {
+  __device__ Sources(const Maxima& p, const RowChunk& slab) {
     const RowCodes& in = p.args.in;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = static_cast<int>(threadIdx.x % 32) + 32 * i;
-      if (r >= slab.rows || slab.group == kNoGroup) continue;
+      if (r >= slab.rows) continue;
       tokens[i] = p.top_k.quotient(in.slot_of_row[slab.row + r]);
       scales[i] = in.inverse_scale[tokens[i]];
     }
   }
-  __device__ int32_t token(int r) const {
-    return __shfl_sync(~0u, r < 32 ? tokens[0] : tokens[1], r % 32);
+};
+
+// What the lane of row r has of it.
+__device__ int32_t of_row(const int32_t (&own)[2], int r) {
+  return __shfl_sync(~0u, r < 32 ? own[0] : own[1], r % 32);
+}
+
+/// The largest magnitudes of a lane's columns in float32, whatever the scales.
+template <ElemDtype elem>
+struct FloatMaxima {
+  static constexpr int kBatch = 2;  // rows at once
+  float maxima[kLaneColumns] = {};
+  int32_t factors[2];  // the scales of the lane's rows
+
+  __device__ explicit FloatMaxima(const Sources& s) {
+    factors[0] = __float_as_int(s.scales[0]);
+    factors[1] = __float_as_int(s.scales[1]);
   }
-  __device__ float scale(int r) const {
-    return __shfl_sync(~0u, r < 32 ? scales[0] : scales[1], r % 32);
+
+  __device__ void update(const uint32_t (&words)[4], int32_t factor) {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += 2) {
+      float v[2];
+      unpack_halves(decode_pair<elem>(words[i / 4] >> (i % 4 * 8)), v[0], v[1]);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float value = fabsf(v[n] * __int_as_float(factor));
+        if (isnan(value) || value > maxima[i + n]) maxima[i + n] = value;
+      }
+    }
+  }
+  __device__ void get(float (&out)[kLaneColumns]) const {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) out[i] = maxima[i];
   }
 };
 
+/// The same in half precision, as multiples of the slab's largest scale: half of the registers and of
+/// the instructions. Right where is_exact.
 template <ElemDtype elem>
-__device__ void update_maxima(float (&maxima)[kLaneColumns], const uint4& codes, float scale) {
-  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+struct HalfMaxima {
+  static constexpr int kBatch = kMaximaRows;
+  uint32_t maxima[kLaneColumns / 2] = {};
+  float largest;
+  int32_t factors[2];  // scale / largest of the lane's rows, in both halves
+  bool is_exact = true;
+
+  __device__ explicit HalfMaxima(const Sources& s) {
+    const uint32_t bits = max(__float_as_uint(s.scales[0]), __float_as_uint(s.scales[1]));
+    largest = __uint_as_float(__reduce_max_sync(~0u, bits));
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    float values[4];
-    decode_four<elem>(words[w], values);
+    for (int i = 0; i < 2; ++i) {
+      const bool is_zero = s.scales[i] == 0.0f;
+      const float ratio = is_zero ? 0.0f : __fdiv_rn(s.scales[i], largest);
+      factors[i] = static_cast<int32_t>(pack_halves(ratio, ratio));
+      is_exact &= is_zero || (is_power_of_two(s.scales[i]) && ratio >= kLeastRatio<elem>);
+    }
+    is_exact = __all_sync(~0u, is_exact);
+  }
+
+  __device__ void update(const uint32_t (&words)[4], int32_t factor) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      maxima[4 * w + i] = max_magnitude(maxima[4 * w + i], values[i] * scale);
+    for (int i = 0; i < kLaneColumns; i += 2) {
+      const uint32_t pair = decode_pair<elem>(words[i / 4] >> (i % 4 * 8));
+      maxima[i / 2] =
+          max_magnitude_halves(maxima[i / 2], multiply_halves(pair, static_cast<uint32_t>(factor)));
     }
   }
-}
+  __device__ void get(float (&out)[kLaneColumns]) const {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += 2) {
+      unpack_halves(maxima[i / 2], out[i], out[i + 1]);
+      out[i] = fabsf(out[i] * largest);
+      out[i + 1] = fabsf(out[i + 1] * largest);
+    }
+  }
+};
 
 // Lanes exchange their maxima so that neighbouring lanes send neighbouring atomics.
 __device__ void flush_maxima(const float (&maxima)[kLaneColumns], float* shared, uint32_t* out,
@@ -179,51 +236,86 @@ __device__ void flush_maxima(const float (&maxima)[kLaneColumns], float* shared,
   }
 }
 
+// The part of a slab that a warp has.
+struct Tile {
+  RowChunk slab;
+  int64_t piece;
+  int64_t column;  // of the lane
+  bool is_there;   // the lane has columns
+};
+
+// The slab's codes copied, their maxima taken on the way.
+template <typename Accumulator>
+__device__ void gather_tile(const GatherCodesArgs& a, const Tile& t, const Sources& sources,
+                            Accumulator& maxima, float* shared) {
+  constexpr int kBatch = Accumulator::kBatch;
+  const uint8_t* in = a.in.codes + t.column;
+  uint8_t* out = a.codes + t.slab.row * a.in.pitch + t.column;
+  for (int first = 0; first < t.slab.rows; first += kBatch) {
+    uint4 codes[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t token = of_row(sources.tokens, first + i);
+      codes[i] = t.is_there && first + i < t.slab.rows
+                     ? __ldcg(reinterpret_cast<const uint4*>(in + token * a.in.pitch))
+                     : uint4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (t.is_there && first + i < t.slab.rows) {
+        __stcs(reinterpret_cast<uint4*>(out + (first + i) * a.in.pitch), codes[i]);
+      }
+      maxima.update({codes[i].x, codes[i].y, codes[i].z, codes[i].w},
+                    of_row(maxima.factors, first + i));
+    }
+  }
+  float largest[kLaneColumns];
+  maxima.get(largest);
+  flush_maxima(largest, shared, a.column_amax + t.slab.group * a.in.columns, t.piece * kWarpColumns,
+               a.in.columns);
+}
+
+__device__ void write_scales(const GatherCodesArgs& a, const RowChunk& slab,
+                             const float (&scales)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    if (r < slab.rows) a.inverse_scale[slab.row + r] = scales[i];
+  }
+}
+
+// Rows past the last group.
+__device__ void clear_tile(const GatherCodesArgs& a, const Tile& t) {
+  uint8_t* out = a.codes + t.slab.row * a.in.pitch + t.column;
+  for (int r = 0; t.is_there && r < t.slab.rows; ++r) {
+    __stcs(reinterpret_cast<uint4*>(out + r * a.in.pitch), uint4{});
+  }
+  if (t.piece == 0) write_scales(a, t.slab, {1.0f, 1.0f});
+}
+
 template <ElemDtype elem>
-__global__ void __launch_bounds__(kThreads) gather_with_maxima(const __grid_constant__ Maxima p) {
+__global__ void __launch_bounds__(kThreads, kMaximaBlocks)
+    gather_with_maxima(const __grid_constant__ Maxima p) {
   __shared__ float exchange[kWarps][32 * (kLaneColumns + 1)];
   const GatherCodesArgs& a = p.args;
   follow_stream();
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (warp >= p.warps) return;
-  const RowChunk slab = slab_of(p, warp);
-  if (slab.rows == 0) return;
-  const int lane = threadIdx.x % 32;
-  const int64_t piece = warp % p.pieces;
-  const int64_t column = piece * kWarpColumns + lane * kLaneColumns;
-  const bool is_there = column < a.in.pitch;
-  const bool grouped = slab.group != kNoGroup;
-  const Sources sources(p, slab);
+  Tile t{slab_of(p, warp), warp % p.pieces, 0, false};
+  if (t.slab.rows == 0) return;
+  t.column = t.piece * kWarpColumns + threadIdx.x % 32 * kLaneColumns;
+  t.is_there = t.column < a.in.pitch;
+  if (t.slab.group == kNoGroup) return clear_tile(a, t);
 
-  float maxima[kLaneColumns] = {};
-  uint8_t* out = a.codes + slab.row * a.in.pitch + column;
-  for (int first = 0; first < slab.rows; first += kMaximaRows) {
-    uint4 codes[kMaximaRows];
-#pragma unroll
-    for (int i = 0; i < kMaximaRows; ++i) {
-      const int64_t at = sources.token(first + i) * a.in.pitch + column;
-      codes[i] = is_there && grouped && first + i < slab.rows
-                     ? __ldcg(reinterpret_cast<const uint4*>(a.in.codes + at))
-                     : uint4{};
-    }
-#pragma unroll
-    for (int i = 0; i < kMaximaRows; ++i) {
-      if (is_there && first + i < slab.rows) {
-        __stcs(reinterpret_cast<uint4*>(out + (first + i) * a.in.pitch), codes[i]);
-      }
-      update_maxima<elem>(maxima, codes[i], sources.scale(first + i));
-    }
+  const Sources sources(p, t.slab);
+  if (t.piece == 0) write_scales(a, t.slab, sources.scales);
+  HalfMaxima<elem> halves(sources);
+  if (halves.is_exact) {
+    gather_tile(a, t, sources, halves, exchange[threadIdx.x / 32]);
+  } else {
+    FloatMaxima<elem> floats(sources);
+    gather_tile(a, t, sources, floats, exchange[threadIdx.x / 32]);
   }
-  if (piece == 0) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = lane + 32 * i;
-      if (r < slab.rows) a.inverse_scale[slab.row + r] = sources.scales[i];
-    }
-  }
-  if (!grouped) return;
-  flush_maxima(maxima, exchange[threadIdx.x / 32], a.column_amax + slab.group * a.in.columns,
-               piece * kWarpColumns, a.in.columns);
 }
 
 LaunchStatus launch_with_maxima(const GatherCodesArgs& a, cudaStream_t stream) {

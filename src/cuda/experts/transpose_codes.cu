@@ -4,7 +4,8 @@
 //
 // A thread owns 16 bytes of 16 rows: 4 x 4 codes at a time change places by byte permutations, then each
 // is decoded, scaled and encoded. So each of its columns ends up as one 16-byte store. A warp is
-// kLanesWide packets wide and kLanesHigh x 16 rows high.
+// kLanesWide packets wide and kLanesHigh x 16 rows high. Scales are applied in half precision, two
+// codes at once, where that gives the same codes: all but unusual ones.
 #include <algorithm>
 
 #include "cuda/experts/divisor.h"
@@ -23,6 +24,7 @@ constexpr int kRows = kTokenRows;  // of a thread
 constexpr int kColumns = 16;       // of a thread
 constexpr int kLanesWide = 8;
 constexpr int kLanesHigh = 32 / kLanesWide;
+constexpr int kBlocks = 4;  // on a multiprocessor
 
 struct Transpose {
   TransposeCodesArgs args;
@@ -45,6 +47,11 @@ __device__ int64_t chunk_index_of(const Transpose& p, int64_t warp, int lane) {
   return tile * kLanesHigh + lane / kLanesWide;
 }
 
+__device__ int32_t source_row(const Transpose& p, int32_t row) {
+  const int32_t* slots = p.args.in.slot_of_row;
+  return slots == nullptr ? row : p.top_k.quotient(slots[row]);
+}
+
 // The rows of a chunk: where they start in the codes, and their scales. Each of the kLanesWide lanes
 // that have the chunk in common loads some.
 struct Sources {
@@ -58,8 +65,7 @@ struct Sources {
     for (int i = 0; i < kOwn; ++i) {
       const int r = i * kLanesWide + static_cast<int>(threadIdx.x) % kLanesWide;
       if (r >= chunk.rows) continue;
-      const int32_t row = chunk.row + r;
-      rows[i] = in.slot_of_row == nullptr ? row : p.top_k.quotient(in.slot_of_row[row]);
+      rows[i] = source_row(p, chunk.row + r);
       scales[i] = in.inverse_scale[rows[i]];
     }
   }
@@ -88,14 +94,68 @@ __device__ uint32_t byte_mask(int rows) {
   return rows >= 4 ? ~0u : rows <= 0 ? 0u : (1u << (8 * rows)) - 1;
 }
 
-// Four codes of a column: the scales are those of their rows and of the column.
-template <ElemDtype elem>
-__device__ uint32_t rescale(uint32_t codes, const float* row_scales, float scale) {
-  float v[4];
-  decode_four<elem>(codes, v);
+// The scales of a thread's rows as halves, over the largest of them.
+struct RowRatios {
+  uint32_t pairs[kRows / 2];
+  float largest;
+  bool is_exact = true;
+
+  template <ElemDtype elem>
+  __device__ static RowRatios of(const Sources& sources) {
+    RowRatios r;
+    float scales[kRows];
+    uint32_t largest = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = v[i] * row_scales[i] * scale;
-  return encode_four<elem>(v[0], v[1], v[2], v[3]);
+    for (int i = 0; i < kRows; ++i) {
+      scales[i] = sources.scale(i);
+      largest = max(largest, __float_as_uint(scales[i]));
+      r.is_exact &= is_power_of_two(scales[i]);
+    }
+    r.largest = __uint_as_float(largest);
+    const float inverse = __fdiv_rn(1.0f, r.largest);
+#pragma unroll
+    for (int i = 0; i < kRows; i += 2) {
+      const float low = scales[i] * inverse, high = scales[i + 1] * inverse;
+      r.is_exact &= (scales[i] == 0.0f || low >= kLeastRatio<elem>)&&(scales[i + 1] == 0.0f ||
+                                                                      high >= kLeastRatio<elem>);
+      r.pairs[i / 2] = pack_halves(low, high);
+    }
+    return r;
+  }
+};
+
+// The power of two that takes a product with a ratio to the column's code, in both halves; 0 where no
+// half is it. Where amax is 0 all codes are, and any factor does.
+template <ElemDtype elem>
+__device__ uint32_t column_factor(uint32_t amax, float largest) {
+  const float factor = amax == 0 ? 1.0f : scale_of<elem>(amax, true) * largest;
+  return factor >= 0x1p-24f && factor <= 0x1p15f ? pack_halves(factor, factor) : 0u;
+}
+
+// Four codes of a column.
+template <ElemDtype elem>
+__device__ uint32_t rescale(uint32_t codes, uint32_t ratios01, uint32_t ratios23, uint32_t factor) {
+  const uint32_t v01 = multiply_halves(multiply_halves(decode_pair<elem>(codes), ratios01), factor);
+  const uint32_t v23 =
+      multiply_halves(multiply_halves(decode_pair<elem>(codes >> 16), ratios23), factor);
+  return encode_halves<elem>(v01) | encode_halves<elem>(v23) << 16;
+}
+
+// A column of a chunk code by code in float32, whatever the scales.
+template <ElemDtype elem>
+__device__ void write_any_column(const Transpose& p, const RowChunk& chunk, int64_t column,
+                                 float scale, uint8_t* out) {
+  const RowCodes& in = p.args.in;
+  for (int r = 0; r < kRows; ++r) {
+    uint32_t code = 0;
+    if (r < chunk.rows) {
+      const int64_t row = source_row(p, chunk.row + r);
+      float v[2];
+      unpack_halves(decode_pair<elem>(in.codes[row * in.pitch + column]), v[0], v[1]);
+      code = encode_pair<elem>(v[0] * in.inverse_scale[row] * scale, 0.0f);
+    }
+    out[r] = static_cast<uint8_t>(code);
+  }
 }
 
 template <ElemDtype elem>
@@ -107,9 +167,20 @@ __device__ void write_scale(const Transpose& p) {
   a.inverse_scale[i] = inverse_of(scale_of<elem>(a.column_amax[i], true));
 }
 
+// The amax of a thread's four columns from `column` on.
+__device__ uint4 load_amax(const TransposeCodesArgs& a, int64_t group, int64_t column) {
+  const uint32_t* amax = a.column_amax + group * a.in.columns + column;
+  const int64_t left = a.in.columns - column;
+  if (left >= 4 && reinterpret_cast<uintptr_t>(amax) % 16 == 0) {
+    return *reinterpret_cast<const uint4*>(amax);
+  }
+  return {left > 0 ? amax[0] : 0u, left > 1 ? amax[1] : 0u, left > 2 ? amax[2] : 0u,
+          left > 3 ? amax[3] : 0u};
+}
+
 // ---- kernel
 template <ElemDtype elem>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     transpose_codes(const __grid_constant__ Transpose p) {
   const TransposeCodesArgs& a = p.args;
   follow_stream();
@@ -123,16 +194,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   const Sources sources(p, chunk);
 
   uint32_t x[kRows][4];
-  float row_scales[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int64_t at = sources.row(r) * a.in.pitch + column;
-    row_scales[r] = sources.scale(r);
     const uint4 v = r < chunk.rows && column < a.in.columns
                         ? __ldcg(reinterpret_cast<const uint4*>(a.in.codes + at))
                         : uint4{};
     x[r][0] = v.x, x[r][1] = v.y, x[r][2] = v.z, x[r][3] = v.w;
   }
+  const RowRatios ratios = RowRatios::of<elem>(sources);
   if (!is_there) return;
 
   const int64_t group = chunk.group == kNoGroup ? 0 : chunk.group;
@@ -146,16 +216,22 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int q = 0; q < kRows / 4; ++q) {
       transpose_bytes({x[4 * q][w], x[4 * q + 1][w], x[4 * q + 2][w], x[4 * q + 3][w]}, turned[q]);
     }
+    const uint4 amaxes = load_amax(a, group, column + 4 * w);
+    const uint32_t amax[4] = {amaxes.x, amaxes.y, amaxes.z, amaxes.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t c = column + 4 * w + i;
       if (c >= a.in.columns) break;
-      const float scale = scale_of<elem>(a.column_amax[group * a.in.columns + c], true);
+      const uint32_t factor = column_factor<elem>(amax[i], ratios.largest);
+      if (chunk.rows > 0 && (!ratios.is_exact || factor == 0)) {
+        write_any_column<elem>(p, chunk, c, scale_of<elem>(amax[i], true), out + c * p.pitch);
+        continue;
+      }
       uint32_t codes[kRows / 4];
 #pragma unroll
-      for (int q = 0; q < kRows / 4; ++q) {  // padding is zero even where a scale is NaN
-        codes[q] =
-            byte_mask(chunk.rows - 4 * q) & rescale<elem>(turned[q][i], row_scales + 4 * q, scale);
+      for (int q = 0; q < kRows / 4; ++q) {
+        codes[q] = byte_mask(chunk.rows - 4 * q) & rescale<elem>(turned[q][i], ratios.pairs[2 * q],
+                                                                 ratios.pairs[2 * q + 1], factor);
       }
       __stcs(reinterpret_cast<uint4*>(out + c * p.pitch),
              make_uint4(codes[0], codes[1], codes[2], codes[3]));

@@ -27,11 +27,11 @@ __device__ float scale_of(uint32_t amax_bits, bool pow2) {
     return __uint_as_float(amax_bits > 0x7F800000u ? 0x7FC00000u : 0u);
   }
   if (pow2) {
-    // 1.75 is the mantissa of V: above it 2^(exponent of V) / amax loses one more power.
+    // 1.75 is the mantissa of V: above it 2^(exponent of V) / amax loses one more power. The sum
+    // carries into the exponent just then.
     constexpr int kLargest = (std::bit_cast<uint32_t>(float8_scale(0, elem, true)) >> 23) - 127;
-    const int exponent = static_cast<int>(amax_bits >> 23) - 127;
-    const bool above = (amax_bits & 0x7FFFFFu) > 0x600000u;
-    const int e = min(f.max_exponent - exponent - (above ? 1 : 0), kLargest);
+    const int exponent = static_cast<int>((amax_bits + (0x7FFFFFu - 0x600000u)) >> 23) - 127;
+    const int e = min(f.max_exponent - exponent, kLargest);
     return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);
   }
   const float amax = __uint_as_float(amax_bits);
