@@ -133,7 +133,8 @@ Measured measure() {
   for (size_t i = 0; i < at::getNumGPUs(); ++i) {
     const at::Device gpu(at::kCUDA, static_cast<at::DeviceIndex>(i));
     attempt([&] {
-      for (Speed& speed : measure_gpu(gpu)) measured.speeds.rows.push_back(std::move(speed));
+      for (MeasuredSpeed& speed : measure_gpu(gpu))
+        measured.speeds.rows.push_back(std::move(speed));
     });
   }
   return measured;
@@ -151,7 +152,7 @@ std::string advice(const Speeds& speeds) {
 // ---- for people -------------------------------------------------------------
 void print_measured(const Measured& measured) {
   Rows rows;
-  for (const Speed& speed : measured.speeds.rows) {
+  for (const MeasuredSpeed& speed : measured.speeds.rows) {
     char value[32];
     std::snprintf(value, sizeof value, "%7.1f", speed.value);
     rows.push_back({speed.what, value, speed.unit});
@@ -185,7 +186,7 @@ void print_json() {
   }
   const Measured measured = measure();
   json["measured"] = Json::array();
-  for (const Speed& speed : measured.speeds.rows) {
+  for (const MeasuredSpeed& speed : measured.speeds.rows) {
     json["measured"].push_back(
         {{"what", speed.what}, {"value", speed.value}, {"unit", speed.unit}});
   }

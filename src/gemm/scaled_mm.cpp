@@ -12,14 +12,14 @@
 namespace moe8 {
 namespace {
 
-constexpr int64_t kAlignment = 16;  // of every size that the calls take
-constexpr int64_t kMaxGroups = 1024;
+constexpr int64_t kScaledMmAlignment = 16;  // of every size that the calls take
+constexpr int64_t kScaledMmMaxGroups = 1024;
 
 const Float8Format* float8(const OperandFormat& format) {
   return std::get_if<Float8Format>(&format);
 }
 
-bool is_e4m3(const OperandFormat& format) {
+bool is_e4m3_format(const OperandFormat& format) {
   return float8(format)->elem == ElemDtype::E4M3;
 }
 
@@ -32,7 +32,7 @@ bool is_tensorwise(const GemmProblem& p) {
 }
 
 at::Tensor as_float8(const at::Tensor& codes, const OperandFormat& format) {
-  return codes.view(is_e4m3(format) ? at::kFloat8_e4m3fn : at::kFloat8_e5m2);
+  return codes.view(is_e4m3_format(format) ? at::kFloat8_e4m3fn : at::kFloat8_e5m2);
 }
 
 // [rows, pitch] whether it is the only expert's weight or a matrix.
@@ -57,7 +57,7 @@ std::optional<std::string> call_refusal(const GemmProblem& p) {
   if (!float8(p.formats.left) || !float8(p.formats.right)) return "an operand is not FP8";
   if (p.kernel_preference == KernelPreference::EMULATED) return "emulation was asked for";
   if (p.out_dtype != at::kBFloat16) return "it gives bf16 only";
-  if (columns_of(p) % kAlignment != 0) return "out has rows of a size not divisible by 16";
+  if (columns_of(p) % kScaledMmAlignment != 0) return "out has rows of a size not divisible by 16";
   if (has_empty_operand(p)) return "an operand is empty";
   return std::nullopt;
 }
@@ -76,7 +76,7 @@ std::optional<std::string> device_refusal(const GemmProblem& p, Trial trial) {
 std::optional<std::string> scaled_mm_refusal(const GemmProblem& p) {
   if (std::optional<std::string> refusal = call_refusal(p)) return refusal;
   if (p.groups.offs()) return "at::_scaled_mm has no groups";
-  if (!is_e4m3(p.formats.left) && !is_e4m3(p.formats.right)) {
+  if (!is_e4m3_format(p.formats.left) && !is_e4m3_format(p.formats.right)) {
     return "at::_scaled_mm takes one float8_e5m2 operand, not two";
   }
   return device_refusal(p, {.function = "at::_scaled_mm",
@@ -108,10 +108,10 @@ std::optional<std::string> scaled_grouped_mm_refusal(const GemmProblem& p) {
   if (std::optional<std::string> refusal = call_refusal(p)) return refusal;
   if (!p.groups.offs()) return "there are no groups";
   if (p.gemm == Gemm::GRAD_WEIGHT) return "at::_scaled_grouped_mm takes no expert without tokens";
-  if (!is_e4m3(p.formats.left) || !is_e4m3(p.formats.right)) {
+  if (!is_e4m3_format(p.formats.left) || !is_e4m3_format(p.formats.right)) {
     return "at::_scaled_grouped_mm takes float8_e4m3fn only";
   }
-  if (p.groups.count() > kMaxGroups) return c10::str("more than ", kMaxGroups, " groups");
+  if (p.groups.count() > kScaledMmMaxGroups) return c10::str("more than ", kScaledMmMaxGroups, " groups");
   const at::Device& device = p.left.device();
   if (!is_hopper(device) && !is_blackwell(device)) {
     return c10::str("it needs compute capability 9.0 or 10.x, ", device, " has ",

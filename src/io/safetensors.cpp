@@ -22,9 +22,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the format is little-endian");
 
-constexpr const char* kLoad = "load_safetensors";
-constexpr const char* kSave = "save_safetensors";
-
 InputFile open_weights(const std::string& path) {
   std::error_code error;
   MOE8_CHECK(!std::filesystem::is_directory(path, error), kLoad, path,

@@ -14,8 +14,6 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kLoad = "load_safetensors";
-constexpr const char* kSave = "save_safetensors";
 constexpr const char* kMetadata = "__metadata__";
 constexpr size_t kMaxDims = 64;  // what at::TensorIterator can handle
 

@@ -14,6 +14,10 @@
 
 namespace moe8 {
 
+// The operations, for messages.
+inline constexpr const char* kLoad = "load_safetensors";
+inline constexpr const char* kSave = "save_safetensors";
+
 inline constexpr uint64_t kSafetensorsLengthBytes = 8;        // little-endian, before the header
 inline constexpr uint64_t kSafetensorsMaxHeader = 100000000;  // the limit of the format
 

@@ -12,7 +12,7 @@
 namespace moe8 {
 namespace {
 
-std::string text_of(const char* format, auto... values) {
+std::string formatted(const char* format, auto... values) {
   char text[128];
   std::snprintf(text, sizeof text, format, values...);
   return text;
@@ -22,8 +22,8 @@ std::string text_of(const char* format, auto... values) {
 std::string amount(int64_t count) {
   const auto value = static_cast<double>(count);
   if (count < 100'000) return std::to_string(count);
-  return count < 1'000'000'000 ? text_of("%.2f million", value / 1e6)
-                               : text_of("%.2f billion", value / 1e9);
+  return count < 1'000'000'000 ? formatted("%.2f million", value / 1e6)
+                               : formatted("%.2f billion", value / 1e9);
 }
 
 std::string recipe_of(const Config& config) {

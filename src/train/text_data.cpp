@@ -18,7 +18,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "text_data";
+constexpr const char* kTextData = "text_data";
 
 // Positions at which a window with its targets fits.
 int64_t starts_in(int64_t bytes, int64_t seq_len) {
@@ -37,16 +37,16 @@ void check_is_text(const InputFile& file) {
   std::string first(std::min<uint64_t>(file.size(), 4096), '\0');
   file.read(first.data(), first.size(), 0);
   const std::optional<std::string> wide = wide_encoding(first);
-  MOE8_CHECK(!wide, kOp, file.path(), "expected text of one byte per letter or in UTF-8, got ",
+  MOE8_CHECK(!wide, kTextData, file.path(), "expected text of one byte per letter or in UTF-8, got ",
              *wide, ". Convert it: iconv -f ", *wide, " -t UTF-8 FILE > NEW-FILE");
-  MOE8_CHECK(!is_git_lfs_pointer(first), kOp, file.path(), "expected text, got ",
+  MOE8_CHECK(!is_git_lfs_pointer(first), kTextData, file.path(), "expected text, got ",
              *foreign_kind(first));
 }
 
 void check_positive(int64_t batch_size, int64_t seq_len) {
   constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();  // products fit int64
   for (const auto& [name, value] : {std::pair("batch_size", batch_size), {"seq_len", seq_len}}) {
-    MOE8_CHECK(value >= 1 && value <= kMaxSize, kOp, name, "expected 1 to ", kMaxSize, ", got ",
+    MOE8_CHECK(value >= 1 && value <= kMaxSize, kTextData, name, "expected 1 to ", kMaxSize, ", got ",
                value);
   }
 }
@@ -88,12 +88,12 @@ std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
 }  // namespace
 
 TextData::TextData(const std::vector<std::string>& paths, double validation_fraction) {
-  MOE8_CHECK(!paths.empty(), kOp, "paths", "expected at least one text file, got none");
-  MOE8_CHECK(validation_fraction > 0 && validation_fraction < 1, kOp, "validation_fraction",
+  MOE8_CHECK(!paths.empty(), kTextData, "paths", "expected at least one text file, got none");
+  MOE8_CHECK(validation_fraction > 0 && validation_fraction < 1, kTextData, "validation_fraction",
              "expected more than 0 and less than 1, got ", validation_fraction);
   for (const std::string& path : paths) {
-    const InputFile& file = files_.emplace_back(kOp, path);
-    MOE8_CHECK(file.size() > 0, kOp, path, "expected text, got an empty file");
+    const InputFile& file = files_.emplace_back(kTextData, path);
+    MOE8_CHECK(file.size() > 0, kTextData, path, "expected text, got an empty file");
     check_is_text(file);
     const auto size = static_cast<int64_t>(file.size());
     const auto held_out = std::ceil(validation_fraction * static_cast<double>(size));
@@ -132,7 +132,7 @@ void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
   int64_t longest = 0;
   for (const Part& part : train_) longest = std::max(longest, part.size);
-  MOE8_CHECK(longest > seq_len, kOp, "training text", "expected at least ", seq_len + 1,
+  MOE8_CHECK(longest > seq_len, kTextData, "training text", "expected at least ", seq_len + 1,
              " bytes in one file for sequence length ", seq_len, ", got ", longest,
              ". Give a longer text or shorten the sequence.");
 }
@@ -140,7 +140,7 @@ void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
 Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size,
                             int64_t seq_len) const {
   check_training(batch_size, seq_len);
-  MOE8_CHECK(index >= 0, kOp, "index", "expected 0 or more, got ", index);
+  MOE8_CHECK(index >= 0, kTextData, "index", "expected 0 or more, got ", index);
   int64_t starts = 0;
   for (const Part& part : train_) starts += starts_in(part.size, seq_len);
 
@@ -164,7 +164,7 @@ int64_t TextData::validation_windows(int64_t seq_len) const {
 
 void TextData::check_validation(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
-  MOE8_CHECK(validation_windows(seq_len) >= batch_size, kOp, "validation text",
+  MOE8_CHECK(validation_windows(seq_len) >= batch_size, kTextData, "validation text",
              "expected at least ", batch_size * seq_len + 1, " bytes for one batch of ", batch_size,
              " windows of ", seq_len, ", got ", validation_bytes(), " in ", files_.size(),
              files_.size() == 1 ? " file" : " files (windows stay within one)",
@@ -184,7 +184,7 @@ int64_t TextData::validation_batches(int64_t batch_size, int64_t seq_len) const 
 
 Batch TextData::validation_batch(int64_t index, int64_t batch_size, int64_t seq_len) const {
   const int64_t batches = validation_batches(batch_size, seq_len);
-  MOE8_CHECK(index >= 0 && index < batches, kOp, "index", "expected 0 to ", batches - 1, ", got ",
+  MOE8_CHECK(index >= 0 && index < batches, kTextData, "index", "expected 0 to ", batches - 1, ", got ",
              index);
   const Batch batch = empty_batch(batch_size, seq_len);
   for (int64_t row = 0; row < batch_size; ++row) {
@@ -210,7 +210,7 @@ std::vector<double> TextData::bigram_table() const {
 
 double TextData::bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_len) const {
   const int64_t most = validation_batches(batch_size, seq_len);
-  MOE8_CHECK(batches >= 1 && batches <= most, kOp, "batches", "expected 1 to ", most, ", got ",
+  MOE8_CHECK(batches >= 1 && batches <= most, kTextData, "batches", "expected 1 to ", most, ", got ",
              batches);
   const std::vector<double> table = bigram_table();
   double sum = 0;

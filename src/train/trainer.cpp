@@ -42,7 +42,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "train";
+constexpr const char* kTrain = "train";
 constexpr int64_t kStepsAlone = 2;  // of runs in turns; the second has the moments of AdamW
 
 using Clock = std::chrono::steady_clock;
@@ -128,7 +128,7 @@ ConversionReport convert(TransformerImpl& model, const RunConfig& config) {
 // A run must not go on in another precision than its config says.
 void check_products(const TransformerImpl& model) {
   const std::string complaints = check_conversion(model).to_line();
-  MOE8_CHECK(complaints.empty(), kOp, "convert", complaints,
+  MOE8_CHECK(complaints.empty(), kTrain, "convert", complaints,
              " Training stopped after the first step.");
 }
 
@@ -236,7 +236,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
-  MOE8_CHECK(std::isfinite(value), kOp, what, "expected a finite number, got ", value, " at step ",
+  MOE8_CHECK(std::isfinite(value), kTrain, what, "expected a finite number, got ", value, " at step ",
              number, " (recipe ", config_.training.recipe, ", learning rate ",
              learning_rate(config_.optimizer, config_.training.steps, number),
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
@@ -324,7 +324,7 @@ void Run::open_folder() {
   at::manual_seed(static_cast<uint64_t>(config_.training.seed));
   if (options_.existing == ExistingRun::RESUME) resume();
   if (finished_) return;
-  write_file(kOp, folder_.config(), to_toml(config_));
+  write_file(kTrain, folder_.config(), to_toml(config_));
   metrics_.emplace(folder_.metrics(), state_.step);
   checkpoints_.prepare();
   checkpoints_.set_aside_after(state_.step);

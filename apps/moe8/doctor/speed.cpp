@@ -61,7 +61,7 @@ double memcpy_gbytes() {
 }
 
 template <typename F>
-Speed quantizer(const char* what, const at::Tensor& x, F quantize) {
+MeasuredSpeed quantizer(const char* what, const at::Tensor& x, F quantize) {
   const double bytes = static_cast<double>(x.nbytes());
   return {what, bytes / best_seconds([&] { quantize(x); }) * 1e-9, "GB/s read"};
 }
@@ -80,7 +80,7 @@ double gpu_tflops(double flops, F product) {
 
 }  // namespace
 
-std::vector<Speed> measure_gpu(const at::Device& gpu) {
+std::vector<MeasuredSpeed> measure_gpu(const at::Device& gpu) {
   constexpr int64_t kTokens = 8192, kFeatures = 4096;  // large enough to fill any GPU
   const at::NoGradGuard no_grad;
   const auto bf16 = at::TensorOptions().device(gpu).dtype(at::kBFloat16);
@@ -88,8 +88,9 @@ std::vector<Speed> measure_gpu(const at::Device& gpu) {
   const at::Tensor weight = at::randn({kFeatures, kFeatures}, bf16);
   const double flops = 2.0 * kTokens * kFeatures * kFeatures;
   const std::string where = gpu.str() + " ";
-  std::vector<Speed> speeds{{where + "bf16 product",
-                             gpu_tflops(flops, [&] { return at::mm(x, weight.t()); }), "TFLOP/s"}};
+  std::vector<MeasuredSpeed> speeds{{where + "bf16 product",
+                                     gpu_tflops(flops, [&] { return at::mm(x, weight.t()); }),
+                                     "TFLOP/s"}};
   for (const char* name : {"rowwise", "mxfp8_cublas_rceil"}) {
     const Config config = recipe(name);
     speeds.push_back(

@@ -9,7 +9,7 @@
 
 namespace moe8 {
 
-struct Speed {
+struct MeasuredSpeed {
   std::string what;
   double value = 0;
   std::string unit;
@@ -18,7 +18,7 @@ struct Speed {
 struct Speeds {
   double bf16_gflops = 0;
   double float32_gflops = 0;
-  std::vector<Speed> rows;  // these two and the rest
+  std::vector<MeasuredSpeed> rows;  // these two and the rest
 };
 
 /// Of the CPU. Takes about two seconds.
@@ -26,6 +26,6 @@ Speeds measure_speeds();
 
 /// Of a GPU: products in bf16 and in moe8's FP8 and MXFP8, quantizing included. Takes less than two
 /// seconds. @throws c10::Error when moe8 or LibTorch cannot compute there.
-std::vector<Speed> measure_gpu(const at::Device& gpu);
+std::vector<MeasuredSpeed> measure_gpu(const at::Device& gpu);
 
 }  // namespace moe8

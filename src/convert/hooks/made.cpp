@@ -130,7 +130,7 @@ std::optional<bool> note_set_data(const Tensor& self, const Tensor&) {
 }
 
 template <typename Layer>
-void add(torch::Library& library) {
+void register_makers(torch::Library& library) {
   namespace op = at::_ops;
   add_after<Layer, op::cat, mark_cat>(library);
   add_after<Layer, op::stack, mark_stack>(library);
@@ -169,7 +169,8 @@ Tensor unsafe_view(const Tensor& self, at::IntArrayRef size) {
 }  // namespace
 
 void add_made(torch::Library& library, LayerKind layer) {
-  layer == LayerKind::AUTOGRAD ? add<AutogradLayer>(library) : add<InferenceLayer>(library);
+  layer == LayerKind::AUTOGRAD ? register_makers<AutogradLayer>(library)
+                               : register_makers<InferenceLayer>(library);
 }
 
 void add_copies(torch::Library& library) {

@@ -231,7 +231,7 @@ MaybeTensor addbmm(const Tensor&, const Tensor& x, const Tensor& mat2, const Sca
 }
 
 template <typename Layer>
-void add(torch::Library& library) {
+void register_products(torch::Library& library) {
   namespace op = at::_ops;
   add_before<Layer, op::mm, mm>(library);
   add_before<Layer, op::mm_out, mm_out>(library);
@@ -269,7 +269,8 @@ void add(torch::Library& library) {
 }  // namespace
 
 void add_products(torch::Library& library, LayerKind layer) {
-  layer == LayerKind::AUTOGRAD ? add<AutogradLayer>(library) : add<InferenceLayer>(library);
+  layer == LayerKind::AUTOGRAD ? register_products<AutogradLayer>(library)
+                               : register_products<InferenceLayer>(library);
 }
 
 }  // namespace moe8::hooks

@@ -19,7 +19,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "config";
+constexpr const char* kRunConfig = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
@@ -33,7 +33,7 @@ struct Range {
 // ---- per type: from TOML, to TOML, range ------------------------------------
 [[noreturn]] void wrong(const std::string& name, const std::string& expected,
                         const std::string& got, const std::string& position) {
-  fail(kOp, name,
+  fail(kRunConfig, name,
        concat("expected ", expected, ", got ", got, position.empty() ? "" : " at ", position));
 }
 
@@ -261,7 +261,7 @@ void set(const std::vector<Setting>& settings, std::string_view section, std::st
   for (const Setting& setting : settings) {
     if (setting.section == section) keys.push_back(setting.key);
   }
-  check_known(kOp, key, keys, concat("key in [", section, "]"), position);
+  check_known(kRunConfig, key, keys, concat("key in [", section, "]"), position);
   for (const Setting& setting : settings) {
     if (setting.section == section && setting.key == key) setting.set(value, position);
   }
@@ -274,7 +274,7 @@ void apply_document(RunConfig& config, const toml::table& document, const std::s
   sections.emplace_back("convert");
   for (const auto& [section, node] : document) {
     const std::string position = position_of(node, source);
-    check_known(kOp, section.str(), sections, "section", position);
+    check_known(kRunConfig, section.str(), sections, "section", position);
     if (section == "convert") {
       config.convert = rules_from(node, source);
       continue;
@@ -289,7 +289,7 @@ void apply_document(RunConfig& config, const toml::table& document, const std::s
 // The value of an override: TOML, or a string as it stands (weights=bf16 needs no quotes).
 toml::table value_of(const std::string& text) {
   try {
-    toml::table table = parse_toml(kOp, "value = " + text, "--set");
+    toml::table table = parse_toml(kRunConfig, "value = " + text, "--set");
     if (table.size() == 1) return table;
   } catch (const c10::Error&) {
   }
@@ -299,13 +299,13 @@ toml::table value_of(const std::string& text) {
 void apply_override(RunConfig& config, const std::string& text) {
   const size_t equals = text.find('=');
   const size_t dot = text.find('.');
-  MOE8_CHECK(equals != std::string::npos && dot < equals, kOp, "--set",
+  MOE8_CHECK(equals != std::string::npos && dot < equals, kRunConfig, "--set",
              "expected section.key=value, got '", text, "'");
   const std::string section = text.substr(0, dot);
   const std::string key = text.substr(dot + 1, equals - dot - 1);
   const std::vector<Setting> settings = settings_of(config);
   const std::string position = "--set " + text;
-  check_known(kOp, section, sections_of(settings), "section", position);
+  check_known(kRunConfig, section, sections_of(settings), "section", position);
   const toml::table value = value_of(text.substr(equals + 1));
   set(settings, section, key, *value.get("value"), position);
 }
@@ -331,21 +331,21 @@ void RunConfig::validate() const {
                    });
   model.validate();
   constexpr int64_t kBytes = 256;  // a token is a byte
-  MOE8_CHECK(model.vocab_size >= kBytes, kOp, "model.vocab_size", "expected at least ", kBytes,
+  MOE8_CHECK(model.vocab_size >= kBytes, kRunConfig, "model.vocab_size", "expected at least ", kBytes,
              " (tokens are bytes), got ", model.vocab_size);
-  MOE8_CHECK(training.seq_len <= model.max_seq_len, kOp, "training.seq_len",
+  MOE8_CHECK(training.seq_len <= model.max_seq_len, kRunConfig, "training.seq_len",
              "expected at most model.max_seq_len = ", model.max_seq_len, ", got ",
              training.seq_len);
-  MOE8_CHECK(optimizer.min_learning_rate <= optimizer.learning_rate, kOp,
+  MOE8_CHECK(optimizer.min_learning_rate <= optimizer.learning_rate, kRunConfig,
              "optimizer.min_learning_rate",
              "expected at most optimizer.learning_rate = ", optimizer.learning_rate, ", got ",
              optimizer.min_learning_rate);
-  MOE8_CHECK(!output.folder.empty(), kOp, "output.folder",
+  MOE8_CHECK(!output.folder.empty(), kRunConfig, "output.folder",
              "expected a folder, got an empty string");
-  MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom", kOp,
+  MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom", kRunConfig,
              "training.recipe", "expected none beside [[convert]] tables, got '", training.recipe,
              "'");
-  MOE8_CHECK(!convert.empty() || training.recipe != "custom", kOp, "training.recipe",
+  MOE8_CHECK(!convert.empty() || training.recipe != "custom", kRunConfig, "training.recipe",
              "expected [[convert]] tables beside recipe = \"custom\", got none");
   to_fqn_config(conversion());
 }
@@ -353,14 +353,14 @@ void RunConfig::validate() const {
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides) {
   RunConfig config;
-  apply_document(config, parse_toml(kOp, text, source), source);
+  apply_document(config, parse_toml(kRunConfig, text, source), source);
   for (const std::string& override_text : overrides) apply_override(config, override_text);
   config.validate();
   return config;
 }
 
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_run_config(read_text_file(kOp, path), path, overrides);
+  return parse_run_config(read_text_file(kRunConfig, path), path, overrides);
 }
 
 std::string to_toml(const RunConfig& config) {

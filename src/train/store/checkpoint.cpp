@@ -21,7 +21,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "checkpoint";
+constexpr const char* kCheckpoint = "checkpoint";
 constexpr int64_t kFormat = 1;  // raised when older programs could misread what is written
 constexpr std::array kChecked{"model.safetensors", "training.safetensors", "run.toml",
                               "state.json"};
@@ -58,7 +58,7 @@ RunState state_from(const Json& json) {
 std::string checksums_of(const std::string& folder) {
   std::string text;
   for (const char* name : kChecked) {
-    text += checksum(InputFile(kOp, folder + "/" + name)) + "  " + name + "\n";
+    text += checksum(InputFile(kCheckpoint, folder + "/" + name)) + "  " + name + "\n";
   }
   return text;
 }
@@ -77,30 +77,30 @@ Environment this_environment(const c10::Device& device) {
 
 void write_checkpoint(const std::string& path, const CheckpointInfo& info,
                       const CheckpointTensors& tensors) {
-  AtomicFolder folder(kOp, path);
+  AtomicFolder folder(kCheckpoint, path);
   const CheckpointFiles files{folder.partial()};
   save_safetensors(files.model(), tensors.model,
                    {{"format", "pt"},
                     {"recipe", info.config.training.recipe},
                     {"step", std::to_string(info.state.step)}});
   save_safetensors(files.training(), tensors.training);
-  write_file(kOp, files.config(), to_toml(info.config));
-  write_file(kOp, files.state(), to_json(info).dump(2) + "\n");
-  write_file(kOp, files.checksums(), checksums_of(folder.partial()));
+  write_file(kCheckpoint, files.config(), to_toml(info.config));
+  write_file(kCheckpoint, files.state(), to_json(info).dump(2) + "\n");
+  write_file(kCheckpoint, files.checksums(), checksums_of(folder.partial()));
   folder.commit();
 }
 
 void check_checkpoint(const std::string& path) {
-  std::istringstream written(read_text_file(kOp, CheckpointFiles{path}.checksums()));
+  std::istringstream written(read_text_file(kCheckpoint, CheckpointFiles{path}.checksums()));
   std::istringstream found(checksums_of(path));
   for (const char* name : kChecked) {
     std::string expected, got;
     std::getline(written, expected);
     std::getline(found, got);
-    MOE8_CHECK(expected == got, kOp, path + "/" + name,
+    MOE8_CHECK(expected == got, kCheckpoint, path + "/" + name,
                "expected the bytes that were written, but its checksum differs");
   }
-  MOE8_CHECK(written.peek() == std::istringstream::traits_type::eof(), kOp,
+  MOE8_CHECK(written.peek() == std::istringstream::traits_type::eof(), kCheckpoint,
              CheckpointFiles{path}.checksums(), "expected ", kChecked.size(), " lines, got more");
 }
 
@@ -108,15 +108,15 @@ CheckpointInfo read_checkpoint_info(const std::string& path) {
   const CheckpointFiles files{path};
   CheckpointInfo info;
   try {
-    const Json json = Json::parse(read_text_file(kOp, files.state()));
+    const Json json = Json::parse(read_text_file(kCheckpoint, files.state()));
     const auto format = json.at("format").get<int64_t>();
-    MOE8_CHECK(format == kFormat, kOp, files.state(), "expected format ", kFormat, ", got ", format,
+    MOE8_CHECK(format == kFormat, kCheckpoint, files.state(), "expected format ", kFormat, ", got ", format,
                ". Another version of moe8 wrote it.");
     info.state = state_from(json);
     info.text = json.at("text").get<std::vector<std::string>>();
     info.environment = json.at("environment").get<Environment>();
   } catch (const nlohmann::json::exception& error) {
-    fail(kOp, files.state(), std::string("expected the state of a run, got: ") + error.what());
+    fail(kCheckpoint, files.state(), std::string("expected the state of a run, got: ") + error.what());
   }
   info.config = load_run_config(files.config());
   return info;

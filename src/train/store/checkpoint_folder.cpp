@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kOp = "checkpoint";
+constexpr const char* kCheckpointFolder = "checkpoint";
 constexpr std::string_view kPrefix = "step-";
 constexpr const char* kPartial = ".partial";  // remove_leftovers() knows it
 constexpr const char* kDamaged = ".damaged";
@@ -73,7 +73,7 @@ std::optional<CheckpointFolder::Entry> CheckpointFolder::newest_good() const {
       if (&entry != &all.back()) log_warning(problem + ". Going back to the checkpoint before it.");
     }
   }
-  MOE8_CHECK(all.empty(), kOp, path_, "expected at least one whole checkpoint, got ", all.size(),
+  MOE8_CHECK(all.empty(), kCheckpointFolder, path_, "expected at least one whole checkpoint, got ", all.size(),
              " damaged ", all.size() == 1 ? "one: " : "ones; the oldest: ", problem);
   return std::nullopt;
 }
@@ -81,7 +81,7 @@ std::optional<CheckpointFolder::Entry> CheckpointFolder::newest_good() const {
 void CheckpointFolder::prepare() {
   std::error_code error;
   fs::create_directories(path_, error);
-  MOE8_CHECK(!error, kOp, path_, "expected to make the folder, got: ", error.message());
+  MOE8_CHECK(!error, kCheckpointFolder, path_, "expected to make the folder, got: ", error.message());
   remove_leftovers(path_);
 }
 
@@ -91,7 +91,7 @@ void CheckpointFolder::set_aside_after(int64_t step) {
     std::error_code error;
     fs::remove_all(entry.path + kDamaged, error);
     fs::rename(entry.path, entry.path + kDamaged, error);
-    MOE8_CHECK(!error, kOp, entry.path,
+    MOE8_CHECK(!error, kCheckpointFolder, entry.path,
                "expected to rename the damaged checkpoint, got: ", error.message());
   }
 }

@@ -21,7 +21,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "metrics";
+constexpr const char* kMetricsFile = "metrics";
 
 // Three decimals say all that a load can.
 double rounded(double value) {
@@ -29,7 +29,7 @@ double rounded(double value) {
 }
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
-  fail(kOp, path, "expected a writable file, got: " + std::generic_category().message(error));
+  fail(kMetricsFile, path, "expected a writable file, got: " + std::generic_category().message(error));
 }
 
 // Where the lines of the steps up to `last_step` end.
@@ -47,7 +47,7 @@ uint64_t end_of_step(const std::string& path, int64_t last_step) {
     if (step != steps + 1) break;
     steps = step;
   }
-  MOE8_CHECK(steps == last_step, kOp, path, "expected the lines of steps 1 to ", last_step,
+  MOE8_CHECK(steps == last_step, kMetricsFile, path, "expected the lines of steps 1 to ", last_step,
              ", as the checkpoint was made after them, got ", steps,
              ". Put the file back as it was.");
   return end;
@@ -57,15 +57,15 @@ uint64_t end_of_step(const std::string& path, int64_t last_step) {
 template <typename Visit>
 void for_each_line(const std::string& path, Visit visit) {
   std::ifstream in(path);
-  MOE8_CHECK(in.is_open(), kOp, "file", "expected a readable file, got '", path, "'");
+  MOE8_CHECK(in.is_open(), kMetricsFile, "file", "expected a readable file, got '", path, "'");
   int64_t number = 0;
   for (std::string text; std::getline(in, text) && !in.eof();) {  // half a line is none yet
     ++number;
-    check_no_nul(kOp, concat(path, ":", number), text);
+    check_no_nul(kMetricsFile, concat(path, ":", number), text);
     try {
       visit(nlohmann::json::parse(text));
     } catch (const nlohmann::json::exception& error) {
-      fail(kOp, "file",
+      fail(kMetricsFile, "file",
            concat("expected one step per line, got at ", path, ":", number, ": ", error.what()));
     }
   }
@@ -204,7 +204,7 @@ void MetricsFile::write(int64_t step, const NumericsReport& report) {
 
 void MetricsFile::write(const std::string& line) {
   const std::string text = line + '\n';
-  write_all(kOp, path_, fd_, text.data(), text.size());
+  write_all(kMetricsFile, path_, fd_, text.data(), text.size());
 }
 
 std::vector<StepMetrics> read_metrics(const std::string& path) {

@@ -8,7 +8,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "checkpoint";
+constexpr const char* kNamedTensors = "checkpoint";
 
 }  // namespace
 
@@ -27,7 +27,7 @@ NamedTensors learned_tensors(const torch::nn::Module& model) {
 at::Tensor read_like(const SafetensorsReader& file, const std::string& path,
                      const std::string& name, const at::Tensor& like) {
   const at::Tensor tensor = file.tensor(name);
-  MOE8_CHECK(tensor.sizes() == like.sizes() && tensor.scalar_type() == like.scalar_type(), kOp,
+  MOE8_CHECK(tensor.sizes() == like.sizes() && tensor.scalar_type() == like.scalar_type(), kNamedTensors,
              path, "tensor '", name, "': expected ", like.scalar_type(), " ", like.sizes(),
              ", as in this run's model, got ", tensor.scalar_type(), " ", tensor.sizes());
   return tensor;
@@ -35,7 +35,7 @@ at::Tensor read_like(const SafetensorsReader& file, const std::string& path,
 
 void load_into(const NamedTensors& tensors, const std::string& path) {
   const SafetensorsReader file(path);
-  MOE8_CHECK(file.entries().size() == tensors.size(), kOp, path, "expected the ", tensors.size(),
+  MOE8_CHECK(file.entries().size() == tensors.size(), kNamedTensors, path, "expected the ", tensors.size(),
              " tensors of this run's model, got ", file.entries().size());
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : tensors) values.push_back(read_like(file, path, name, tensor));

@@ -16,7 +16,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "train";
+constexpr const char* kRunLock = "train";
 
 std::string holder(const Descriptor& file) {
   char text[32] = {};
@@ -29,14 +29,14 @@ std::string holder(const Descriptor& file) {
 RunLock::RunLock(const std::string& path)
     : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
   const std::string folder = std::filesystem::path(path).parent_path();
-  MOE8_CHECK(fd_.get() >= 0, kOp, "output.folder",
+  MOE8_CHECK(fd_.get() >= 0, kRunLock, "output.folder",
              "expected a folder that can be written to, got '", folder,
              "': ", std::generic_category().message(errno));
   if (::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) {
     const int error = errno;
-    MOE8_CHECK(error != EWOULDBLOCK, kOp, "output.folder", "expected no other run in '", folder,
+    MOE8_CHECK(error != EWOULDBLOCK, kRunLock, "output.folder", "expected no other run in '", folder,
                "', but one is going on", holder(fd_));
-    fail(kOp, path, "cannot be locked: " + std::generic_category().message(error));
+    fail(kRunLock, path, "cannot be locked: " + std::generic_category().message(error));
   }
   // Only for the message above, so a failure to write it does not matter.
   const std::string process = std::to_string(::getpid());

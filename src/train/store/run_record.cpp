@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kOp = "compare";
+constexpr const char* kRunRecord = "compare";
 
 std::string last_part(const std::string& folder) {
   const fs::path path = fs::absolute(folder).lexically_normal();
@@ -32,7 +32,7 @@ double mean_of_last_losses(const std::vector<StepMetrics>& steps) {
 
 RunRecord read_run(const std::string& folder) {
   const RunFolder files{folder};
-  MOE8_CHECK(fs::exists(files.config()) && fs::exists(files.metrics()), kOp, folder,
+  MOE8_CHECK(fs::exists(files.config()) && fs::exists(files.metrics()), kRunRecord, folder,
              "expected the folder of a run, with run.toml and metrics.jsonl, got ",
              fs::exists(folder) ? "one without" : "none", ". See: moe8 train --help");
   RunRecord run{.name = last_part(folder), .folder = folder};
@@ -41,7 +41,7 @@ RunRecord read_run(const std::string& folder) {
   run.steps = std::move(metrics.steps);
   run.numerics = std::move(metrics.numerics);
   run.starts = std::move(metrics.starts);
-  MOE8_CHECK(!run.steps.empty(), kOp, folder, "expected at least one step, got none yet");
+  MOE8_CHECK(!run.steps.empty(), kRunRecord, folder, "expected at least one step, got none yet");
   run.train_loss = mean_of_last_losses(run.steps);
   run.speed = speed_of(run.steps);
   for (const StepMetrics& step : run.steps) {
@@ -55,7 +55,7 @@ RunRecord read_run(const std::string& folder) {
 }
 
 std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
-  MOE8_CHECK(!folders.empty(), kOp, "DIR", "expected at least one folder of a run, got none");
+  MOE8_CHECK(!folders.empty(), kRunRecord, "DIR", "expected at least one folder of a run, got none");
   std::vector<RunRecord> runs;
   runs.reserve(folders.size());
   for (const std::string& folder : folders) runs.push_back(read_run(folder));

@@ -11,7 +11,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "result";
+constexpr const char* kResultFile = "result";
 
 // JSON has no NaN: it is null.
 double number(const nlohmann::json& json, const char* key) {
@@ -32,12 +32,12 @@ void write_result(const std::string& path, const RunResult& result) {
                                     {"parameters", result.parameters},
                                     {"active_parameters", result.active_parameters},
                                     {"converted_parameters", result.converted_parameters}};
-  write_file(kOp, path, json.dump(2) + "\n");
+  write_file(kResultFile, path, json.dump(2) + "\n");
 }
 
 RunResult read_result(const std::string& path) {
   try {
-    const auto json = nlohmann::json::parse(read_text_file(kOp, path));
+    const auto json = nlohmann::json::parse(read_text_file(kResultFile, path));
     RunResult result;
     result.peak_memory = json.at("peak_memory_bytes");
     result.tokens_per_s = json.at("tokens_per_s");
@@ -53,7 +53,7 @@ RunResult read_result(const std::string& path) {
     result.converted_parameters = json.value("converted_parameters", int64_t{0});
     return result;
   } catch (const nlohmann::json::exception& error) {
-    fail(kOp, path, std::string("expected the result of a run, got: ") + error.what());
+    fail(kResultFile, path, std::string("expected the result of a run, got: ") + error.what());
   }
 }
 
