@@ -15,7 +15,6 @@
 #include <utility>
 
 #include "autograd/function_parts.h"
-#include "experts/gate_up.h"
 #include "quantize/check_input.h"
 #include "routing/rows.h"
 #include "weights/backward_end.h"
@@ -102,7 +101,7 @@ using LayerPtr = c10::intrusive_ptr<Layer>;
 
 // ---- observers ----------------------------------------------------------------
 // Each of two weights that were multiplied as one gets its part of the product.
-void show_out_parts(const Layer& layer, const Operand& X, const std::array<at::Tensor, 2>& parts,
+void show_out_parts(const Layer& layer, const Operand& X, at::TensorList parts,
                     const at::Tensor& H) {
   if (!layer.has_separate_gate_up() || !numerics_observed() || !X.has_source()) return;
   const int64_t h = layer.call.hidden;
@@ -161,6 +160,11 @@ at::Tensor input_of(const Layer& layer, const at::TensorList& inputs, Input whic
   return layer.has(which) ? inputs[layer.position[which]] : at::Tensor();
 }
 
+// W13 is one weight, or w1 and w3 joined.
+variable_list parts_of_w13(const at::Tensor& w1, const at::Tensor& w3) {
+  return w3.defined() ? variable_list{w1, w3} : variable_list{w1};
+}
+
 // What of the inputs is kept for backward, and H; X follows.
 enum Saved { kSavedH = kInputs, kSavedX };
 
@@ -186,8 +190,9 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
   const PlainOps guard;
   const ExpertsCall& call = layer->call;
   const ExpertStages& stages = *layer->stages;
-  const GateUpWeights gate_up{input_of(*layer, inputs, kGate), input_of(*layer, inputs, kUp)};
-  const CachedOperand w13 = gate_up_for_forward(gate_up, layer->needs[kX]);
+  const variable_list gate_up =
+      parts_of_w13(input_of(*layer, inputs, kGate), input_of(*layer, inputs, kUp));
+  const CachedOperand w13 = weights_for_forward(gate_up, layer->needs[kX]);
   const CachedOperand w2 =
       weight_for_forward(input_of(*layer, inputs, kDown), layer->needs_hidden_grad());
   // Said before the products, so that their pass over a weight makes these as well.
@@ -207,7 +212,7 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
   const ActivationInputs hidden{.H = low_precision_gemm(layer->out13(tokens.X, w13.operand)),
                                 .bias = input_of(*layer, inputs, kBias13),
                                 .scores = input_of(*layer, inputs, kScores)};
-  show_out_parts(*layer, tokens.X, {gate_up.w1, gate_up.w3}, hidden.H);
+  show_out_parts(*layer, tokens.X, gate_up, hidden.H);
 
   const Operand A_to_come = layer->rows_to_come(call.hidden, call.hidden_dtype);
   const Operand A = stages.activate(call, hidden, {left_key(layer->out2(A_to_come, w2.operand))});
@@ -295,7 +300,7 @@ class Backward {
     std::vector<FormKey> keys;
     const Operand dH = layer_.rows_to_come(2 * call_.hidden, call_.hidden_dtype);
     if (needs_[kX]) {
-      w13_ = gate_up_for_backward({saved_[kGate], saved_[kUp]});
+      w13_ = weights_for_backward(parts_of_w13(saved_[kGate], saved_[kUp]));
       keys.push_back(left_key(layer_.grad_input13(dH, *w13_)));
     }
     if (needs_gate_up()) keys.push_back(left_key(weight_problem_to_come(kGate)));
@@ -317,6 +322,9 @@ class Backward {
       for (const Input input : {kGate, kUp}) {
         if (needs_[input]) grads_[input] = gate_up_grad(input, X);
       }
+      if (saved_[kGate].defined()) {
+        note_weight_gradients(parts_of_w13(saved_[kGate], saved_[kUp]));
+      }
     }
     if (!needs_[kX]) return;
     GemmProblem for_input = layer_.grad_input13(*dH_, *w13_);
@@ -332,9 +340,7 @@ class Backward {
     const Operand left = layer_.has_separate_gate_up()
                              ? dH_->columns((input - kGate) * h, h, key, call_.groups)
                              : *dH_;
-    const at::Tensor grad = low_precision_gemm(layer_.grad_weight13(left, X, input));
-    if (saved_[input].defined()) note_weight_gradient(saved_[input]);
-    return grad;
+    return low_precision_gemm(layer_.grad_weight13(left, X, input));
   }
 
   const Layer& layer_;

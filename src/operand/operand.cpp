@@ -158,8 +158,8 @@ Operand Operand::columns(int64_t begin, int64_t size, const FormKey& key,
   } else {
     part.data = part.data.narrow(1, begin, size);
   }
-  Operand operand = source_.defined() ? Operand(source_.narrow(1, begin, size))
-                                      : future({sizes_[0], size}, dtype_, device_);
+  Operand operand = has_source() ? Operand(source().narrow(1, begin, size))
+                                 : future({sizes_[0], size}, dtype_, device_);
   operand.add(std::move(part));
   return operand;
 }
