@@ -113,41 +113,38 @@ struct Maxima {
   GatherCodesArgs args;
   RowChunks slabs;
   Divisor top_k;
-  int64_t slabs_per_stream;
-  int64_t pieces;  // warps on a row
-  int64_t warps;
+  uint32_t pitch;
+  int32_t warps;
+  int32_t pieces;  // warps on a row
+  Divisor by_pieces;
+  int32_t streams;  // one per group, so that they run in step when groups are about equal
+  Divisor by_streams;
+  int32_t slabs_per_stream;
 };
 
 // Warp after warp through the columns of a slab, then to the slab that lies as far in the next stream.
-// There are as many streams as groups, so that they run in step when groups are about equal.
-__device__ RowChunk slab_of(const Maxima& p, int64_t warp) {
-  const int64_t i = warp / p.pieces;
-  const int64_t streams = p.args.in.groups.groups;
-  const int64_t slab = i % streams * p.slabs_per_stream + i / streams;
+__device__ RowChunk slab_of(const Maxima& p, int32_t step) {
+  const int32_t far = p.by_streams.quotient(step);
+  const int64_t slab = int64_t{step - far * p.streams} * p.slabs_per_stream + far;
   return slab < p.slabs.count ? p.slabs.at(slab) : RowChunk{0, 0, kNoGroup, 0};
 }
 
-// Where a lane's two rows of a slab (lane and lane + 32) come from.
+// Where a lane's two rows of a slab (lane and lane + 32) come from; rows that are not there are the last
+// one once more.
 struct Sources {
-  int32_t tokens[2] = {};
-  float scales[2] = {};  // of rows that are not there: 0
+  int32_t tokens[2];
+  float scales[2];
 
   __device__ Sources(const Maxima& p, const RowChunk& slab) {
     const RowCodes& in = p.args.in;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int r = static_cast<int>(threadIdx.x % 32) + 32 * i;
-      if (r >= slab.rows) continue;
+      const int r = min(static_cast<int>(threadIdx.x % 32) + 32 * i, slab.rows - 1);
       tokens[i] = p.top_k.quotient(in.slot_of_row[slab.row + r]);
       scales[i] = in.inverse_scale[tokens[i]];
     }
   }
 };
-
-// What the lane of row r has of it.
-__device__ int32_t of_row(const int32_t (&own)[2], int r) {
-  return __shfl_sync(~0u, r < 32 ? own[0] : own[1], r % 32);
-}
 
 /// The largest magnitudes of a lane's columns in float32, whatever the scales.
 template <ElemDtype elem>
@@ -239,40 +236,47 @@ __device__ void flush_maxima(const float (&maxima)[kLaneColumns], float* shared,
 // The part of a slab that a warp has.
 struct Tile {
   RowChunk slab;
-  int64_t piece;
-  int64_t column;  // of the lane
-  bool is_there;   // the lane has columns
+  int32_t piece;
+  int64_t column;  // of the lane; lanes past the last column have that one once more
 };
 
-// The slab's codes copied, their maxima taken on the way.
+// Half of a slab, 32 rows or fewer. Rows and columns that are not there are others once more: loads without
+// conditions are under way together, and what is stored twice is the same.
 template <typename Accumulator>
-__device__ void gather_tile(const GatherCodesArgs& a, const Tile& t, const Sources& sources,
-                            Accumulator& maxima, float* shared) {
+__device__ void gather_rows(const Maxima& p, const Tile& t, int32_t tokens, int32_t factors,
+                            int first_row, Accumulator& maxima) {
   constexpr int kBatch = Accumulator::kBatch;
+  const GatherCodesArgs& a = p.args;
   const uint8_t* in = a.in.codes + t.column;
-  uint8_t* out = a.codes + t.slab.row * a.in.pitch + t.column;
-  for (int first = 0; first < t.slab.rows; first += kBatch) {
+  uint8_t* out = a.codes + (t.slab.row + first_row) * a.in.pitch + t.column;
+  const int last = min(t.slab.rows - first_row, 32) - 1;
+  for (int first = 0; first <= last; first += kBatch) {
     uint4 codes[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int64_t token = of_row(sources.tokens, first + i);
-      codes[i] = t.is_there && first + i < t.slab.rows
-                     ? __ldcg(reinterpret_cast<const uint4*>(in + token * a.in.pitch))
-                     : uint4{};
+      const auto token = static_cast<uint32_t>(__shfl_sync(~0u, tokens, first + i));
+      codes[i] = __ldcg(reinterpret_cast<const uint4*>(in + uint64_t{token} * p.pitch));
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (t.is_there && first + i < t.slab.rows) {
-        __stcs(reinterpret_cast<uint4*>(out + (first + i) * a.in.pitch), codes[i]);
-      }
+      const auto row = static_cast<uint32_t>(min(first + i, last));
+      __stcs(reinterpret_cast<uint4*>(out + uint64_t{row} * p.pitch), codes[i]);
       maxima.update({codes[i].x, codes[i].y, codes[i].z, codes[i].w},
-                    of_row(maxima.factors, first + i));
+                    __shfl_sync(~0u, factors, first + i));
     }
   }
+}
+
+template <typename Accumulator>
+__device__ void gather_tile(const Maxima& p, const Tile& t, const Sources& sources,
+                            Accumulator& maxima, float* shared) {
+  gather_rows(p, t, sources.tokens[0], maxima.factors[0], 0, maxima);
+  if (t.slab.rows > 32) gather_rows(p, t, sources.tokens[1], maxima.factors[1], 32, maxima);
   float largest[kLaneColumns];
   maxima.get(largest);
-  flush_maxima(largest, shared, a.column_amax + t.slab.group * a.in.columns, t.piece * kWarpColumns,
-               a.in.columns);
+  const RowCodes& in = p.args.in;
+  flush_maxima(largest, shared, p.args.column_amax + t.slab.group * in.columns,
+               t.piece * kWarpColumns, in.columns);
 }
 
 __device__ void write_scales(const GatherCodesArgs& a, const RowChunk& slab,
@@ -287,7 +291,7 @@ __device__ void write_scales(const GatherCodesArgs& a, const RowChunk& slab,
 // Rows past the last group.
 __device__ void clear_tile(const GatherCodesArgs& a, const Tile& t) {
   uint8_t* out = a.codes + t.slab.row * a.in.pitch + t.column;
-  for (int r = 0; t.is_there && r < t.slab.rows; ++r) {
+  for (int r = 0; r < t.slab.rows; ++r) {
     __stcs(reinterpret_cast<uint4*>(out + r * a.in.pitch), uint4{});
   }
   if (t.piece == 0) write_scales(a, t.slab, {1.0f, 1.0f});
@@ -299,34 +303,45 @@ __global__ void __launch_bounds__(kThreads, kMaximaBlocks)
   __shared__ float exchange[kWarps][32 * (kLaneColumns + 1)];
   const GatherCodesArgs& a = p.args;
   follow_stream();
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int32_t warp = static_cast<int32_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (warp >= p.warps) return;
-  Tile t{slab_of(p, warp), warp % p.pieces, 0, false};
+  const int32_t step = p.by_pieces.quotient(warp);
+  Tile t{slab_of(p, step), warp - step * p.pieces, 0};
   if (t.slab.rows == 0) return;
-  t.column = t.piece * kWarpColumns + threadIdx.x % 32 * kLaneColumns;
-  t.is_there = t.column < a.in.pitch;
+  t.column =
+      min(t.piece * kWarpColumns + threadIdx.x % 32 * kLaneColumns, a.in.pitch - kLaneColumns);
   if (t.slab.group == kNoGroup) return clear_tile(a, t);
 
   const Sources sources(p, t.slab);
   if (t.piece == 0) write_scales(a, t.slab, sources.scales);
   HalfMaxima<elem> halves(sources);
   if (halves.is_exact) {
-    gather_tile(a, t, sources, halves, exchange[threadIdx.x / 32]);
+    gather_tile(p, t, sources, halves, exchange[threadIdx.x / 32]);
   } else {
     FloatMaxima<elem> floats(sources);
-    gather_tile(a, t, sources, floats, exchange[threadIdx.x / 32]);
+    gather_tile(p, t, sources, floats, exchange[threadIdx.x / 32]);
   }
 }
 
 LaunchStatus launch_with_maxima(const GatherCodesArgs& a, cudaStream_t stream) {
   const RowGroups& groups = a.in.groups;
   const LaunchStatus cleared = launch_clear(a.column_amax, groups.groups * a.in.columns, stream);
-  if (!cleared.ok() || groups.rows == 0) return cleared;
-  const int64_t pieces = std::max<int64_t>(ceil_div(a.in.pitch, kWarpColumns), 1);
-  Maxima p{a, slabs_of(groups), Divisor::of(a.in.top_k), 0, pieces, 0};
-  if (p.slabs.count * p.pieces < kManyWarps * multiprocessor_count()) p.slabs = blocks_of(groups);
-  p.slabs_per_stream = ceil_div(p.slabs.count, groups.groups);
-  p.warps = p.slabs_per_stream * groups.groups * p.pieces;
+  if (!cleared.ok() || groups.rows * a.in.pitch == 0) return cleared;
+  const int64_t pieces = ceil_div(a.in.pitch, kWarpColumns);
+  Maxima p{};
+  p.args = a;
+  p.slabs = slabs_of(groups);
+  if (p.slabs.count * pieces < kManyWarps * multiprocessor_count()) p.slabs = blocks_of(groups);
+  const int64_t slabs = ceil_div(p.slabs.count, groups.groups);
+  if (slabs * groups.groups > INT32_MAX / pieces) return refused("more codes than can be");
+  p.top_k = Divisor::of(a.in.top_k);
+  p.pitch = static_cast<uint32_t>(a.in.pitch);
+  p.warps = static_cast<int32_t>(slabs * groups.groups * pieces);
+  p.pieces = static_cast<int32_t>(pieces);
+  p.by_pieces = Divisor::of(pieces);
+  p.streams = static_cast<int32_t>(groups.groups);
+  p.by_streams = Divisor::of(groups.groups);
+  p.slabs_per_stream = static_cast<int32_t>(slabs);
   return launch_early(a.in.elem == ElemDtype::E4M3 ? gather_with_maxima<ElemDtype::E4M3>
                                                    : gather_with_maxima<ElemDtype::E5M2>,
                       ceil_div(p.warps, kWarps), kThreads, 0, stream, p);

@@ -48,7 +48,9 @@ inline const char* refusal_of(const RowCodes& in) {
   const bool fits = in.elem == ElemDtype::E4M3 || in.elem == ElemDtype::E5M2;
   if (!fits) return "a format that the hardware does not convert from";
   if (!in.groups.is_valid()) return "more rows than 32 bits count";
-  if (in.pitch % 16 != 0 || in.pitch < in.columns) return "a pitch of codes that does not fit";
+  if (in.pitch % 16 != 0 || in.pitch < in.columns || in.pitch > INT32_MAX) {
+    return "a pitch of codes that does not fit";
+  }
   if (reinterpret_cast<uintptr_t>(in.codes) % 16 != 0) return "codes that are not 16-byte aligned";
   return in.top_k < 1 ? "tokens without slots" : nullptr;
 }
