@@ -2,31 +2,35 @@
 // FP8 codes turned round: rows become the contiguous axis, with one scale per group and column. Cost
 // floor: each code is read once and written once, 2 bytes.
 //
-// A thread owns 16 bytes of 16 rows: 4 x 4 codes at a time change places by byte permutations, then each
-// is decoded, scaled and encoded. So each of its columns ends up as one 16-byte store. A warp is
-// kLanesWide packets wide and kLanesHigh x 16 rows high. Scales are applied in half precision, two
-// codes at once, where that gives the same codes: all but unusual ones.
+// A block brings a tile of 128 rows and 256 columns into shared memory, whole lines of the rows. A lane then
+// takes 16 rows of four columns: 4 x 4 codes at a time change places by byte permutations, are decoded,
+// scaled and encoded, and 16 bytes of each column are stored; eight lanes write a whole line. Scales are
+// applied in half precision, two codes at once, where that gives the same codes: all but unusual
+// ones.
 #include <algorithm>
 
 #include "cuda/experts/divisor.h"
 #include "cuda/experts/float8_values.cuh"
 #include "cuda/experts/transpose_codes.h"
 #include "cuda/launch.cuh"
-#include "cuda/quantize/clear.h"
 #include "formats/integers.h"
 
 namespace moe8::cuda {
 namespace {
 
 // ---- configuration
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr int kBlocks = 4;         // on a multiprocessor
-constexpr int kRows = kTokenRows;  // of a thread
-constexpr int kColumns = 16;       // of a thread
-constexpr int kLanesWide = 8;      // each knows two of the kRows rows that they share
-constexpr int kLanesHigh = 32 / kLanesWide;
-static_assert(2 * kLanesWide == kRows);
+constexpr int kTileRows = 128;
+constexpr int kTileColumns = 256;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;  // each has 16 columns at a time, and all rows
+constexpr int kBlocks = 5;             // on a multiprocessor
+constexpr int kRows = kTokenRows;      // of a thread
+constexpr int kColumns = 4;            // of a thread
+constexpr int kChunks = kTileRows / kRows;
+static_assert(kChunks == 8);                // times four words of four columns: the lanes of a warp
+constexpr int kPieces = kTileColumns / 16;  // of 16 bytes, on a row of a tile
+constexpr int kLoads = kTileRows * kPieces / kThreads;  // of a thread
+constexpr int kRowStep = kThreads / kPieces;            // from load to load
 
 struct Transpose {
   TransposeCodesArgs args;
@@ -34,22 +38,30 @@ struct Transpose {
   Divisor top_k;
   uint32_t in_pitch;
   int64_t pitch;  // of the result
-  int32_t warps;  // in all; blocks past them write the scales
-  int32_t wide;   // warps across the columns
+  int32_t tiles;  // in all; blocks past them write the scales
+  int32_t wide;   // tiles across the columns
   Divisor by_wide;
-  int32_t streams;  // 1, or one per group; see chunk_index_of
+  int32_t streams;  // 1, or one per group; see first_chunk
   Divisor by_streams;
-  int32_t tiles_per_stream;  // a tile: kLanesHigh chunks
+  int32_t tiles_per_stream;
+};
+
+struct Shared {
+  uint4 codes[kTileRows][kPieces];
+  alignas(16) uint16_t ratios[kTileRows];  // scale of a row / largest of its chunk, as a half
+  int32_t sources[kTileRows];
+  RowChunk chunks[kChunks];
+  float largest[kChunks];
+  bool is_exact[kChunks];  // the ratios are, and so are products of them and codes
 };
 
 // ---- device helpers
-// Warp after warp through the columns of a tile, then to the tile that lies as far in the next stream.
+// Block after block through the columns of 128 rows, then to the rows that lie as far in the next stream.
 // When rows are gathered there is a stream per group: what a token has in several groups is then read
 // at about the same time, and once from memory.
-__device__ int64_t chunk_index_of(const Transpose& p, int32_t step, int lane) {
+__device__ int64_t first_chunk(const Transpose& p, int32_t step) {
   const int32_t far = p.by_streams.quotient(step);
-  const int64_t tile = int64_t{step - far * p.streams} * p.tiles_per_stream + far;
-  return tile * kLanesHigh + lane / kLanesWide;
+  return (int64_t{step - far * p.streams} * p.tiles_per_stream + far) * kChunks;
 }
 
 __device__ int32_t source_row(const Transpose& p, int32_t row) {
@@ -57,45 +69,71 @@ __device__ int32_t source_row(const Transpose& p, int32_t row) {
   return slots == nullptr ? row : p.top_k.quotient(slots[row]);
 }
 
-/// The rows of a chunk: where they are, and their scales over the largest of them, in half precision.
-/// Rows that are not there are the last one once more.
-template <ElemDtype elem>
-struct Rows {
-  int32_t own[2];
-  uint32_t own_ratios;
-  float largest;
-  bool is_exact;  // the ratios are, and so are products of them and codes
+// Where a piece of a row lies: lanes that read the same words of eight chunks meet no bank twice.
+__device__ uint4& at(Shared& s, int row, int piece) {
+  return s.codes[row][piece ^ (row / kRows)];
+}
 
-  __device__ Rows(const Transpose& p, const RowChunk& chunk) {
-    const int lane = threadIdx.x % kLanesWide;
-    float scales[2];
+// 16 bytes on their way into shared memory; zeros when nothing is there to read.
+__device__ void copy_async(uint4& to, const uint8_t* from, bool is_there) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(&to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(is_there ? 16 : 0)
+               : "memory");
+}
+
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+constexpr int32_t kNowhere = -1;  // the source of a row that is not there
+
+// Where the rows of the tile come from, one a thread; a chunk is half a warp.
+__device__ int32_t find_source(const Transpose& p, Shared& s, int64_t first) {
+  const int row = threadIdx.x;
+  const int64_t i = first + row / kRows;
+  const RowChunk chunk = i < p.tokens.count ? p.tokens.at(i) : RowChunk{0, 0, kNoGroup, 0};
+  if (row % kRows == 0) s.chunks[row / kRows] = chunk;
+  const int32_t source =
+      row % kRows < chunk.rows ? source_row(p, chunk.row + row % kRows) : kNowhere;
+  s.sources[row] = source;
+  return source;
+}
+
+__device__ void load_tile(const Transpose& p, Shared& s, int64_t column) {
+  const RowCodes& in = p.args.in;
+  const int piece = threadIdx.x % kPieces;
+  const int64_t c = column + piece * 16;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      own[i] = source_row(p, chunk.row + max(min(2 * lane + i, chunk.rows - 1), 0));
-      scales[i] = p.args.in.inverse_scale[own[i]];
-    }
-    uint32_t bits = max(__float_as_uint(scales[0]), __float_as_uint(scales[1]));
+  for (int i = 0; i < kLoads; ++i) {
+    const int row = threadIdx.x / kPieces + i * kRowStep;
+    const int32_t source = s.sources[row];
+    const bool is_there = source != kNowhere && c < in.columns;
+    const uint64_t from = uint64_t{static_cast<uint32_t>(source)} * p.in_pitch + c;
+    copy_async(at(s, row, piece), in.codes + (is_there ? from : 0), is_there);
+  }
+}
+
+// The scales of the tile's rows.
+template <ElemDtype elem>
+__device__ void load_scale(const Transpose& p, Shared& s, int32_t source) {
+  const int row = threadIdx.x;
+  const bool is_there = source != kNowhere;
+  const float scale = is_there ? p.args.in.inverse_scale[source] : 0.0f;
+  uint32_t bits = __float_as_uint(scale);
 #pragma unroll
-    for (int apart = 1; apart < kLanesWide; apart *= 2) {
-      bits = max(bits, __shfl_xor_sync(~0u, bits, apart));
-    }
-    largest = __uint_as_float(bits);
-    const float inverse = __fdiv_rn(1.0f, largest);
-    const float low = scales[0] * inverse, high = scales[1] * inverse;
-    own_ratios = pack_halves(low, high);
-    const bool fit = is_power_of_two(scales[0]) && is_power_of_two(scales[1]) &&
-                     low >= kLeastRatio<elem> && high >= kLeastRatio<elem>;
-    const unsigned misfits = __ballot_sync(~0u, !fit);
-    is_exact = (misfits >> (threadIdx.x % 32 / kLanesWide * kLanesWide) & 0xFF) == 0;
+  for (int apart = 1; apart < kRows; apart *= 2) {
+    bits = max(bits, __shfl_xor_sync(~0u, bits, apart));
   }
-  __device__ int32_t row(int r) const {
-    return __shfl_sync(~0u, own[r % 2], r / 2, kLanesWide);
-  }
-  /// Of the rows 2 i and 2 i + 1.
-  __device__ uint32_t ratios(int i) const {
-    return __shfl_sync(~0u, own_ratios, i, kLanesWide);
-  }
-};
+  const float largest = __uint_as_float(bits);
+  const float ratio = is_there ? __fdiv_rn(scale, largest) : 0.0f;
+  const bool fits = !is_there || (is_power_of_two(scale) && ratio >= kLeastRatio<elem>);
+  const unsigned misfits = __ballot_sync(~0u, !fits) >> (row % 32 / kRows * kRows);
+  s.ratios[row] = static_cast<uint16_t>(pack_halves(ratio, ratio));
+  if (row % kRows != 0) return;
+  s.largest[row / kRows] = largest;
+  s.is_exact[row / kRows] = (misfits & 0xFFFF) == 0;
+}
 
 // out[c] = the bytes c of the four words in[0 .. 3].
 __device__ void transpose_bytes(const uint32_t (&in)[4], uint32_t (&out)[4]) {
@@ -154,7 +192,7 @@ __device__ void write_any_column(const Transpose& p, const RowChunk& chunk, int6
 template <ElemDtype elem>
 __device__ void write_scale(const Transpose& p) {
   const TransposeCodesArgs& a = p.args;
-  const int64_t i = (blockIdx.x - ceil_div(p.warps, kWarps)) * int64_t{kThreads} + threadIdx.x;
+  const int64_t i = (static_cast<int>(blockIdx.x) - p.tiles) * int64_t{kThreads} + threadIdx.x;
   if (i >= a.in.groups.groups * a.in.columns) return;
   a.inverse_scale[i] = inverse_of(scale_of<elem>(a.column_amax[i], true));
 }
@@ -168,87 +206,105 @@ __device__ uint4 load_amax(const uint32_t* amax, int64_t left) {
           left > 3 ? amax[3] : 0u};
 }
 
+// A thread's 16 rows of four columns, turned: [four rows][column].
+__device__ void load_turned(Shared& s, int chunk, int piece,
+                            uint32_t (&turned)[kRows / 4][kColumns]) {
+  uint32_t x[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = reinterpret_cast<const uint32_t*>(&at(s, chunk * kRows + r, piece))[threadIdx.x % 4];
+  }
+#pragma unroll
+  for (int q = 0; q < kRows / 4; ++q) {
+    transpose_bytes({x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]}, turned[q]);
+  }
+}
+
+/// What a thread knows of the 16 rows that it has.
+struct Rows {
+  RowChunk chunk;
+  uint32_t ratios[kRows / 2];
+  float largest;
+  bool is_exact;
+
+  __device__ Rows(const Shared& s, int i)
+      : chunk(s.chunks[i]), largest(s.largest[i]), is_exact(s.is_exact[i]) {
+    const uint4* halves = reinterpret_cast<const uint4*>(s.ratios) + 2 * i;
+    const uint4 low = halves[0], high = halves[1];
+    ratios[0] = low.x, ratios[1] = low.y, ratios[2] = low.z, ratios[3] = low.w;
+    ratios[4] = high.x, ratios[5] = high.y, ratios[6] = high.z, ratios[7] = high.w;
+  }
+};
+
+// Four columns from `column` on; out: the first one's 16 codes.
+template <ElemDtype elem>
+__device__ void write_columns(const Transpose& p, const Rows& rows,
+                              const uint32_t (&turned)[kRows / 4][kColumns], int64_t column,
+                              uint8_t* out) {
+  const TransposeCodesArgs& a = p.args;
+  const auto left = static_cast<int>(min(a.in.columns - column, int64_t{kColumns}));
+  const bool is_there = rows.chunk.rows > 0;
+  const uint4 maxima =
+      is_there ? load_amax(a.column_amax + rows.chunk.group * a.in.columns + column, left)
+               : uint4{};
+  const uint32_t amax[kColumns] = {maxima.x, maxima.y, maxima.z, maxima.w};
+  uint32_t inexact = rows.is_exact ? 0u : ~0u;  // a bit per column
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const Factor factor = column_factor<elem>(amax[c], rows.largest);
+    inexact |= factor.is_exact ? 0u : 1u << c;
+    uint32_t codes[kRows / 4];
+#pragma unroll
+    for (int q = 0; q < kRows / 4; ++q) {
+      codes[q] =
+          rescale<elem>(turned[q][c], rows.ratios[2 * q], rows.ratios[2 * q + 1], factor.halves);
+    }
+    if (c < left) {
+      __stcs(reinterpret_cast<uint4*>(out + c * p.pitch),
+             make_uint4(codes[0], codes[1], codes[2], codes[3]));
+    }
+  }
+  inexact &= is_there ? (1u << left) - 1 : 0u;
+  for (; inexact != 0; inexact &= inexact - 1) {
+    const int c = __ffs(static_cast<int>(inexact)) - 1;
+    write_any_column<elem>(p, rows.chunk, column + c, out + c * p.pitch);
+  }
+}
+
 // ---- kernel
 template <ElemDtype elem>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     transpose_codes(const __grid_constant__ Transpose p) {
+  __shared__ Shared s;
   const TransposeCodesArgs& a = p.args;
   follow_stream();
-  const int32_t warp = static_cast<int32_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (static_cast<int32_t>(blockIdx.x) * kWarps >= p.warps) return write_scale<elem>(p);
-  if (warp >= p.warps) return;
-  const int lane = threadIdx.x % 32;
-  const int32_t step = p.by_wide.quotient(warp);
-  const int64_t column = ((warp - step * p.wide) * kLanesWide + lane % kLanesWide) * kColumns;
-  const int64_t chunk_index = chunk_index_of(p, step, lane);
-  const bool is_there = chunk_index < p.tokens.count && column < a.in.columns;
-  const RowChunk chunk =
-      chunk_index < p.tokens.count ? p.tokens.at(chunk_index) : RowChunk{0, 0, kNoGroup, 0};
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  if (block >= p.tiles) return write_scale<elem>(p);
+  const int32_t step = p.by_wide.quotient(block);
+  const int64_t first_column = (block - step * p.wide) * int64_t{kTileColumns};
+  const int64_t first = first_chunk(p, step);
+  const bool has_row = threadIdx.x < kTileRows;
+  const int32_t source = has_row ? find_source(p, s, first) : kNowhere;
+  __syncthreads();
+  load_tile(p, s, first_column);
+  if (has_row) load_scale<elem>(p, s, source);
+  wait_for_copies();
+  __syncthreads();
 
-  // Lanes with nothing to read read something all the same: loads without conditions are under way
-  // together.
-  const Rows<elem> rows(p, chunk);
-  const uint8_t* source = a.in.codes + min(column, a.in.pitch - kColumns);
-  uint32_t x[kRows][4];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const uint64_t at = uint64_t{static_cast<uint32_t>(rows.row(r))} * p.in_pitch;
-    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(source + at));
-    x[r][0] = v.x, x[r][1] = v.y, x[r][2] = v.z, x[r][3] = v.w;
-  }
-  uint32_t ratios[kRows / 2];
-#pragma unroll
-  for (int i = 0; i < kRows / 2; ++i) ratios[i] = rows.ratios(i);
-  if (!is_there) return;
-
+  const int i = threadIdx.x % 32 / (32 / kChunks);
+  if (first + i >= p.tokens.count) return;
+  const Rows rows(s, i);
   const bool jagged = p.tokens.table != nullptr;
   uint8_t* out =
-      a.codes + column * p.pitch +
-      (jagged ? chunk_index * kRows : chunk.group * a.in.columns * p.pitch + chunk.in_group);
-  const auto left = static_cast<int>(min(a.in.columns - column, int64_t{kColumns}));
-  if (chunk.rows == 0) {
-    for (int c = 0; c < left; ++c) __stcs(reinterpret_cast<uint4*>(out + c * p.pitch), uint4{});
-    return;
-  }
-  if (chunk.rows < kRows) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) x[r][w] = r < chunk.rows ? x[r][w] : 0u;
-    }
-  }
-  const uint32_t* maxima = a.column_amax + chunk.group * a.in.columns + column;
-  uint4 next = load_amax(maxima, left);
-  uint32_t inexact = rows.is_exact ? 0u : ~0u;  // a bit per column
-#pragma unroll
-  for (int w = 0; w < kColumns / 4; ++w) {
-    const uint32_t amax[4] = {next.x, next.y, next.z, next.w};
-    if (w + 1 < kColumns / 4) next = load_amax(maxima + 4 * (w + 1), left - 4 * (w + 1));
-    uint32_t turned[kRows / 4][4];  // [four rows][column]
-#pragma unroll
-    for (int q = 0; q < kRows / 4; ++q) {
-      transpose_bytes({x[4 * q][w], x[4 * q + 1][w], x[4 * q + 2][w], x[4 * q + 3][w]}, turned[q]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int c = 4 * w + i;
-      const Factor factor = column_factor<elem>(amax[i], rows.largest);
-      inexact |= factor.is_exact ? 0u : 1u << c;
-      uint32_t codes[kRows / 4];
-#pragma unroll
-      for (int q = 0; q < kRows / 4; ++q) {
-        codes[q] = rescale<elem>(turned[q][i], ratios[2 * q], ratios[2 * q + 1], factor.halves);
-      }
-      if (c < left) {
-        __stcs(reinterpret_cast<uint4*>(out + c * p.pitch),
-               make_uint4(codes[0], codes[1], codes[2], codes[3]));
-      }
-    }
-  }
-  inexact &= (1u << left) - 1;
-  for (; inexact != 0; inexact &= inexact - 1) {
-    const int c = __ffs(static_cast<int>(inexact)) - 1;
-    write_any_column<elem>(p, chunk, column + c, out + c * p.pitch);
+      a.codes + (jagged ? (first + i) * kRows
+                        : max(rows.chunk.group, 0) * a.in.columns * p.pitch + rows.chunk.in_group);
+#pragma unroll 1
+  for (int piece = threadIdx.x / 32; piece < kPieces; piece += kWarps) {
+    const int64_t column = first_column + piece * 16 + threadIdx.x % 4 * kColumns;
+    if (column >= a.in.columns) return;
+    uint32_t turned[kRows / 4][kColumns];
+    load_turned(s, i, piece, turned);
+    write_columns<elem>(p, rows, turned, column, out + column * p.pitch);
   }
 }
 
@@ -267,26 +323,18 @@ LaunchStatus launch_transpose_codes(const TransposeCodesArgs& a, cudaStream_t st
   p.top_k = Divisor::of(a.in.top_k);
   p.in_pitch = static_cast<uint32_t>(a.in.pitch);
   p.pitch = groups.transposed_columns();
-  const int64_t wide = ceil_div(a.in.columns, kLanesWide * kColumns);
+  const int64_t wide = ceil_div(a.in.columns, kTileColumns);
   const int64_t streams = a.in.slot_of_row == nullptr ? 1 : std::max<int64_t>(groups.groups, 1);
-  const int64_t tiles = ceil_div(ceil_div(p.tokens.count, kLanesHigh), streams);
-  if (groups.rows == 0) {  // there is nothing to read, but padding to write
-    const int64_t bytes = p.tokens.count * kRows * a.in.columns;
-    const LaunchStatus cleared =
-        launch_clear(reinterpret_cast<uint32_t*>(a.codes), bytes / 4, stream);
-    if (!cleared.ok()) return cleared;
-  } else if (wide > 0 && tiles * streams > INT32_MAX / wide) {
-    return refused("more codes than can be");
-  } else {
-    p.warps = static_cast<int32_t>(tiles * streams * wide);
-  }
+  const int64_t tiles = ceil_div(ceil_div(p.tokens.count, kChunks), streams);
+  if (wide > 0 && tiles * streams > INT32_MAX / wide) return refused("more codes than can be");
+  p.tiles = static_cast<int32_t>(tiles * streams * wide);
   p.wide = static_cast<int32_t>(wide);
   p.by_wide = Divisor::of(std::max<int64_t>(wide, 1));
   p.streams = static_cast<int32_t>(streams);
   p.by_streams = Divisor::of(streams);
   p.tiles_per_stream = static_cast<int32_t>(tiles);
   const int64_t scales = a.inverse_scale == nullptr ? 0 : groups.groups * a.in.columns;
-  const int64_t blocks = ceil_div(p.warps, kWarps) + ceil_div(scales, kThreads);
+  const int64_t blocks = p.tiles + ceil_div(scales, kThreads);
   if (blocks == 0) return {};
   return launch_early(a.in.elem == ElemDtype::E4M3 ? transpose_codes<ElemDtype::E4M3>
                                                    : transpose_codes<ElemDtype::E5M2>,
