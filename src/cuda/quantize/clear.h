@@ -10,7 +10,16 @@
 
 namespace moe8::cuda {
 
-/// words[0 .. count) = 0. Unlike cudaMemsetAsync it starts early (cuda/launch.cuh).
-LaunchStatus launch_clear(uint32_t* words, int64_t count, cudaStream_t stream);
+struct WordRange {
+  uint32_t* words;  // null: nothing
+  int64_t count;
+};
+
+/// Both ranges become 0, in one launch. Unlike cudaMemsetAsync it starts early (cuda/launch.cuh).
+LaunchStatus launch_clear(const WordRange (&ranges)[2], cudaStream_t stream);
+
+inline LaunchStatus launch_clear(uint32_t* words, int64_t count, cudaStream_t stream) {
+  return launch_clear({{words, count}, {nullptr, 0}}, stream);
+}
 
 }  // namespace moe8::cuda

@@ -24,12 +24,19 @@ struct Float8Source {
   bool round_scales_to_power_of_2;
 };
 
-/// Equal groups of rows as a part of a larger result: two weights (E, h, K) that become one (E, 2 h, K)
-/// without a copy of their values. Group g's rows become rows [first, first + their count) of group g
-/// of the result. Of equal groups only.
+/// Equal groups of rows as a part of a larger result: two weights (E, h, K) become one (E, 2 h, K)
+/// without a copy of their values. Group g's rows become rows [first, first + their count) of the
+/// result's group g.
 struct JoinedRows {
   int64_t group_rows = 0;  // of the result's groups; 0: not joined, the result is these rows alone
   int64_t first = 0;
+
+  bool is_joined() const { return group_rows != 0; }
+  bool fits(const RowGroups& part) const {
+    if (!is_joined()) return first == 0;
+    return !part.is_jagged() && first >= 0 && first + part.group_rows <= group_rows;
+  }
+  bool is_last(const RowGroups& part) const { return first + part.group_rows == group_rows; }
 };
 
 /// One scale per row. In the same pass the largest magnitude per group and column, which the
@@ -41,8 +48,8 @@ struct Float8RowsArgs : Float8Source {
   uint32_t* column_amax;   // [groups, columns] float32 bits; null: not wanted
   float* scale = nullptr;  // [rows]; null: not wanted
 
-  // Joined: codes [groups, joined.group_rows, pitch] and scales [groups, joined.group_rows], of which
-  // these rows are written and the rest is left alone.
+  // Joined: codes [groups, joined.group_rows, pitch] and scales [groups, joined.group_rows], of
+  // which these rows alone are written.
   JoinedRows joined = {};
   bool adds_to_column_amax = false;  // column_amax holds maxima of other parts: they stay in it
 };
@@ -70,9 +77,9 @@ struct Float8TransposedArgs : Float8Source {
   int64_t row_pitch = 0;               // a multiple of 16, >= columns
   float* row_inverse_scale = nullptr;  // [rows], all the same
 
-  // Joined: codes [groups, columns, joined.group_rows padded], of which these rows are written, and the
-  // padding by the part that ends at joined.group_rows; `amax` is that of all parts, and every part
-  // writes the same inverse_scale where it is given one. Not with row_codes.
+  // Joined: codes [groups, columns, joined.group_rows padded]. Written are these rows, and the
+  // padding by the part that ends at joined.group_rows. `amax` is that of all parts: each that is
+  // given an inverse_scale writes the same. Not with row_codes.
   JoinedRows joined = {};
 };
 LaunchStatus launch_float8_transposed(const Float8TransposedArgs& args, cudaStream_t stream);

@@ -25,6 +25,12 @@ constexpr int64_t kManyBlocks = 8;  // of a multiprocessor
 struct Rows {
   Float8RowsArgs args;
   RowChunks slabs;
+  int64_t skipped;  // rows of other parts between two groups of the result
+
+  // The row of the result that a slab's first row becomes.
+  __device__ int64_t result_row(const RowChunk& slab) const {
+    return slab.row + slab.group * skipped + args.joined.first;
+  }
 };
 
 // ---- device helpers
@@ -114,6 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_consta
   const int team = threadIdx.x / kRowThreads;
   const int thread = threadIdx.x % kRowThreads;
   const T* x = static_cast<const T*>(a.x) + slab.row * a.columns;
+  const int64_t out = p.result_row(slab);
 
   using Part = RowPart<T, kRowThreads, kPackets>;
   Part columns{}, next{};
@@ -129,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows(const __grid_consta
     const uint32_t amax = row_max<kRowThreads>(row.amax(), thread, exchange[turn][team]);
     if (r >= slab.rows) continue;  // the last turn may have too few rows for all teams
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
-    const int64_t at = slab.row + r;
+    const int64_t at = out + r;
     if (thread == 0) write_scale(a, at, scale);
     row.template store_codes<elem>(a, a.codes + at * a.pitch, thread, scale);
   }
@@ -146,6 +153,7 @@ __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_const
   follow_stream();
   const RowChunk slab = p.slabs.at(blockIdx.x);
   const T* x = static_cast<const T*>(a.x) + slab.row * a.columns;
+  const int64_t out = p.result_row(slab);
 
   for (int r = 0; r < slab.rows; ++r, x += a.columns) {
     uint32_t amax = 0;
@@ -154,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) quantize_any_rows(const __grid_const
     }
     amax = row_max<kThreads>(amax, threadIdx.x, exchange[r % 2]);
     const float scale = scale_of<elem>(amax, a.round_scales_to_power_of_2);
-    const int64_t at = slab.row + r;
+    const int64_t at = out + r;
     if (threadIdx.x == 0) write_scale(a, at, scale);
     for (int64_t c = threadIdx.x; c < a.pitch; c += kThreads) {
       const uint32_t code = c < a.columns ? encode_pair<elem>(to_float(x[c]) * scale, 0.0f) : 0u;
@@ -233,12 +241,14 @@ LaunchStatus launch_float8_rows(const Float8RowsArgs& a, cudaStream_t stream) {
   if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
   if (a.pitch % 16 != 0 || a.pitch < a.columns)
     return refused("a pitch of codes that does not fit");
-  if (a.column_amax != nullptr) {
+  if (!a.joined.fits(a.groups)) return refused("joined rows that do not fit into their result");
+  if (a.column_amax != nullptr && !a.adds_to_column_amax) {
     const LaunchStatus cleared = launch_clear(a.column_amax, a.groups.groups * a.columns, stream);
     if (!cleared.ok()) return cleared;
   }
   const bool few = a.groups.rows < kSlabRows * kManyBlocks * multiprocessor_count();
-  const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups)};
+  const int64_t skipped = a.joined.is_joined() ? a.joined.group_rows - a.groups.group_rows : 0;
+  const Rows rows{a, few ? blocks_of(a.groups) : slabs_of(a.groups), skipped};
   if (a.groups.rows == 0 || rows.slabs.count == 0) return {};
   return launch_early(choose(a).kernel, rows.slabs.count, kThreads, 0, stream, rows);
 }

@@ -25,12 +25,17 @@ constexpr int kLanesHigh = 4;
 template <typename T>
 constexpr int kColumns = 16 / sizeof(T);  // columns of a thread
 
+// Where the codes go: to whole 16-byte pieces, or to rows of a joined result that begin or end
+// anywhere.
+enum class Place { WHOLE, ANY };
+
 struct Transposed {
   Float8TransposedArgs args;
   RowChunks tokens;
-  int64_t pitch;  // of the codes
-  int32_t wide;   // warps across the columns
-  int64_t warps;  // in all; blocks past them write the scales
+  int64_t pitch;   // of the codes
+  int64_t height;  // rows of the result that this part writes in each of equal groups
+  int32_t wide;    // warps across the columns
+  int64_t warps;   // in all; blocks past them write the scales
 };
 
 // ---- device helpers
@@ -101,8 +106,21 @@ __device__ void store_rows(const Float8TransposedArgs& a, const RowChunk& chunk,
   }
 }
 
+// The codes of one column in 16 rows, or in the first `rows` of them where no 16-byte store may go.
+template <Place kPlace>
+__device__ void store_column(uint8_t* out, const uint32_t (&codes)[kTokens / 4], int64_t rows) {
+  if constexpr (kPlace == Place::WHOLE) {
+    __stcs(reinterpret_cast<uint4*>(out), make_uint4(codes[0], codes[1], codes[2], codes[3]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (i < rows) out[i] = static_cast<uint8_t>(codes[i / 4] >> (i % 4 * 8));
+    }
+  }
+}
+
 // ---- kernel
-template <typename T, ElemDtype elem, bool kAligned, bool kWithRows>
+template <typename T, ElemDtype elem, bool kAligned, bool kWithRows, Place kPlace = Place::WHOLE>
 __global__ void __launch_bounds__(kThreads)
     quantize_transposed(const __grid_constant__ Transposed p) {
   const Float8TransposedArgs& a = p.args;
@@ -139,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t group = chunk.group == kNoGroup ? 0 : chunk.group;
   const bool jagged = p.tokens.table != nullptr;
-  uint8_t* out =
-      a.codes + (jagged ? chunk_index * kTokens : group * a.columns * p.pitch + chunk.in_group);
+  uint8_t* out = a.codes + (jagged ? chunk_index * kTokens
+                                   : group * a.columns * p.pitch + chunk.in_group + a.joined.first);
 #pragma unroll
   for (int c = 0; c < kColumns<T>; ++c) {
     if (!kAligned && column + c >= a.columns) break;
@@ -153,16 +171,24 @@ __global__ void __launch_bounds__(kThreads)
           mask[q] & encode_four<elem>(x[4 * q].get(c) * scale, x[4 * q + 1].get(c) * scale,
                                       x[4 * q + 2].get(c) * scale, x[4 * q + 3].get(c) * scale);
     }
-    __stcs(reinterpret_cast<uint4*>(out + (column + c) * p.pitch),
-           make_uint4(codes[0], codes[1], codes[2], codes[3]));
+    store_column<kPlace>(out + (column + c) * p.pitch, codes, p.height - chunk.in_group);
   }
 }
 
 // ---- launch
 using Kernel = void (*)(Transposed);
 
+// Whether a part of a joined result covers whole 16-byte pieces of its columns.
+bool is_whole(const Transposed& p) {
+  return p.args.joined.first % kTokens == 0 && p.height % kTokens == 0;
+}
+
 template <typename T, ElemDtype elem>
-Kernel choose(const Float8TransposedArgs& a) {
+Kernel choose(const Transposed& p) {
+  const Float8TransposedArgs& a = p.args;
+  if (a.joined.is_joined() && !is_whole(p)) {
+    return quantize_transposed<T, elem, false, false, Place::ANY>;
+  }
   const bool aligned = is_aligned(a.x, a.columns, sizeof(T));
   if (a.row_codes != nullptr) {
     return aligned ? quantize_transposed<T, elem, true, true>
@@ -172,12 +198,19 @@ Kernel choose(const Float8TransposedArgs& a) {
                  : quantize_transposed<T, elem, false, false>;
 }
 
-Kernel choose(const Float8TransposedArgs& a) {
+Kernel choose(const Transposed& p) {
   using enum ElemDtype;
-  if (a.elem == E4M3) {
-    return a.x_type == FloatType::BF16 ? choose<BFloat16, E4M3>(a) : choose<float, E4M3>(a);
-  }
-  return a.x_type == FloatType::BF16 ? choose<BFloat16, E5M2>(a) : choose<float, E5M2>(a);
+  const bool is_bf16 = p.args.x_type == FloatType::BF16;
+  if (p.args.elem == E4M3) return is_bf16 ? choose<BFloat16, E4M3>(p) : choose<float, E4M3>(p);
+  return is_bf16 ? choose<BFloat16, E5M2>(p) : choose<float, E5M2>(p);
+}
+
+// The part's chunks: its own rows, and the padding of a joined result when it is the last one.
+void place_joined(Transposed& p) {
+  const Float8TransposedArgs& a = p.args;
+  p.pitch = round_up(a.joined.group_rows, a.groups.padding);
+  p.height = a.joined.is_last(a.groups) ? p.pitch - a.joined.first : a.groups.group_rows;
+  p.tokens = counted_chunks(a.groups, p.height, kTokenRows);
 }
 
 }  // namespace
@@ -190,7 +223,11 @@ LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_
       (!a.one_scale || a.row_pitch % 16 != 0 || a.row_pitch < a.columns)) {
     return refused("codes by rows without one scale, or of a pitch that does not fit");
   }
-  Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0};
+  if (!a.joined.fits(a.groups) || (a.joined.is_joined() && a.row_codes != nullptr)) {
+    return refused("joined rows that do not fit into their result, or with codes by rows");
+  }
+  Transposed p{a, tokens_of(a.groups), a.groups.transposed_columns(), 0, 0, 0};
+  if (a.joined.is_joined()) place_joined(p);
   const int columns = a.x_type == FloatType::BF16 ? kColumns<BFloat16> : kColumns<float>;
   const int64_t widest = a.row_codes != nullptr ? a.row_pitch : a.columns;
   p.wide = static_cast<int32_t>(ceil_div(widest, kLanesWide * columns));
@@ -198,7 +235,7 @@ LaunchStatus launch_float8_transposed(const Float8TransposedArgs& a, cudaStream_
   const int64_t scales = a.inverse_scale == nullptr ? 0 : a.groups.groups * a.columns;
   const int64_t blocks = ceil_div(p.warps, kWarps) + ceil_div(scales, kThreads);
   if (blocks == 0) return {};
-  return launch_early(choose(a), blocks, kThreads, 0, stream, p);
+  return launch_early(choose(p), blocks, kThreads, 0, stream, p);
 }
 
 }  // namespace moe8::cuda

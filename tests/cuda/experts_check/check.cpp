@@ -161,4 +161,8 @@ void expect_equal_values(const std::string& what, FloatType type, const DeviceBy
   expect_equal(what, actual, alike);
 }
 
+void expect_refused(const LaunchStatus& status, const std::string& why) {
+  expect(!status.ok() && why == status.failed, "not refused: " + why);
+}
+
 }  // namespace moe8::cuda

@@ -11,6 +11,7 @@
 #include "cuda/comparison.h"
 #include "cuda/experts/gather.h"
 #include "cuda/groups/group_metadata.h"
+#include "cuda/launch_status.h"
 #include "cuda/quantize/groups.h"
 #include "formats/float_type.h"
 #include "reference/experts.h"
@@ -65,14 +66,19 @@ Bytes random_values(FloatType type, int64_t count, std::mt19937& rng);
 void expect_equal_values(const std::string& what, FloatType type, const DeviceBytes& actual,
                          const Bytes& expected);
 
+void expect_refused(const LaunchStatus& status, const std::string& why);
+
 // ---- checks of one layer
 void check_order(const Layer& layer, std::mt19937& rng);
 void check_gather(const Layer& layer, std::mt19937& rng);
 void check_transpose_codes(const Layer& layer, std::mt19937& rng);
 void check_combine(const Layer& layer, std::mt19937& rng);
+void check_swiglu(const Layer& layer, std::mt19937& rng);
 
 // ---- checks with layers of their own
 void check_large_orders(std::mt19937& rng);
+void check_swiglu_widths(std::mt19937& rng);
+void check_swiglu_refusals();
 void check_refusals();
 void check_graph(std::mt19937& rng);
 

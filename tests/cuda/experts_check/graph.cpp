@@ -10,10 +10,6 @@
 namespace moe8::cuda {
 namespace {
 
-void expect_refused(const LaunchStatus& status, const std::string& why) {
-  expect(!status.ok() && why == status.failed, "not refused: " + why);
-}
-
 Layer routed(int64_t tokens, int64_t top_k, int64_t groups, int64_t columns, std::mt19937& rng) {
   std::vector<int64_t> experts(static_cast<size_t>(tokens * top_k));
   const uint64_t used = 1 + rng() % static_cast<uint64_t>(groups + 1);

@@ -11,14 +11,16 @@
 namespace moe8::cuda {
 namespace {
 
-constexpr void (*kChecks[])(const Layer&, std::mt19937&) = {check_order, check_gather,
-                                                            check_transpose_codes, check_combine};
+constexpr void (*kChecks[])(const Layer&, std::mt19937&) = {
+    check_order, check_gather, check_transpose_codes, check_combine, check_swiglu};
 
 void check_all(int random_layers) {
   std::mt19937 rng(1);
   check_refusals();
+  check_swiglu_refusals();
   check_graph(rng);
   check_large_orders(rng);
+  check_swiglu_widths(rng);
   for (const Layer& layer : hard_layers(rng)) {
     for (const auto check : kChecks) check(layer, rng);
   }

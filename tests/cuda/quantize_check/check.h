@@ -100,6 +100,9 @@ MxExpected reference_mx(const Problem& p, ElemDtype elem, ScaleCalculationMode m
 void check_metadata(const Problem& p, int64_t padding);
 void check_invalid_offs();
 void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool pow2);
+/// The groups of p, cut after these many of their rows into weights of their own, and joined again.
+void check_joined(const Problem& p, const std::vector<int64_t>& parts, int64_t padding,
+                  ElemDtype elem, bool pow2);
 void check_tensorwise(const Problem& p, ElemDtype elem, bool pow2);
 /// `equal_groups` 0: p's own groups.
 void check_mx(const Problem& p, const RowGroups& groups, int64_t equal_groups, ElemDtype elem,

@@ -3,6 +3,8 @@
 #include "cuda/quantize/float8.h"
 
 #include <cstring>
+#include <deque>
+#include <numeric>
 
 #include "cuda/quantize_check/check.h"
 #include "formats/integers.h"
@@ -126,6 +128,62 @@ void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool p
                                   column_scale.as<float>()};
   run(what + " transposed", {{&xt, &column_codes}, {&column_scale, &column_inverse}},
       [&] { return launch_float8_transposed(args, nullptr); });
+}
+
+// Rows [first, first + count) of each group of `group_rows`.
+Bytes part_of(const Problem& p, int64_t group_rows, int64_t first, int64_t count) {
+  const int64_t row_bytes = static_cast<int64_t>(p.x.size()) / p.rows;
+  Bytes part;
+  for (int64_t row = first; row < p.rows; row += group_rows) {
+    const auto begin = p.x.begin() + row * row_bytes;
+    part.insert(part.end(), begin, begin + count * row_bytes);
+  }
+  return part;
+}
+
+void check_joined(const Problem& p, const std::vector<int64_t>& parts, int64_t padding,
+                  ElemDtype elem, bool pow2) {
+  const int64_t group_rows = std::accumulate(parts.begin(), parts.end(), int64_t{0});
+  const int64_t groups = p.rows / group_rows, pitch = round_up(p.columns, 16);
+  const std::string what = "float8, " + std::to_string(parts.size()) + " parts joined, " +
+                           std::to_string(groups) + " times " + p.name();
+  const Placed placed = place_equal(p, groups, padding);
+  const Float8Expected rows =
+      reference_float8(p, elem, pow2, p.rows, p.columns, 1, {{0, p.columns}});
+  const Float8Expected columns = reference_float8(p, elem, pow2, 1, p.rows, p.columns, placed.sets);
+  const Bytes row_codes = with_pitch(rows.codes, p.rows, p.columns, pitch);
+  const Bytes row_inverse = inverses(rows.scale), column_inverse = inverses(columns.scale);
+  const Bytes column_codes = transposed(p, columns.codes, placed);
+  DeviceBytes codes(row_codes.size()), inverse(row_inverse.size()), xt(column_codes.size()),
+      column_scale(column_inverse.size()), amax(column_inverse.size());
+
+  std::deque<DeviceBytes> sources;
+  std::vector<Float8RowsArgs> by_rows;
+  std::vector<Float8TransposedArgs> by_columns;
+  int64_t first = 0;
+  for (const int64_t count : parts) {
+    const DeviceBytes& x = sources.emplace_back(part_of(p, group_rows, first, count));
+    const Float8Source source{x.get(), p.type, p.columns, RowGroups::equal(groups, count, padding),
+                              elem,    pow2};
+    const JoinedRows joined{group_rows, first};
+    by_rows.push_back({source, codes.as<uint8_t>(), pitch, inverse.as<float>(), amax.as<uint32_t>(),
+                       nullptr, joined, first > 0});
+    by_columns.push_back({source, amax.as<uint32_t>(), false, xt.as<uint8_t>(),
+                          first == 0 ? column_scale.as<float>() : nullptr});
+    by_columns.back().joined = joined;
+    first += count;
+  }
+  run(what, {{&codes, &row_codes}, {&inverse, &row_inverse}}, [&] {
+    for (const Float8RowsArgs& a : by_rows) require(launch_float8_rows(a, nullptr), "joined rows");
+    return LaunchStatus{};
+  });
+  run(what + ", transposed", {{&xt, &column_codes}, {&column_scale, &column_inverse}}, [&] {
+    // In any order: none touches what is another's.
+    for (size_t i = by_columns.size(); i-- > 0;) {
+      require(launch_float8_transposed(by_columns[i], nullptr), "joined columns");
+    }
+    return LaunchStatus{};
+  });
 }
 
 void check_tensorwise(const Problem& p, ElemDtype elem, bool pow2) {

@@ -77,6 +77,30 @@ void check_long_rows(std::mt19937& rng) {
   }
 }
 
+// Weights joined from parts that end at 16-byte pieces of the transposed codes, or anywhere.
+void check_joined_weights(std::mt19937& rng) {
+  struct Case {
+    int64_t groups;
+    std::vector<int64_t> parts;
+    int64_t padding;
+  };
+  const Case cases[] = {{3, {64, 64}, 16},     {2, {32, 40}, 32}, {4, {100, 100}, 16},
+                        {1, {1, 1}, 16},       {5, {7, 30}, 16},  {2, {48, 16, 5}, 128},
+                        {2, {3, 2, 40, 1}, 32}};
+  for (const Case& c : cases) {
+    int64_t group_rows = 0;
+    for (const int64_t rows : c.parts) group_rows += rows;
+    for (const int64_t columns : {8, 33, 40, 104, 1000, 17000}) {
+      if (columns > 1000 && group_rows > 64) continue;
+      for (const FloatType type : {FloatType::BF16, FloatType::F32}) {
+        const Fill fill = kFills[rng() % 3];
+        const Problem p = make_problem(type, columns, {}, c.groups * group_rows, fill, rng);
+        check_joined(p, c.parts, c.padding, rng() % 2 ? E4M3 : E5M2, rng() % 2);
+      }
+    }
+  }
+}
+
 void check_random_shape(std::mt19937& rng) {
   std::vector<int32_t> sizes(1 + rng() % (rng() % 8 == 0 ? 200 : 12));
   for (int32_t& size : sizes) {
@@ -117,6 +141,7 @@ int main(int argc, char** argv) {
   if (random_shapes >= 100) {
     check_fixed_shapes(rng);
     check_long_rows(rng);
+    check_joined_weights(rng);
   }
   for (const int64_t columns : {1, 4, 7, 64, 130}) {
     const auto ends = ends_of(kRagged);
