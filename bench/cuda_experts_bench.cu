@@ -16,6 +16,7 @@
 #include "cuda/experts/combine.h"
 #include "cuda/experts/gather.h"
 #include "cuda/experts/routing.h"
+#include "cuda/experts/swiglu.h"
 #include "cuda/experts/transpose_codes.h"
 #include "cuda/groups/group_metadata.h"
 #include "cuda/quantize/float8.h"
@@ -202,6 +203,72 @@ void measure(const RoutedLayer& l) {
   print_rows(s.name, table.rows);
 }
 
+/// Everything that the gated activation can make of a matrix of rows.
+struct GatedRows {
+  GatedRows(int64_t rows, int64_t width, int64_t groups)
+      : columns(width),
+        values(bytes_for(rows * width, 2)),
+        codes(bytes_for(rows * width)),
+        inverse_scale(bytes_for(rows, 4)),
+        amax(bytes_for(groups * width, 4)) {}
+
+  ActivationRows as_values() const { return {values.get()}; }
+  ActivationRows as_codes(bool maxima) const {
+    return {nullptr, codes.as<uint8_t>(), columns, inverse_scale.as<float>(),
+            maxima ? amax.as<uint32_t>() : nullptr};
+  }
+  ActivationRows as_both() const {
+    ActivationRows both = as_codes(true);
+    both.values = values.get();
+    return both;
+  }
+
+  int64_t columns;
+  Memory values, codes, inverse_scale, amax;
+};
+
+/// SwiGLU by halves, and what gpt-oss has: clamped, interleaved, with a bias.
+void measure_gate(const RoutedLayer& l, bool clamped) {
+  const int64_t h = l.s.hidden;
+  const Memory hidden(bytes_for(l.rows * 2 * h, 2)), grad(bytes_for(l.rows * h, 2)),
+      bias(bytes_for(l.s.experts * 2 * h, 2)), score_grad(bytes_for(l.rows, 4));
+  fill_normal<<<2048, 256>>>(hidden.as<BFloat16>(), l.rows * 2 * h);
+  fill_normal<<<2048, 256>>>(grad.as<BFloat16>(), l.rows * h);
+  fill_normal<<<2048, 256>>>(bias.as<BFloat16>(), l.s.experts * 2 * h);
+  const GatedRows hidden_grad(l.rows, 2 * h, l.s.experts), activation(l.rows, h, l.s.experts);
+
+  SwigluSource source{hidden.get(), h, l.groups, {}};
+  source.scores = l.scores.as<float>();
+  source.slot_of_row = l.slot_of_row.as<int32_t>();
+  if (clamped) {
+    source.activation = {GateFunction::CLAMPED, GateLayout::INTERLEAVED, 1.702f, 7.0f};
+    source.bias = bias.get();
+  }
+  const auto backward = [&](const ActivationRows& of_hidden, const ActivationRows& again) {
+    return launch_swiglu_backward({source, grad.get(), of_hidden, again, score_grad.as<float>()},
+                                  nullptr);
+  };
+
+  Table table;
+  const auto n = static_cast<double>(l.rows * h);
+  const std::string name = clamped ? "clamped, interleaved, bias" : "swiglu";
+  add_copies(table.rows, hidden, hidden_grad.values, 8 * n);
+  table.add(name + " codes", 5 * n, [&] {
+    return launch_swiglu({source, activation.as_codes(false)}, nullptr);
+  });
+  table.add(name + " bf16", 6 * n, [&] {
+    return launch_swiglu({source, activation.as_values()}, nullptr);
+  });
+  table.add(name + " backward, codes", 9 * n,
+            [&] { return backward(hidden_grad.as_codes(true), activation.as_codes(true)); });
+  table.add(name + " backward, bf16", 12 * n,
+            [&] { return backward(hidden_grad.as_values(), activation.as_values()); });
+  table.add(name + " backward, codes and bf16", 15 * n,
+            [&] { return backward(hidden_grad.as_both(), activation.as_both()); });
+  time_rows(table.rows);
+  print_rows(l.s.name, table.rows);
+}
+
 }  // namespace
 }  // namespace moe8::cuda
 
@@ -222,7 +289,9 @@ int main(int argc, char** argv) {
     if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), shape.name) == wanted.end()) {
       continue;
     }
-    cuda::measure(cuda::RoutedLayer(shape, zipf ? 1.0 : 0.0));
+    const cuda::RoutedLayer layer(shape, zipf ? 1.0 : 0.0);
+    cuda::measure(layer);
+    for (const bool clamped : {false, true}) cuda::measure_gate(layer, clamped);
   }
   return 0;
 }

@@ -11,10 +11,12 @@ namespace moe8 {
 ///   SWIGLU   A = silu(gate) * up
 ///   CLAMPED  g = min(gate, limit), u = clamp(up, -limit, limit)
 ///            A = g * sigmoid(alpha * g) * (u + 1)
-/// The gradients of clamped values are zero outside the limits and flow at the limits, as in LibTorch.
+/// The gradients of clamped values are zero outside the limits and flow at the limits, as in
+/// LibTorch.
 enum class GateFunction { SWIGLU, CLAMPED };
 
-/// Where gate and up of pair i lie in a row of 2 * columns: at i and columns + i, or at 2 i and 2 i + 1.
+/// Where gate and up of pair i lie in a row of 2 * columns: at i and columns + i, or at 2 i and 2 i
+/// + 1.
 enum class GateLayout { HALVES, INTERLEAVED };
 
 /// Which side of the experts the scores multiply.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation of one hidden row, forward and backward, written to be read: the definition that
-// the kernels of src/cuda/experts/swiglu.h follow. Theirs may round differently by what their
-// exponential and their reciprocal differ in the last places of float32, which is at most one unit of
-// bf16 but where terms cancel; and a sigmoid below 2^-126 may be 0.
+// The gated activation of one hidden row, forward and backward, written to be read: the definition
+// that the kernels of src/cuda/experts/swiglu.h follow. Theirs may round differently by what their
+// exponential and their reciprocal differ in the last places of float32, which is at most one unit
+// of bf16 but where terms cancel; and a sigmoid below 2^-126 may be 0.
 #pragma once
 
 #include <cstdint>

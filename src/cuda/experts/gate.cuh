@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Device helpers of the gated activation: the arithmetic of one pair and of eight. Every operation is
-// spelled out, so that all kernels compute the same bits wherever the compiler inlines them.
+// Device helpers of the gated activation: the arithmetic of one pair and of eight. Every operation
+// is spelled out, so that all kernels compute the same bits wherever the compiler inlines them.
 #pragma once
 
 #include <cmath>
@@ -80,8 +80,8 @@ __device__ inline uint32_t round_pair(float a, float b) {
   return pair;
 }
 
-/// Eight pairs (gate, up) in two packets, as they lie in a row: the gates and the ups, or the first four
-/// pairs and the last four.
+/// Eight pairs (gate, up) in two packets, as they lie in a row: the gates and the ups, or the first
+/// four pairs and the last four.
 template <typename P>
 struct PairsOf {
   P first, second;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Rows on their way from global to shared memory, several ahead of the one that a block works on: one
-// bulk copy per matrix and row, no registers, no instructions of the other threads.
+// Rows on their way from global to shared memory, several ahead of the one that a block works on:
+// one bulk copy per matrix and row, no registers, no instructions of the other threads.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the kernels of the gated activation share: their parameters, which rows a block takes, biases
-// and scores, what becomes of a row. The kernels are in swiglu_forward.cu and swiglu_backward.cu, those
-// for rows of any length at any address in swiglu_any.cu.
+// What the kernels of the gated activation share: their parameters, which rows a block takes,
+// biases and scores, what becomes of a row. The kernels are in swiglu_forward.cu and
+// swiglu_backward.cu, those for rows of any length at any address in swiglu_any.cu.
 #pragma once
 
 #include <algorithm>
@@ -105,8 +105,8 @@ struct ScoreCursor {
   __device__ float score_at(int32_t s) const { return scores != nullptr ? scores[s] : 1.0f; }
 };
 
-/// Where a thread's packets lie: packet v is that of the eight pairs from pair(v) on, its two packets
-/// of hidden values from first(v) and second(v) on.
+/// Where a thread's packets lie: packet v is that of the eight pairs from pair(v) on, its two
+/// packets of hidden values from first(v) and second(v) on.
 template <typename Kind>
 struct ThreadColumns {
   int32_t columns;
@@ -236,8 +236,8 @@ __device__ inline void finish_codes(const ActivationRows& o, int64_t row, int64_
   }
 }
 
-/// A row past the last group: zeros, with the scale of a row of zeros. kWide: `columns` is a multiple
-/// of 8 and stores may be wide ones.
+/// A row past the last group: zeros, with the scale of a row of zeros. kWide: `columns` is a
+/// multiple of 8 and stores may be wide ones.
 template <bool kWide>
 __device__ void store_zero_row(const ActivationRows& o, int64_t row, int64_t columns,
                                const SwigluSource& a) {
@@ -307,7 +307,8 @@ struct SwigluChoice {
     return std::max<int64_t>(round_up(threads, 32), 32);
   }
   int64_t row_packets(int64_t columns) const { return row_threads(columns) * packets; }
-  /// Whether it can take these arguments: all threads have all packets but the last (ThreadColumns).
+  /// Whether it can take these arguments: all threads have all packets but the last
+  /// (ThreadColumns).
   bool takes(const SwigluSource& a) const {
     const int64_t threads = row_threads(a.columns);
     return layout == a.activation.layout && plain == is_plain(a) && threads <= kMaxRowThreads &&

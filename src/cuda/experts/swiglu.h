@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation between the two products of an expert layer, forward and backward, as FP8 codes
-// and as bf16. No Torch. Reference: src/reference/swiglu.h.
-// All are deterministic, write every byte of their outputs, allocate nothing and never wait for the
-// host.
+// The gated activation between the two products of an expert layer, forward and backward, as FP8
+// codes and as bf16. No Torch. Reference: src/reference/swiglu.h. All are deterministic, write
+// every byte of their outputs, allocate nothing and never wait for the host.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,9 +16,9 @@
 
 namespace moe8::cuda {
 
-/// What is wanted of a matrix of bf16 rows that a kernel makes: any of its outputs, or none. The codes
-/// and scales equal those of launch_float8_rows() for `values` bit for bit, whether or not `values` are
-/// wanted. Rows past the last group are rows of zeros.
+/// What is wanted of a matrix of bf16 rows that a kernel makes: any of its outputs, or none. The
+/// codes and scales equal those of launch_float8_rows() for `values` bit for bit, whether or not
+/// `values` are wanted. Rows past the last group are rows of zeros.
 struct ActivationRows {
   void* values = nullptr;  // bf16 [rows, columns]
 
@@ -54,24 +53,24 @@ struct SwigluSource {
   bool round_scales_to_power_of_2 = true;
 };
 
-/// out = bf16(A). Scores on the OUTPUT play no part here. column_amax must be null: the backward pass
-/// has the columns.
-/// Cost floor per row: 4 h bytes read; h written as codes, 2 h as values.
+/// out = bf16(A). Scores on the OUTPUT play no part here. column_amax must be null: the backward
+/// pass has the columns. Cost floor per row: 4 h bytes read; h written as codes, 2 h as values.
 struct SwigluArgs : SwigluSource {
   ActivationRows out;
 };
 LaunchStatus launch_swiglu(const SwigluArgs& args, cudaStream_t stream);
 
-/// From dA, the gradient of what the second product took in (before scores on the OUTPUT), in float32:
+/// From dA, the gradient of what the second product took in (before scores on the OUTPUT), in
+/// float32:
 ///   scores on the OUTPUT:  dact = s * dA,  scored_activation = bf16(s * A),
 ///                          score_grad = sum over h of dA * A
 ///   scores on the INPUT:   dact = dA,      scored_activation = bf16(A),
 ///                          score_grad = sum over 2 h of dH' * H
 ///   dH' = act'(dact);  hidden_grad = bf16(s * dH') when scores are on the INPUT, else bf16(dH')
-/// scored_activation is the right operand of the second product's weight gradient, whose left one is
-/// the unscaled gradient of the outputs. <dO, b2>, which a bias of the second product adds to
-/// score_grad, is not in it. The order of its sum depends on `columns` and on alignment alone.
-/// Cost floor per row: 6 h bytes read; 3 h written as codes of both, 6 h as values of both.
+/// scored_activation is the right operand of the second product's weight gradient, whose left one
+/// is the unscaled gradient of the outputs. <dO, b2>, which a bias of the second product adds to
+/// score_grad, is not in it. The order of its sum depends on `columns` and on alignment alone. Cost
+/// floor per row: 6 h bytes read; 3 h written as codes of both, 6 h as values of both.
 struct SwigluBackwardArgs : SwigluSource {
   const void* grad;  // dA: bf16 [rows, columns], contiguous
 

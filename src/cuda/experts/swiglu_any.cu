@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation for rows of any length at any address: pair by pair, computed again for each of
-// the uses of a row. Slower, the same bits but for the order of the scores' sums. And which arguments
-// no kernel takes.
+// The gated activation for rows of any length at any address: pair by pair, computed again for each
+// of the uses of a row. Slower, the same bits but for the order of the scores' sums. And which
+// arguments no kernel takes.
 #include "cuda/experts/swiglu.cuh"
 
 namespace moe8::cuda {

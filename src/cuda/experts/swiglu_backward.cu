@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation backward: the gradient of the hidden rows, the activations again and the gradient
-// of the scores, in one pass over dA and H.
+// The gated activation backward: the gradient of the hidden rows, the activations again and the
+// gradient of the scores, in one pass over dA and H.
 //
-// A block has a run of rows and takes one at a time: its threads share the row, each with kPackets times
-// eight pairs, and hold what becomes of them in bf16 until the row's amax is known. A thread owns the
-// same columns in all rows, so that a column's maximum costs one instruction per two elements. The next
-// rows arrive in shared memory meanwhile.
+// A block has a run of rows and takes one at a time: its threads share the row, each with kPackets
+// times eight pairs, and hold what becomes of them in bf16 until the row's amax is known. A thread
+// owns the same columns in all rows, so that a column's maximum costs one instruction per two
+// elements. The next rows arrive in shared memory meanwhile.
 #include "cuda/experts/swiglu.cuh"
 #include "cuda/quantize/clear.h"
 
@@ -67,9 +67,9 @@ __device__ float warp_sum(float x) {
   return x;
 }
 
-// The block's total; the score's in its first warp alone. `shared` must not be written again before all
-// have passed one more barrier: callers alternate between two. All threads are done with their row when
-// it returns.
+// The block's total; the score's in its first warp alone. `shared` must not be written again before
+// all have passed one more barrier: callers alternate between two. All threads are done with their
+// row when it returns.
 __device__ RowTotals block_totals(RowTotals t, RowTotals (&shared)[kMaxRowWarps]) {
   t = {__reduce_max_sync(~0u, t.hidden_amax), __reduce_max_sync(~0u, t.activation_amax),
        warp_sum(t.score_grad)};
@@ -204,8 +204,9 @@ __device__ void store_row(const SwigluBackwardArgs& a, const ThreadColumns<Kind>
   });
 }
 
-// The maxima of a warp's 32 packets of columns, `step` columns apart, by way of shared memory, so that
-// neighbouring lanes send neighbouring atomics. `left`: packets that the warp's first lane may send.
+// The maxima of a warp's 32 packets of columns, `step` columns apart, by way of shared memory, so
+// that neighbouring lanes send neighbouring atomics. `left`: packets that the warp's first lane may
+// send.
 using TurnedPackets = Packet16[32];
 
 __device__ void flush_packets(const Packet16& maxima, TurnedPackets& turned, uint32_t* out,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation forward: hidden rows in, activations out as FP8 codes with one scale per row, as
-// bf16, or both, in one pass over H. How the work is divided: swiglu_backward.cu.
+// The gated activation forward: hidden rows in, activations out as FP8 codes with one scale per
+// row, as bf16, or both, in one pass over H. How the work is divided: swiglu_backward.cu.
 #include "cuda/experts/swiglu.cuh"
 
 namespace moe8::cuda {
@@ -53,8 +53,8 @@ __device__ uint32_t largest(const Packet16 (&part)[kPackets]) {
   return largest_magnitude(m);
 }
 
-// The largest value of the block. `shared` must not be written again before all have passed one more
-// barrier: callers alternate between two. All threads are done with their row when it returns.
+// The largest value of the block. `shared` must not be written again before all have passed one
+// more barrier: callers alternate between two. All threads are done with their row when it returns.
 __device__ uint32_t block_max(uint32_t value, uint32_t (&shared)[kMaxRowWarps]) {
   value = __reduce_max_sync(~0u, value);
   if (blockDim.x == 32) return value;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gated activation, forward and backward. What is rounded to bf16 may differ from the reference by
-// one unit, as exponentials do; codes, scales and maxima must be those of the kernel's own bf16 rows,
-// bit for bit.
+// The gated activation, forward and backward. What is rounded to bf16 may differ from the reference
+// by one unit, as exponentials do; codes, scales and maxima must be those of the kernel's own bf16
+// rows, bit for bit.
 #include "cuda/experts/swiglu.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdio>
 
@@ -147,8 +146,8 @@ reference::SwigluRow Problem::row(int64_t r) const {
 }
 
 // ---- what is compared
-// How far a result may be from its reference beside one unit of bf16: where terms of this size cancel,
-// and where a sigmoid vanishes (src/reference/swiglu.h).
+// How far a result may be from its reference beside one unit of bf16: where terms of this size
+// cancel, and where a sigmoid vanishes (src/reference/swiglu.h).
 struct Slack {
   double hidden_gate, hidden_up;
   double value, activation;  // before and after a score on the output
@@ -347,7 +346,8 @@ struct BackwardOutputs {
 void compare_scores(const Problem& p, const std::vector<float>& got, int64_t r, double expected,
                     double size) {
   const double actual = got[static_cast<size_t>(p.slot(r))];
-  if (!std::isfinite(size) || size > 1e38) return;  // a term or the sum may overflow
+  // Where a term or the sum may overflow, the order decides whether it does.
+  if (!std::isfinite(size) || !std::isfinite(expected) || size > 1e38) return;
   expect(std::fabs(actual - expected) <= 0x1p-17 * size,
          p.name() + ": the score's gradient of row " + std::to_string(r) + ": expected " +
              std::to_string(expected) + ", got " + std::to_string(actual));
