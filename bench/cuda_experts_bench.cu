@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Time and GB/s of the kernels of src/cuda/experts/ on expert layers, against a copy kernel and cudaMemcpy
-// of the same run, all of them interleaved. Stand-alone, without Torch.
+// Time and GB/s of the kernels of src/cuda/experts/ on expert layers, against a copy kernel and
+// cudaMemcpy of the same run, all of them interleaved. Stand-alone, without Torch.
 //   cuda_experts_bench [zipf] [LAYER...]    zipf: some experts get far more than others
 #include <cuda_runtime.h>
 
@@ -153,7 +153,7 @@ void measure(const RoutedLayer& l) {
     return GatherCodesArgs{through, l.row_of_slot.as<int32_t>(), gathered.as<uint8_t>(),
                            gathered_scale.as<float>(), maxima};
   };
-  const auto combine = [&](bool scores, FloatType out) {
+  const auto combine = [&](bool scores, bool bias) {
     return CombineArgs{packed.values.get(),
                        FloatType::BF16,
                        s.tokens,
@@ -162,12 +162,12 @@ void measure(const RoutedLayer& l) {
                        l.row_of_slot.as<int32_t>(),
                        l.groups.jagged.begins + s.experts,
                        scores ? l.scores.as<float>() : nullptr,
-                       nullptr,
+                       bias ? hidden.values.get() : nullptr,
                        FloatType::BF16,
-                       nullptr,
+                       l.experts.get(),
                        IndexType::I64,
                        combined.get(),
-                       out};
+                       FloatType::BF16};
   };
   const auto transpose = [&](const RowCodes& in, const Memory& maxima) {
     return launch_transpose_codes(
@@ -196,9 +196,10 @@ void measure(const RoutedLayer& l) {
             [&] { return transpose(through, packed.amax); });
   table.add("codes turned, 2h", 2 * H, [&] { return transpose(wide, hidden.amax); });
   table.add("combine, scores", 2 * (T + R),
-            [&] { return launch_combine(combine(true, FloatType::BF16), nullptr); });
-  table.add("combine", 2 * (T + R),
-            [&] { return launch_combine(combine(false, FloatType::BF16), nullptr); });
+            [&] { return launch_combine(combine(true, false), nullptr); });
+  table.add("combine, scores and bias", 2 * (T + R),
+            [&] { return launch_combine(combine(true, true), nullptr); });
+  table.add("combine", 2 * (T + R), [&] { return launch_combine(combine(false, false), nullptr); });
   time_rows(table.rows);
   print_rows(s.name, table.rows);
 }

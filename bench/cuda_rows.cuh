@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the benchmarks of memory-bound kernels share: tables of launches that are timed in turn, and copies
-// to hold them to. Stand-alone, without Torch.
+// What the benchmarks of memory-bound kernels share: tables of launches that are timed in turn, and
+// copies to hold them to. Stand-alone, without Torch.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -2,7 +2,6 @@
 #include "reference/experts.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "formats/float8_scale.h"
 #include "reference/element.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What an expert layer does between its products, written to be read: the definition that the kernels of
-// src/cuda/experts/ equal bit for bit. A slot is a token's choice t * k + j, a row a slot in the order of
-// experts; the rows past the last group belong to no expert.
+// What an expert layer does between its products, written to be read: the definition that the
+// kernels of src/cuda/experts/ equal bit for bit. A slot is a token's choice t * k + j, a row a
+// slot in the order of experts; the rows past the last group belong to no expert.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,8 @@ RowCodes gather_codes(const RowCodes& tokens, const ExpertOrder& order, int64_t 
 /// [groups, columns] float32 bits of the largest |value|; NaN, larger than all, is 0x7FC00000.
 std::vector<uint32_t> column_amax(const RowCodes& rows, const std::vector<int32_t>& offs);
 
-/// FP8 codes by columns: those of group g lie from `starts[g]` on, `pitch` apart from column to column.
+/// FP8 codes by columns: those of group g lie from `starts[g]` on, `pitch` apart from column to
+/// column.
 struct ColumnCodes {
   std::vector<uint8_t> codes;        // what no group writes is zero
   std::vector<float> inverse_scale;  // [groups, columns]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What programs that hold kernels to src/reference/ compare with: outputs lie poisoned between guards,
-// each launch is done twice, and differences are counted and printed.
+// What programs that hold kernels to src/reference/ compare with: outputs lie poisoned between
+// guards, each launch is done twice, and differences are counted and printed.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A token's rows gathered and summed. Cost floor: each row is read once, each result written once.
 //
-// A lane has eight columns of one token, or of fewer rows more columns, so that eight 16-byte loads are on
-// their way at once; then it adds in the order of the slots. Which rows, and how much each counts,
-// lanes load side by side and exchange.
+// A lane has eight columns of one token, or of fewer rows more columns, so that eight 16-byte loads
+// are on their way at once; then it adds in the order of the slots. Which rows, and how much each
+// counts, lanes load side by side and exchange.
 #include "cuda/experts/combine.h"
 #include "cuda/launch.cuh"
 #include "cuda/quantize/packet.cuh"

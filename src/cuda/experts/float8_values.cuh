@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// FP8 codes as float32, by the hardware's conversion. Equal to decode() of src/formats/elem.h but for the
-// bits of NaN.
+// FP8 codes as float32, by the hardware's conversion. Equal to decode() of src/formats/elem.h but
+// for the bits of NaN.
 #pragma once
 
 #include <cstdint>
@@ -63,9 +63,9 @@ __device__ inline uint32_t max_magnitude_halves(uint32_t a, uint32_t b) {
 }
 
 // ---- products of codes and powers of two, in half precision where that is exact
-/// How much smaller than the largest scale of its neighbours a row's scale may be, so that the product
-/// of a code and their ratio is a half: the last bit of the smallest code is 2^-9 or 2^-16, that of
-/// the smallest half 2^-24.
+/// How much smaller than the largest scale of its neighbours a row's scale may be, so that the
+/// product of a code and their ratio is a half: the last bit of the smallest code is 2^-9 or 2^-16,
+/// that of the smallest half 2^-24.
 template <ElemDtype elem>
 inline constexpr float kLeastRatio = elem == ElemDtype::E4M3 ? 0x1p-15f : 0x1p-8f;
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Rows into the order of experts, by two ways.
-// From the tokens' side, when nothing is wanted but copies: a warp reads a piece of a token's row once and
-// writes it k times.
-// From the rows' side, when column maxima are wanted: a warp has 512 columns of a slab of 64 rows of one
-// group and keeps their maxima in registers. It reads a token's row k times; so that those meet in
-// the L2, slabs that are equally far in their groups are taken together.
+// Rows into the order of experts, by two ways. From the tokens' side, when nothing is wanted but
+// copies: a warp reads a piece of a token's row once and writes it k times. From the rows' side,
+// when column maxima are wanted: a warp has 512 columns of a slab of 64 rows of one group and keeps
+// their maxima in registers. It reads a token's row k times; so that those meet in the L2, slabs
+// that are equally far in their groups are taken together.
 #include <algorithm>
 
 #include "cuda/experts/divisor.h"
@@ -122,15 +121,16 @@ struct Maxima {
   int32_t slabs_per_stream;
 };
 
-// Warp after warp through the columns of a slab, then to the slab that lies as far in the next stream.
+// Warp after warp through the columns of a slab, then to the slab that lies as far in the next
+// stream.
 __device__ RowChunk slab_of(const Maxima& p, int32_t step) {
   const int32_t far = p.by_streams.quotient(step);
   const int64_t slab = int64_t{step - far * p.streams} * p.slabs_per_stream + far;
   return slab < p.slabs.count ? p.slabs.at(slab) : RowChunk{0, 0, kNoGroup, 0};
 }
 
-// Where a lane's two rows of a slab (lane and lane + 32) come from; rows that are not there are the last
-// one once more.
+// Where a lane's two rows of a slab (lane and lane + 32) come from; rows that are not there are the
+// last one once more.
 struct Sources {
   int32_t tokens[2];
   float scales[2];
@@ -176,8 +176,8 @@ struct FloatMaxima {
   }
 };
 
-/// The same in half precision, as multiples of the slab's largest scale: half of the registers and of
-/// the instructions. Right where is_exact.
+/// The same in half precision, as multiples of the slab's largest scale: half of the registers and
+/// of the instructions. Right where is_exact.
 template <ElemDtype elem>
 struct HalfMaxima {
   static constexpr int kBatch = kMaximaRows;
@@ -240,8 +240,8 @@ struct Tile {
   int64_t column;  // of the lane; lanes past the last column have that one once more
 };
 
-// Half of a slab, 32 rows or fewer. Rows and columns that are not there are others once more: loads without
-// conditions are under way together, and what is stored twice is the same.
+// Half of a slab, 32 rows or fewer. Rows and columns that are not there are others once more: loads
+// without conditions are under way together, and what is stored twice is the same.
 template <typename Accumulator>
 __device__ void gather_rows(const Maxima& p, const Tile& t, int32_t tokens, int32_t factors,
                             int first_row, Accumulator& maxima) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The stable counting sort, in three kernels: how many slots of each expert a tile of slots has; what
-// the tiles before it have; and where each slot goes. All of it is latency: 8 or 4 bytes per slot are
-// read twice and 8 written.
+// The stable counting sort, in three kernels: how many slots of each expert a tile of slots has;
+// what the tiles before it have; and where each slot goes. All of it is latency: 8 or 4 bytes per
+// slot are read twice and 8 written.
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kThreads) count_slots(const __grid_constant__ 
   for (int i = threadIdx.x; i < p.buckets; i += kThreads) row[i] = counts[i];
 }
 
-// Counts become those of the tiles before. A block has 32 buckets, a lane each; its warps have equal
-// runs of tiles.
+// Counts become those of the tiles before. A block has 32 buckets, a lane each; its warps have
+// equal runs of tiles.
 __global__ void __launch_bounds__(32 * kTileLanes) scan_tiles(const __grid_constant__ Sort p) {
   __shared__ int32_t sums[kTileLanes][32];
   follow_stream();
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(32 * kTileLanes) scan_tiles(const __grid_const
   if (warp == kTileLanes - 1) p.totals[bucket] = before;
 }
 
-// Each warp has a run of the tile's slots: it counts them, so that it knows what the warps before it
-// have, then ranks them.
+// Each warp has a run of the tile's slots: it counts them, so that it knows what the warps before
+// it have, then ranks them.
 template <typename Index>
 __global__ void __launch_bounds__(kThreads) place_slots(const __grid_constant__ Sort p) {
   extern __shared__ int32_t shared[];

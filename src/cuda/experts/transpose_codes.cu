@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// FP8 codes turned round: rows become the contiguous axis, with one scale per group and column. Cost
-// floor: each code is read once and written once, 2 bytes.
+// FP8 codes turned round: rows become the contiguous axis, with one scale per group and column.
+// Cost floor: each code is read once and written once, 2 bytes.
 //
-// A block brings a tile of 128 rows and 256 columns into shared memory, whole lines of the rows. A lane then
-// takes 16 rows of four columns: 4 x 4 codes at a time change places by byte permutations, are decoded,
-// scaled and encoded, and 16 bytes of each column are stored; eight lanes write a whole line. Scales are
-// applied in half precision, two codes at once, where that gives the same codes: all but unusual
-// ones.
+// A block brings a tile of 128 rows and 256 columns into shared memory, whole lines of the rows. A
+// lane then takes 16 rows of four columns: 4 x 4 codes at a time change places by byte
+// permutations, are decoded, scaled and encoded, and 16 bytes of each column are stored; eight
+// lanes write a whole line. Scales are applied in half precision, two codes at once, where that
+// gives the same codes: all but unusual ones.
 #include <algorithm>
 
 #include "cuda/experts/divisor.h"
@@ -56,9 +56,9 @@ struct Shared {
 };
 
 // ---- device helpers
-// Block after block through the columns of 128 rows, then to the rows that lie as far in the next stream.
-// When rows are gathered there is a stream per group: what a token has in several groups is then read
-// at about the same time, and once from memory.
+// Block after block through the columns of 128 rows, then to the rows that lie as far in the next
+// stream. When rows are gathered there is a stream per group: what a token has in several groups is
+// then read at about the same time, and once from memory.
 __device__ int64_t first_chunk(const Transpose& p, int32_t step) {
   const int32_t far = p.by_streams.quotient(step);
   return (int64_t{step - far * p.streams} * p.tiles_per_stream + far) * kChunks;

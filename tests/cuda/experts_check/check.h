@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the parts of experts_check share: routed layers and codes to run the kernels on. Each part has its
-// own file and a line in main.cpp.
+// What the parts of experts_check share: routed layers and codes to run the kernels on. Each part
+// has its own file and a line in main.cpp.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Compares the kernels of src/cuda/experts/ with src/reference/, byte for byte: hard layers, then random
-// ones. A program of its own, without Torch: `experts_check [RANDOM_LAYERS]`.
+// Compares the kernels of src/cuda/experts/ with src/reference/, byte for byte: hard layers, then
+// random ones. A program of its own, without Torch: `experts_check [RANDOM_LAYERS]`.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
