@@ -28,7 +28,7 @@ struct Combine {
 struct Slots {
   int32_t row;  // past the last group: kNone
   float score;
-  int64_t expert;
+  int32_t expert;
 
   static constexpr int32_t kNone = -1;
 
@@ -41,8 +41,9 @@ struct Slots {
     row = at;
     if (a.scores != nullptr) score = a.scores[slot];
     if (a.bias == nullptr) return;
-    expert = a.experts_type == IndexType::I64 ? static_cast<const int64_t*>(a.experts)[slot]
-                                              : static_cast<const int32_t*>(a.experts)[slot];
+    expert = a.experts_type == IndexType::I64
+                 ? static_cast<int32_t>(static_cast<const int64_t*>(a.experts)[slot])
+                 : static_cast<const int32_t*>(a.experts)[slot];
   }
 };
 
@@ -53,24 +54,40 @@ __device__ Packet<T> load(const void* x, int64_t row, int64_t columns, int64_t c
   return kAligned ? load_packet(p) : load_elements(p, columns - column);
 }
 
+// Many tokens read the same bias: by way of the L1, past which rows are read.
+template <typename T, bool kAligned>
+__device__ void load_bias(const void* bias, int64_t at, int64_t left, float (&out)[kElements]) {
+  const T* p = static_cast<const T*>(bias) + at;
+  Packet<T> packet;
+  if constexpr (kAligned) {
+#pragma unroll
+    for (int w = 0; w < Packet<T>::kWords; w += 4) {
+      const uint4 v = reinterpret_cast<const uint4*>(p)[w / 4];
+      packet.words[w] = v.x, packet.words[w + 1] = v.y;
+      packet.words[w + 2] = v.z, packet.words[w + 3] = v.w;
+    }
+  } else {
+    packet = load_elements(p, left);
+  }
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) out[i] = packet.get(i);
+}
+
 template <bool kAligned>
 __device__ void load_bias(const CombineArgs& a, int64_t expert, int64_t column,
                           float (&bias)[kElements]) {
-  const auto unpack = [&](const auto& packet) {
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) bias[i] = packet.get(i);
-  };
+  const int64_t at = expert * a.columns + column, left = a.columns - column;
   if (a.bias_type == FloatType::F32) {
-    unpack(load<float, kAligned>(a.bias, expert, a.columns, column));
+    load_bias<float, kAligned>(a.bias, at, left, bias);
   } else {
-    unpack(load<BFloat16, kAligned>(a.bias, expert, a.columns, column));
+    load_bias<BFloat16, kAligned>(a.bias, at, left, bias);
   }
 }
 
 // sum += w * (row + bias), each step rounded by itself.
 template <typename T, bool kAligned>
 __device__ void add(const CombineArgs& a, float (&sum)[kElements], const Packet<T>& row,
-                    float score, int64_t expert, int64_t column) {
+                    float score, int32_t expert, int64_t column) {
   float y[kElements];
 #pragma unroll
   for (int i = 0; i < kElements; ++i) y[i] = row.get(i);
@@ -150,7 +167,7 @@ __global__ void __launch_bounds__(kThreads) combine_few(const __grid_constant__ 
   for (int j = 0; j < kSlots; ++j) {
     const int32_t row = __shfl_sync(~0u, own.row, j);
     const float score = __shfl_sync(~0u, own.score, j);
-    const int64_t expert = __shfl_sync(~0u, own.expert, j);
+    const int32_t expert = __shfl_sync(~0u, own.expert, j);
     if (row == Slots::kNone) continue;
 #pragma unroll
     for (int v = 0; v < kPackets; ++v) {
@@ -181,7 +198,7 @@ __global__ void __launch_bounds__(kThreads) combine_any(const __grid_constant__ 
     for (int j = 0; j < count; ++j) {
       const int32_t row = __shfl_sync(~0u, own.row, j);
       const float score = __shfl_sync(~0u, own.score, j);
-      const int64_t expert = __shfl_sync(~0u, own.expert, j);
+      const int32_t expert = __shfl_sync(~0u, own.expert, j);
       if (row == Slots::kNone || place.column >= a.columns) continue;
       const Packet<T> packet = load<T, kAligned>(a.rows, row, a.columns, place.column);
       add<T, kAligned>(a, sum, packet, score, expert, place.column);
