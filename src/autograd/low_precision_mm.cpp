@@ -70,7 +70,7 @@ std::optional<FormKey> form_to_save(const Product& product, const at::Tensor& A,
   return is_smaller && !is_source(key, A) ? std::optional(key) : std::nullopt;
 }
 
-constexpr const char* kOnce =
+constexpr const char* kProductsOnce =
     "moe8: low-precision products cannot be differentiated twice (create_graph=true). "
     "Take the conversion back with dequantize_() for second derivatives.";
 
@@ -129,7 +129,7 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
         grads[2] = group_sums(grad_out.source(), product->groups).to(*product->bias_dtype);
       }
     }
-    if (at::GradMode::is_enabled()) forbid_double_backward(grads, kOnce);
+    if (at::GradMode::is_enabled()) forbid_double_backward(grads, kProductsOnce);
     grads.resize(4);  // of bias and product
     return grads;
   }

@@ -27,7 +27,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOnce =
+constexpr const char* kExpertsOnce =
     "moe8: moe_experts cannot be differentiated twice (create_graph=true). "
     "With ExpertsImplementation::UNFUSED and weights that are not converted it can.";
 
@@ -371,7 +371,7 @@ variable_list FusedExperts::backward(AutogradContext* ctx, variable_list grad_ou
       if (layer->position[i] >= 0) grads[layer->position[i]] = by_input[i];
     }
   }
-  if (at::GradMode::is_enabled()) forbid_double_backward(grads, kOnce);
+  if (at::GradMode::is_enabled()) forbid_double_backward(grads, kExpertsOnce);
   grads.emplace_back();  // of the layer
   return grads;
 }

@@ -13,6 +13,9 @@
 
 namespace moe8 {
 
+/// The name that errors begin with.
+inline constexpr const char* kMoeExperts = "moe_experts";
+
 /// A checked call.
 struct ExpertsRequest {
   ExpertsCall call;

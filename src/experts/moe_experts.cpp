@@ -2,6 +2,7 @@
 // moe_experts: checks of the arguments, which configs hold, and the list of implementations.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/promote_types.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -18,8 +19,6 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "moe_experts";
-
 // ---- autocast -----------------------------------------------------------------
 // The tensors of a call as they came, or as autocast wants them.
 struct Arguments {
@@ -35,40 +34,40 @@ struct Arguments {
 // ---- checks ---------------------------------------------------------------------
 void check_weight(const char* argument, const at::Tensor& w, at::IntArrayRef sizes,
                   const char* meaning, const at::Device& device) {
-  check_dtype(kOp, argument, w);
-  MOE8_CHECK(w.sizes() == sizes && w.device() == device, kOp, argument, "expected ", sizes, " on ",
-             device, ", ", meaning, ", got ", describe(w),
+  check_dtype(kMoeExperts, argument, w);
+  MOE8_CHECK(w.sizes() == sizes && w.device() == device, kMoeExperts, argument, "expected ", sizes,
+             " on ", device, ", ", meaning, ", got ", describe(w),
              ". Weights stored as (E, in, out) are passed as W.transpose(-2, -1)");
 }
 
 void check_bias(const char* argument, const at::Tensor& b, int64_t E, int64_t width,
                 const at::Device& device) {
   if (!b.defined()) return;
-  check_dense(kOp, argument, b);
+  check_dense(kMoeExperts, argument, b);
   MOE8_CHECK(b.dim() == 2 && b.size(0) == E && b.size(1) == width && b.device() == device &&
                  at::isFloatingType(b.scalar_type()),
-             kOp, argument, "expected floating-point [", E, ", ", width,
+             kMoeExperts, argument, "expected floating-point [", E, ", ", width,
              "], a row for each expert, on ", device, ", got ", describe(b));
 }
 
 void check_tensors(const Arguments& a) {
-  check_dtype(kOp, "x", a.x);
-  check_device_supported(kOp, "x", a.x);
-  MOE8_CHECK(a.x.dim() == 2, kOp, "x", "expected [T, d], got ", describe(a.x),
+  check_dtype(kMoeExperts, "x", a.x);
+  check_device_supported(kMoeExperts, "x", a.x);
+  MOE8_CHECK(a.x.dim() == 2, kMoeExperts, "x", "expected [T, d], got ", describe(a.x),
              ". Flatten what comes before the last axis");
   const int64_t d = a.x.size(1);
-  check_dtype(kOp, "w1", a.w1);
+  check_dtype(kMoeExperts, "w1", a.w1);
   const bool is_joined = !a.w3.defined();
   MOE8_CHECK(a.w1.dim() == 3 && a.w1.size(0) >= 1 && a.w1.size(2) == d &&
                  a.w1.device() == a.x.device() && (!is_joined || a.w1.size(1) % 2 == 0),
-             kOp, "w1", "expected [E, ", is_joined ? "2h" : "h", ", ", d, "] on ", a.x.device(),
-             " to fit x of ", a.x.sizes(), ", got ", describe(a.w1),
+             kMoeExperts, "w1", "expected [E, ", is_joined ? "2h" : "h", ", ", d, "] on ",
+             a.x.device(), " to fit x of ", a.x.sizes(), ", got ", describe(a.w1),
              ". Weights stored as (E, in, out) are passed as W.transpose(-2, -1)");
   const int64_t E = a.w1.size(0), h = is_joined ? a.w1.size(1) / 2 : a.w1.size(1);
   if (!is_joined) check_weight("w3", a.w3, {E, h, d}, "as w1", a.x.device());
   check_weight("w2", a.w2, {E, d, h}, "to fit w1", a.x.device());
   check_bias("options.b1", a.b1, E, a.w1.size(1), a.x.device());
-  MOE8_CHECK(!is_joined || !a.b3.defined(), kOp, "options.b3",
+  MOE8_CHECK(!is_joined || !a.b3.defined(), kMoeExperts, "options.b3",
              "expected no tensor where w3 is undefined, got ", describe(a.b3),
              ". b1 holds both, as w1 does");
   check_bias("options.b3", a.b3, E, h, a.x.device());
@@ -79,28 +78,28 @@ void check_order(const ExpertOrder& order, const Arguments& a) {
   const int64_t T = a.x.size(0), E = a.w1.size(0);
   MOE8_CHECK(order.experts.defined() && order.slot_of_row.defined() &&
                  order.row_of_slot.defined() && order.offs.defined(),
-             kOp, "order", "expected what expert_order() made, got undefined tensors");
+             kMoeExperts, "order", "expected what expert_order() made, got undefined tensors");
   MOE8_CHECK(
       order.experts.dim() == 2 && order.tokens() == T && order.experts.device() == a.x.device(),
-      kOp, "experts", "expected [", T, ", k] on ", a.x.device(), " to fit x of ", a.x.sizes(),
-      ", got ", describe(order.experts));
-  MOE8_CHECK(order.n_experts() == E && order.rows() == order.experts.numel(), kOp, "order",
+      kMoeExperts, "experts", "expected [", T, ", k] on ", a.x.device(), " to fit x of ",
+      a.x.sizes(), ", got ", describe(order.experts));
+  MOE8_CHECK(order.n_experts() == E && order.rows() == order.experts.numel(), kMoeExperts, "order",
              "expected that of ", E, " experts, as w1 has them, and ", order.experts.numel(),
              " rows, got ", order.n_experts(), " and ", order.rows());
 }
 
 void check_scores(const at::Tensor& scores, const ExpertOrder& order) {
   if (!scores.defined()) return;
-  check_dense(kOp, "scores", scores);
+  check_dense(kMoeExperts, "scores", scores);
   MOE8_CHECK(scores.sizes() == order.experts.sizes() && scores.device() == order.experts.device() &&
                  at::isFloatingType(scores.scalar_type()),
-             kOp, "scores", "expected floating-point ", order.experts.sizes(), " on ",
+             kMoeExperts, "scores", "expected floating-point ", order.experts.sizes(), " on ",
              order.experts.device(), " as experts, got ", describe(scores));
 }
 
 template <typename Enum>
 void check_enumerator(const char* field, Enum value, Enum last) {
-  MOE8_CHECK(static_cast<int>(value) >= 0 && value <= last, kOp, field,
+  MOE8_CHECK(static_cast<int>(value) >= 0 && value <= last, kMoeExperts, field,
              "expected an enumerator, got ", static_cast<int>(value));
 }
 
@@ -111,12 +110,12 @@ void check_options(const ExpertsOptions& o) {
   check_enumerator("options.column_codes", o.column_codes, ColumnCodes::FROM_ROW_CODES);
   check_enumerator("options.saved_hidden", o.saved_hidden, SavedHidden::FLOAT8);
   check_enumerator("options.implementation", o.implementation, ExpertsImplementation::UNFUSED);
-  MOE8_CHECK(std::isfinite(o.alpha), kOp, "options.alpha", "expected a finite number, got ",
+  MOE8_CHECK(std::isfinite(o.alpha), kMoeExperts, "options.alpha", "expected a finite number, got ",
              o.alpha);
-  MOE8_CHECK(std::isfinite(o.limit) && o.limit > 0, kOp, "options.limit",
+  MOE8_CHECK(std::isfinite(o.limit) && o.limit > 0, kMoeExperts, "options.limit",
              "expected a finite number above 0, got ", o.limit);
   if (!o.config) return;
-  MOE8_CHECK(is_grouped(*o.config), kOp, "options.config",
+  MOE8_CHECK(is_grouped(*o.config), kMoeExperts, "options.config",
              "expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(*o.config));
   validate(*o.config);
 }
@@ -126,8 +125,9 @@ std::optional<Config> config_for(const char* argument, const at::Tensor& w, cons
                                  const ExpertsOptions& options) {
   if (options.config) return options.config;
   if (const std::optional<Tagged> tagged = find_tag(w)) return *tagged->config;
-  MOE8_CHECK(w.scalar_type() == x.scalar_type(), kOp, argument, "expected ", x.scalar_type(),
-             " as x, got ", describe(w), ". Only converted weights may have another dtype");
+  MOE8_CHECK(w.scalar_type() == x.scalar_type(), kMoeExperts, argument, "expected ",
+             x.scalar_type(), " as x, got ", describe(w),
+             ". Only converted weights may have another dtype");
   return std::nullopt;
 }
 
@@ -152,7 +152,11 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
   const std::optional<Config> up = a.w3.defined() ? config_for("w3", a.w3, a.x, o) : gate;
   const std::optional<Config> down = config_for("w2", a.w2, a.x, o);
   const at::ScalarType dtype = a.x.scalar_type();
-  const at::ScalarType hidden_dtype = gate ? out_dtype_of(*gate, dtype) : dtype;
+  const auto out_dtype = [&](const std::optional<Config>& config, at::ScalarType input) {
+    return config ? out_dtype_of(*config, input) : dtype;
+  };
+  const at::ScalarType hidden_dtype =
+      at::promote_types(out_dtype(gate, dtype), out_dtype(up, dtype));
   ExpertsCall call{.order = order,
                    .groups = TokenGroups(order.offs),
                    .device = a.x.device(),
@@ -169,7 +173,7 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
                    .down = formats_for(down),
                    .x_dtype = dtype,
                    .hidden_dtype = hidden_dtype,
-                   .row_dtype = down ? out_dtype_of(*down, hidden_dtype) : dtype};
+                   .row_dtype = out_dtype(down, hidden_dtype)};
   ExpertsTensors tensors{.x = a.x,
                          .w1 = a.w1,
                          .w3 = a.w3,
@@ -256,7 +260,7 @@ at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted
     }
     refusals += c10::str("\n  not ", entry.name, ": ", *refusal);
   }
-  fail(kOp, "options",
+  fail(kMoeExperts, "options",
        c10::str("expected a call that can be computed, got ", request.call.describe(), refusals));
 }
 
@@ -267,7 +271,8 @@ at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tens
                        const ExpertsOptions& options) {
   Arguments a{x, w1, w3, w2, options.b1, options.b3, options.b2};
   std::optional<c10::impl::ExcludeDispatchKeyGuard> no_autocast;
-  if (x.defined() && at::autocast::is_autocast_enabled(x.device().type())) {
+  const bool has_autocast = x.defined() && (x.is_cpu() || x.is_cuda());
+  if (has_autocast && at::autocast::is_autocast_enabled(x.device().type())) {
     const at::DeviceType device = x.device().type();
     no_autocast.emplace(at::autocast::get_autocast_dispatch_key_from_device_type(device));
     a.cast(at::autocast::get_autocast_dtype(device), device);
@@ -282,8 +287,9 @@ at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tens
 at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
                        const at::Tensor& w2, const at::Tensor& experts, const at::Tensor& scores,
                        const ExpertsOptions& options) {
-  check_dtype(kOp, "w1", w1);
-  MOE8_CHECK(w1.dim() == 3 && w1.size(0) >= 1, kOp, "w1", "expected [E, h, d], got ", describe(w1));
+  check_dtype(kMoeExperts, "w1", w1);
+  MOE8_CHECK(w1.dim() == 3 && w1.size(0) >= 1, kMoeExperts, "w1", "expected [E, h, d], got ",
+             describe(w1));
   return moe_experts(x, w1, w3, w2, expert_order(experts, w1.size(0)), scores, options);
 }
 

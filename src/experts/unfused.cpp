@@ -21,8 +21,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "moe_experts";
-
 // rows + bias[e], in float32.
 struct AddGroupBias : torch::autograd::Function<AddGroupBias> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows, const at::Tensor& bias,
@@ -63,7 +61,7 @@ class Unfused {
     at::Tensor rows = permute_tokens(t_.x, call_.order);
     if (scales_inputs) rows = (rows * scores_by_row()).to(call_.x_dtype);
     const at::Tensor A = activation(rows).to(call_.hidden_dtype);
-    const at::Tensor Y = product(A, t_.w2, request_.down, call_.row_dtype);
+    const at::Tensor Y = product(A, t_.w2, request_.down);
     std::optional<at::Tensor> weights;
     if (t_.scores.defined() && !scales_inputs) weights = t_.scores;
     return combine_rows(with_bias(Y, t_.bias2), call_.order, weights, call_.x_dtype);
@@ -83,14 +81,15 @@ class Unfused {
 
   // LibTorch leaves rows in no group as they were in memory.
   at::Tensor product(const at::Tensor& rows, const at::Tensor& W,
-                     const std::optional<Config>& config, at::ScalarType dtype) const {
+                     const std::optional<Config>& config) const {
     const at::Tensor W_t = W.transpose(-2, -1);
     if (request_.has_own_config) {
-      return grouped_product(kOp, rows, W_t, call_.order.offs, *config, dtype);
+      return grouped_product(kMoeExperts, rows, W_t, call_.order.offs, *config,
+                             out_dtype_of(*config, rows.scalar_type()));
     }
     const bool is_high = !config.has_value();
     if (is_high && !fits_grouped_mm(W)) {
-      return low_precision_mm(rows, W, call_.order.offs, TrainingFormats{}, dtype);
+      return low_precision_mm(rows, W, call_.order.offs, TrainingFormats{}, W.scalar_type());
     }
     const at::Tensor left = is_high ? rows.to(W.scalar_type()) : rows;
     const at::Tensor out = at::_grouped_mm(left, W_t, call_.order.offs);
@@ -101,16 +100,15 @@ class Unfused {
   at::Tensor activation(const at::Tensor& rows) const {
     at::Tensor gate, up;
     if (t_.w3.defined()) {
-      gate = product(rows, t_.w1, request_.gate, call_.hidden_dtype);
-      up = product(rows, t_.w3, request_.up, call_.hidden_dtype);
+      gate = product(rows, t_.w1, request_.gate);
+      up = product(rows, t_.w3, request_.up);
       if (t_.bias13.defined()) {
         const int64_t h = call_.hidden;
         gate = with_bias(gate, t_.bias13.narrow(1, 0, h));
         up = with_bias(up, t_.bias13.narrow(1, h, h));
       }
     } else {
-      const at::Tensor H =
-          with_bias(product(rows, t_.w1, request_.gate, call_.hidden_dtype), t_.bias13);
+      const at::Tensor H = with_bias(product(rows, t_.w1, request_.gate), t_.bias13);
       const bool halves = call_.layout == GateUpLayout::HALVES;
       const int64_t h = call_.hidden;
       gate = halves ? H.narrow(1, 0, h) : H.view({-1, h, 2}).select(2, 0);

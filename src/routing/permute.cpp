@@ -14,7 +14,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct SharedOrder : torch::CustomClassHolder {
-  explicit SharedOrder(ExpertOrder o) : order(std::move(o)) {}
+  explicit SharedOrder(ExpertOrder o) : order(std::move(o)) {
+    order.counts = at::Tensor();  // nobody asks for them any more
+  }
   ExpertOrder order;
 };
 using OrderPtr = c10::intrusive_ptr<SharedOrder>;

@@ -11,27 +11,27 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "route_tokens";
+constexpr const char* kRouteTokens = "route_tokens";
 constexpr double kLeastSum = 1e-20;  // keeps scores that all are 0 from becoming NaN
 
 void check_arguments(const at::Tensor& logits, const RouterOptions& options,
                      const std::optional<at::Tensor>& bias) {
-  check_dtype(kOp, "logits", logits);
-  MOE8_CHECK(logits.dim() == 2 && logits.size(1) >= 1, kOp, "logits",
+  check_dtype(kRouteTokens, "logits", logits);
+  MOE8_CHECK(logits.dim() == 2 && logits.size(1) >= 1, kRouteTokens, "logits",
              "expected [T, E] with E >= 1, got ", describe(logits));
   const int64_t E = logits.size(1);
-  MOE8_CHECK(options.top_k >= 1 && options.top_k <= E, kOp, "options.top_k", "expected 1 to ", E,
-             ", the experts there are, got ", options.top_k);
+  MOE8_CHECK(options.top_k >= 1 && options.top_k <= E, kRouteTokens, "options.top_k",
+             "expected 1 to ", E, ", the experts there are, got ", options.top_k);
   MOE8_CHECK(options.score_function == ScoreFunction::SOFTMAX ||
                  options.score_function == ScoreFunction::SIGMOID,
-             kOp, "options.score_function",
+             kRouteTokens, "options.score_function",
              "expected softmax or sigmoid, got an invalid enumerator");
   if (!bias) return;
-  check_dense(kOp, "bias", *bias);
+  check_dense(kRouteTokens, "bias", *bias);
   MOE8_CHECK(bias->dim() == 1 && bias->size(0) == E && bias->device() == logits.device() &&
                  at::isFloatingType(bias->scalar_type()),
-             kOp, "bias", "expected floating-point [", E, "] on ", logits.device(), ", got ",
-             describe(*bias));
+             kRouteTokens, "bias", "expected floating-point [", E, "] on ", logits.device(),
+             ", got ", describe(*bias));
 }
 
 }  // namespace

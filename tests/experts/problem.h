@@ -21,9 +21,6 @@ struct ExpertsProblem {
   Activation activation = Activation::SWIGLU;
   ScorePlacement placement = ScorePlacement::OUTPUT;
 
-  ExpertsOptions options() const {
-    return {.activation = activation, .scores = placement, .b1 = b1, .b3 = b3, .b2 = b2};
-  }
   std::vector<at::Tensor> leaves() const {
     std::vector<at::Tensor> list;
     for (const at::Tensor& t : {x, w1, w3, w2, scores, b1, b3, b2}) {
@@ -77,16 +74,18 @@ ExpertsResults forward_backward(const ExpertsProblem& p, Compute compute) {
   return {out.detach(), grads};
 }
 
+/// moe_experts with what the problem says in the place of those options.
+inline at::Tensor call_experts(const ExpertsProblem& p, ExpertsOptions options) {
+  options.activation = p.activation;
+  options.scores = p.placement;
+  options.b1 = p.b1;
+  options.b3 = p.b3;
+  options.b2 = p.b2;
+  return moe_experts(p.x, p.w1, p.w3, p.w2, p.experts, p.scores, options);
+}
+
 inline ExpertsResults run_experts(const ExpertsProblem& p, const ExpertsOptions& options) {
-  return forward_backward(p, [&](const ExpertsProblem& q) {
-    ExpertsOptions o = options;
-    o.activation = q.activation;
-    o.scores = q.placement;
-    o.b1 = q.b1;
-    o.b3 = q.b3;
-    o.b2 = q.b2;
-    return moe_experts(q.x, q.w1, q.w3, q.w2, q.experts, q.scores, o);
-  });
+  return forward_backward(p, [&](const ExpertsProblem& q) { return call_experts(q, options); });
 }
 
 /// In float64, expert by expert, by LibTorch's own gradients.
@@ -95,6 +94,7 @@ inline at::Tensor dense_experts(const ExpertsProblem& p) {
     return b.defined() ? b[e] : at::zeros({}, at::kDouble);
   };
   at::Tensor out = at::zeros_like(p.x);
+  for (const at::Tensor& leaf : p.leaves()) out = out + 0 * leaf.sum();  // depends on all
   for (int64_t e = 0; e < p.w1.size(0); ++e) {
     for (int64_t j = 0; j < p.experts.size(1); ++j) {
       const at::Tensor is_here = p.experts.select(1, j).eq(e).nonzero().squeeze(1);

@@ -19,7 +19,7 @@ struct AccuracyBar {
   std::string recipe;
   double out, grad_input, grad_weight;
 };
-/// docs/numerics.md, section 6.
+/// docs/numerics.md, section 7.
 const std::vector<AccuracyBar>& accuracy_bars();
 const AccuracyBar& accuracy_bar(const std::string& recipe);
 

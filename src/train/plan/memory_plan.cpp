@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "autograd/training_formats.h"
 #include "base/overloaded.h"
@@ -22,8 +23,8 @@
 namespace moe8 {
 namespace {
 
-constexpr double kFloat = 4, kBf16 = 2, kLong = 8;  // bytes
-constexpr double kMoments = 2;                      // of AdamW
+constexpr double kFloat = 4, kBf16 = 2, kLong = 8, kInt = 4;  // bytes
+constexpr double kMoments = 2;                                // of AdamW
 
 double numel(const std::vector<int64_t>& shape) {
   return std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());
@@ -148,7 +149,7 @@ class SavedList {
   /// An activation that products with `weights` read: each keeps a form of its own or the
   /// activation, which they then share.
   void add_input(const std::string& what, int64_t elements, const std::string& layer,
-                 std::initializer_list<const char*> weights) {
+                 const std::vector<const char*>& weights) {
     double itself = 0;
     for (const char* weight : weights) {
       const double form = conversion_.forms(layer + weight).of_input;
@@ -158,6 +159,11 @@ class SavedList {
     add(what, itself * double(elements));
   }
 
+  bool have_one_config(const std::string& weight, const std::string& other) const {
+    const Config* const a = conversion_.config(weight);
+    const Config* const b = conversion_.config(other);
+    return a && b ? *a == *b : a == b;
+  }
   double model_itemsize() const { return itemsize(conversion_.dtype()); }
   double out_itemsize(const std::string& weight) const {
     return itemsize(conversion_.out_dtype(weight));
@@ -202,25 +208,42 @@ void add_dense(SavedList& list, const TransformerConfig& c, const std::string& l
   add_hidden(list, "feed-forward: hidden", c.dense_hidden_dim, part, ".weight");
 }
 
-void add_moe(SavedList& list, const TransformerConfig& c, const std::string& layer) {
-  const std::string part = layer + "moe.";
-  const double k = double(c.top_k);
-  const bool shared = c.n_shared_experts > 0;
-  list.add_input(
-      "router: input", c.dim, part,
-      shared ? std::initializer_list<const char*>{"router.gate.weight", "shared_experts.w1.weight",
-                                                  "shared_experts.w3.weight"}
-             : std::initializer_list<const char*>{"router.gate.weight"});
-  list.add("router: scores of all experts", kFloat * double(c.n_experts));
-  list.add("router: scores of the chosen", kFloat * (c.route_norm ? 2 * k + 1 : k));
-  list.add("router: indices", 3 * kLong * k);
-  list.add_input("experts: input and output rows", c.top_k * c.dim, part,
-                 {"experts.w1", "experts.w3"});
+// What src/experts/fused.cpp saves: its input is the router's, so what is left are the results of the
+// first product, gate and up.
+void add_fused_experts(SavedList& list, const TransformerConfig& c, const std::string& part) {
+  list.add("experts: hidden rows",
+           2 * list.out_itemsize(part + "w1") * double(c.top_k * c.hidden_dim));
+}
+
+// What the operations of src/experts/unfused.cpp save.
+void add_unfused_experts(SavedList& list, const TransformerConfig& c, const std::string& part) {
+  const int64_t rows = c.top_k * c.dim, hidden = c.top_k * c.hidden_dim;
+  const std::string around = "experts: input and output rows";
+  list.add_input(around, rows, part, {"w1", "w3"});
   // Scores multiply the rows that go into the experts, or those that come out.
   const double scaled =
-      c.score_before_experts ? list.model_itemsize() : list.out_itemsize(part + "experts.w2");
-  list.add("experts: input and output rows", scaled * k * double(c.dim));
-  add_hidden(list, "experts: hidden rows", c.top_k * c.hidden_dim, part + "experts.", "");
+      c.score_before_experts ? list.model_itemsize() : list.out_itemsize(part + "w2");
+  list.add(around, scaled * double(rows));
+  if (c.score_before_experts) list.add("router: scores of the chosen", kFloat * double(c.top_k));
+  // Gate, silu of it and up in float32, and the product of the last two.
+  list.add("experts: hidden rows", 3 * kFloat * double(hidden));
+  list.add_input("experts: hidden rows", hidden, part, {"w2"});
+}
+
+void add_moe(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  const std::string part = layer + "moe.", experts = part + "experts.";
+  const double k = double(c.top_k);
+  const bool shared = c.n_shared_experts > 0;
+  const bool fused = list.have_one_config(experts + "w1", experts + "w3");
+  std::vector<const char*> readers{"router.gate.weight"};
+  if (shared)
+    readers.insert(readers.end(), {"shared_experts.w1.weight", "shared_experts.w3.weight"});
+  if (fused) readers.push_back(kOther);  // the experts save it as it is
+  list.add_input("router: input", c.dim, part, readers);
+  list.add("router: scores of all experts", kFloat * double(c.n_experts));
+  list.add("router: scores of the chosen", kFloat * (c.route_norm ? 2 * k + 1 : k));
+  list.add("router: indices", (kLong + 2 * kInt) * k);  // experts, and rows and slots by the other
+  fused ? add_fused_experts(list, c, experts) : add_unfused_experts(list, c, experts);
   if (!shared) return;
   add_hidden(list, "shared experts: hidden rows", c.hidden_dim * c.n_shared_experts,
              part + "shared_experts.", ".weight");
