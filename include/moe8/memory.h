@@ -19,8 +19,9 @@ namespace moe8 {
 /// counted: what data() returns (torch::optim::SGD writes so), parameters that are views of a flat
 /// buffer or tied by set_data(), what set_() makes, memory from from_blob or DLPack. moe8 sees such
 /// tensors while they live, also those that are older than the conversion, and it sees when data()
-/// or set_data() made one that is gone again. Nobody sees a write through a raw pointer (data_ptr(),
-/// a kernel of your own, a DLPack export), or through a tensor that set_() made and that is gone.
+/// or set_data() made one that is gone again. Nobody sees a write through a raw pointer
+/// (data_ptr(), a kernel of your own, a DLPack export), or through a tensor that set_() made and
+/// that is gone.
 ///
 ///   OFF   never: each product quantizes its weight again.
 ///   AUTO  backward uses what its own forward made. Later forwards use it for converted weights
@@ -32,9 +33,8 @@ namespace moe8 {
 ///   ON    for every weight, by version counter alone: you promise to call clear_weight_cache()
 ///         after a write that it does not see (all that are listed above).
 ///
-/// Copies go with their weight: when it is destroyed (those of a weight that quantize_ converted wait
-/// for the next weight that is quantized, or for weight_cache_use()), when set_data() gives it other
-/// memory, and when dequantize_() takes its conversion back. They are never shared between streams, nor between
+/// Copies go with their weight: when it is destroyed, when set_data() gives it other memory, and
+/// when dequantize_() takes its conversion back. They are never shared between streams, nor between
 /// a CUDA graph's capture and what runs outside it. Weights made in InferenceMode have no version
 /// counter and are never kept.
 enum class WeightCache { OFF, AUTO, ON };

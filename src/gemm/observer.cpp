@@ -33,7 +33,7 @@ Observers& observers() {
 WeightId weight_id(const at::Tensor& W) {
   const std::optional<Tagged> tagged = find_tag(W);
   const at::TensorBase& weight = W.is_view() ? W._base() : W;
-  return {tagged ? tagged->id() : 0, weight.unsafeGetTensorImpl()};
+  return {tagged ? tagged->ids.vec() : std::vector<uint64_t>(), weight.unsafeGetTensorImpl()};
 }
 
 bool numerics_observed() {

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace moe8 {
 
@@ -15,13 +16,13 @@ struct GemmProblem;
 /// Which weight a product belongs to, also where the weight is no operand (grad_W). Plain numbers:
 /// they keep nothing alive and are only compared.
 struct WeightId {
-  uint64_t tag = 0;            // of a converted weight and its copies; 0: none
+  std::vector<uint64_t> tags;  // of the converted weights that W is, is a copy or was made of
   const void* impl = nullptr;  // the TensorImpl of the weight itself, of whose view W is one
 
   bool operator==(const WeightId&) const = default;
 };
 
-/// The weight that W is, or is a view or copy of.
+/// The weight that W is, or is a view or copy of; the weights that it was made of.
 WeightId weight_id(const at::Tensor& W);
 
 /// True while anybody listens: operands are then needed in high precision, in backward too.

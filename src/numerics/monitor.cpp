@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -67,7 +68,8 @@ class NumericsMonitor::Watcher final : public GemmObserver {
   };
 
   void add(const std::string& fqn, const at::Tensor& tensor);
-  Weight* find(const WeightId& id);
+  /// The weight of a product; all of them when it was made of several (cat, stack).
+  std::vector<Weight*> find(const WeightId& id);
 
   const NumericsOptions options_;
   const Sampling sampling_;
@@ -78,27 +80,36 @@ class NumericsMonitor::Watcher final : public GemmObserver {
 };
 
 void NumericsMonitor::Watcher::add(const std::string& fqn, const at::Tensor& tensor) {
-  const WeightId id{find_tag(tensor) ? find_tag(tensor)->id() : 0, tensor.unsafeGetTensorImpl()};
-  if (!by_impl_.try_emplace(id.impl, weights_.size()).second) return;  // tied: the first name
-  if (id.tag != 0) by_tag_.try_emplace(id.tag, weights_.size());
-  weights_.push_back({fqn, tensor, id.tag != 0});
+  const void* impl = tensor.unsafeGetTensorImpl();
+  if (!by_impl_.try_emplace(impl, weights_.size()).second) return;  // tied: the first name
+  const std::optional<Tagged> tagged = find_tag(tensor);
+  if (tagged) by_tag_.try_emplace(tagged->id(), weights_.size());
+  weights_.push_back({fqn, tensor, tagged.has_value()});
 }
 
-NumericsMonitor::Watcher::Weight* NumericsMonitor::Watcher::find(const WeightId& id) {
-  if (const auto same = by_impl_.find(id.impl); same != by_impl_.end())
-    return &weights_[same->second];
-  const auto copy = by_tag_.find(id.tag);
-  return copy == by_tag_.end() ? nullptr : &weights_[copy->second];
+std::vector<NumericsMonitor::Watcher::Weight*> NumericsMonitor::Watcher::find(const WeightId& id) {
+  if (const auto same = by_impl_.find(id.impl); same != by_impl_.end()) {
+    return {&weights_[same->second]};
+  }
+  std::vector<Weight*> sources;
+  for (const uint64_t tag : id.tags) {
+    if (const auto source = by_tag_.find(tag); source != by_tag_.end()) {
+      sources.push_back(&weights_[source->second]);
+    }
+  }
+  return sources;
 }
 
 void NumericsMonitor::Watcher::observe(const GemmProblem& problem, const at::Tensor& result) {
-  Weight* weight = find(problem.weight);
-  if (!weight || !problem.left.has_source() || !problem.right.has_source()) return;
+  const std::vector<Weight*> weights = find(problem.weight);
+  if (weights.empty() || !problem.left.has_source() || !problem.right.has_source()) return;
   const GemmSums sums = measure(problem, result, sampling_);
   const std::lock_guard lock(mutex_);
-  Seen& seen = weight->products[problem.gemm];
-  seen.formats = problem.formats;
-  seen.sums.add(sums);
+  for (Weight* weight : weights) {
+    Seen& seen = weight->products[problem.gemm];
+    seen.formats = problem.formats;
+    seen.sums.add(sums);
+  }
 }
 
 NumericsReport NumericsMonitor::Watcher::report() const {

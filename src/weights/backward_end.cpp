@@ -42,32 +42,37 @@ Backwards& backwards() {
 }
 
 // ---- by a gradient ------------------------------------------------------------
-// What a weight's hook does. A graph made before the conversion reaches it once without counting.
+// What a weight's hook does. LibTorch destroys hooks with their tensor, also while somebody refers
+// to it weakly. A graph made before the conversion reaches the hook once without counting.
 class GradientWatch {
  public:
-  GradientWatch(uint64_t id, bool skips_first)
-      : id_(id), skips_next_(std::make_shared<std::atomic<bool>>(skips_first)) {}
+  GradientWatch(const at::TensorBase& weight, uint64_t id, bool skips_first)
+      : weight_(weight.unsafeGetTensorImpl()), id_(id), skips_next_(skips_first) {}
+  ~GradientWatch() { end_watch(id_, weight_); }
+  GradientWatch(const GradientWatch&) = delete;
+  GradientWatch& operator=(const GradientWatch&) = delete;
 
-  void see(const at::TensorBase& grad) const {
+  void see(const at::TensorBase& grad) {
     if (!grad.defined() || !any_unjudged()) return;
-    if (skips_next_->exchange(false)) return;
+    if (skips_next_.exchange(false)) return;
     note_gradient(id_);
     judge_after_this_backward();
   }
 
  private:
-  uint64_t id_;
-  std::shared_ptr<std::atomic<bool>> skips_next_;
+  const c10::TensorImpl* const weight_;
+  const uint64_t id_;
+  std::atomic<bool> skips_next_;
 };
 
 // For tensors that have hooks of Python's: LibTorch keeps either those or lists of C++ functions.
 struct WatchHook final : autograd::FunctionPreHook {
-  explicit WatchHook(GradientWatch own_watch) : watch(std::move(own_watch)) {}
+  explicit WatchHook(std::shared_ptr<GradientWatch> own_watch) : watch(std::move(own_watch)) {}
   variable_list operator()(const variable_list& grads) override {
-    watch.see(grads[0]);
+    watch->see(grads[0]);
     return grads;
   }
-  GradientWatch watch;
+  const std::shared_ptr<GradientWatch> watch;
 };
 
 // ---- by a product -------------------------------------------------------------
@@ -89,7 +94,7 @@ struct ProductHook final : autograd::FunctionPreHook {
 void watch_gradient(const at::Tensor& weight, uint64_t id) {
   if (weight.is_inference()) return;
   const bool has_graph = autograd::impl::try_get_grad_accumulator(weight) != nullptr;
-  const GradientWatch watch(id, has_graph);
+  const auto watch = std::make_shared<GradientWatch>(weight, id, has_graph);
   // As register_hook, which refuses frozen tensors: those may be trained later.
   autograd::AutogradMeta* meta = autograd::impl::materialize_autograd_meta(weight);
   if (!meta->cpp_hooks_list_ && !autograd::impl::hooks(weight).empty()) {
@@ -98,7 +103,7 @@ void watch_gradient(const at::Tensor& weight, uint64_t id) {
   }
   if (!meta->cpp_hooks_list_) autograd::impl::create_cpp_hook(weight);
   meta->cpp_hooks_list_->push_back([watch](const at::TensorBase& grad) {
-    watch.see(grad);
+    watch->see(grad);
     return at::TensorBase();  // the gradient as it is
   });
 }

@@ -5,7 +5,10 @@
 #include <c10/core/UndefinedTensorImpl.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <functional>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -101,6 +104,7 @@ Extent extent_of(const at::TensorBase& tensor) {
 // True when `tensor` can only be a view of `weight`. Weights whose rows lie apart in memory (slices
 // of a larger buffer) may have others between their rows: of those only whole views are known.
 bool covers(const at::Tensor& weight, const at::Tensor& tensor, const Extent& extent) {
+  if (weight.storage().unsafeGetStorageImpl() != extent.storage) return false;
   const Extent own = extent_of(weight);
   if (!own.contains(extent)) return false;
   const bool dense = own.end - own.begin == static_cast<int64_t>(weight.nbytes());
@@ -119,6 +123,25 @@ Tagged seen_as(const at::TensorBase& view, const at::TensorBase& weight, const T
           view.is_same(weight) ? axes : axes_of_view(weight, axes, view), tag.made.is_lookup};
 }
 
+// Says of an address, without a lock, that it is in no table: what most products' operands hear.
+class AddressFilter {
+ public:
+  void add(const void* address) { ++counts_[slot_of(address)]; }
+  void remove(const void* address) { --counts_[slot_of(address)]; }
+  bool may_hold(const void* address) const {
+    return counts_[slot_of(address)].load(std::memory_order_acquire) != 0;
+  }
+
+ private:
+  static constexpr size_t kSlots = 4096;
+
+  static size_t slot_of(const void* address) {
+    return std::hash<uintptr_t>()(reinterpret_cast<uintptr_t>(address) >> 4) % kSlots;
+  }
+
+  std::array<std::atomic<uint32_t>, kSlots> counts_{};  // of the addresses in the table
+};
+
 class Registry {
  public:
   // Never destroyed: tensors in static storage may outlive it.
@@ -129,6 +152,7 @@ class Registry {
 
   // The pointer stays valid while its tensor lives: entries go only with their tensor or clear().
   Tag* find(const c10::TensorImpl* impl) const {
+    if (!filter_.may_hold(impl)) return nullptr;
     const std::shared_lock lock(mutex_);
     const auto found = entries_.find(impl);
     return found == entries_.end() ? nullptr : found->second.tag.get();
@@ -141,13 +165,18 @@ class Registry {
     const Mark* const mark = mark_of(weight);
     Entry entry{std::nullopt, std::move(tag)};
     if (!mark || !mark->keeper) entry.weight = Weak(weight.getIntrusivePtr());
-    entries_.insert_or_assign(weight.unsafeGetTensorImpl(), std::move(entry));
-    if (views_lose(weight)) has_scanned_ = true;
+    const c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+    if (entries_.insert_or_assign(impl, std::move(entry)).second) filter_.add(impl);
+    if (views_lose(weight) && std::ranges::find(by_memory_, impl) == by_memory_.end()) {
+      by_memory_.push_back(impl);
+      has_by_memory_ = true;
+    }
   }
 
   void erase(const c10::TensorImpl* impl) {
     const std::unique_lock lock(mutex_);
-    entries_.erase(impl);
+    const auto found = entries_.find(impl);
+    if (found != entries_.end()) erase(found);
   }
 
   // A weak reference leaves a dead TensorImpl its mark, and that the forms. The entry of a weight
@@ -163,7 +192,7 @@ class Registry {
     const auto found = entries_.find(impl);
     if (found == entries_.end() || found->second.weight) return;
     if (c10::raw::intrusive_ptr::use_count(impl) == 0) {
-      entries_.erase(found);  // the tensor is being destroyed
+      erase(found);  // the tensor is being destroyed
     } else {
       found->second.weight = Weak(Strong::unsafe_reclaim_from_nonowning(impl));  // set_data()
     }
@@ -172,20 +201,22 @@ class Registry {
   // Some weights' views have no base that leads to them: weights made in InferenceMode, and weights
   // that are views themselves. Their memory tells.
   std::optional<Tagged> find_by_memory(const at::Tensor& tensor) const {
-    if (!has_scanned_.load(std::memory_order_relaxed) || !tensor.has_storage()) return std::nullopt;
+    if (!has_by_memory_.load(std::memory_order_relaxed) || !tensor.has_storage()) return {};
+    if (tensor.storage().use_count() == 1) return {};  // alone in its memory: no view of a weight
     const Extent extent = extent_of(tensor);
     std::vector<at::Tensor> alive;  // outlives the lock: the last reference to one may be here
     const std::shared_lock lock(mutex_);  // nobody inserts meanwhile
     bool is_any_alive = false;
-    for (const auto& [impl, entry] : entries_) {
+    for (const c10::TensorImpl* impl : by_memory_) {
+      const Entry& entry = entries_.at(impl);
       const at::Tensor& weight = alive.emplace_back(entry.lock());
-      if (!weight.defined() || !views_lose(weight)) continue;
+      if (!weight.defined()) continue;
       is_any_alive = true;
       if (!entry.tag->config) continue;
       if (covers(weight, tensor, extent)) return seen_as(tensor, weight, *entry.tag);
     }
-    if (!is_any_alive) has_scanned_ = false;  // the last one is gone: no more looking
-    return std::nullopt;
+    if (!is_any_alive) has_by_memory_ = false;  // the last one is gone: no more looking
+    return {};
   }
 
  private:
@@ -202,24 +233,35 @@ class Registry {
     at::Tensor lock() const { return weight ? at::Tensor(weight->lock()) : at::Tensor(); }
   };
 
+  using Entries = std::unordered_map<const c10::TensorImpl*, Entry>;
+
   static constexpr size_t kMinPurgeAt = 64;
+
+  Entries::iterator erase(Entries::iterator entry) {
+    filter_.remove(entry->first);
+    std::erase(by_memory_, entry->first);
+    return entries_.erase(entry);
+  }
 
   // Entries of dead weights go when the table has doubled: cheap per insertion.
   void purge(std::vector<at::Tensor>& alive) {
-    std::erase_if(entries_, [](const auto& item) {
-      return item.second.weight && item.second.weight->expired();
-    });
-    for (const auto& [impl, entry] : entries_) alive.push_back(entry.lock());
-    has_scanned_ = std::any_of(alive.begin(), alive.end(), [](const at::Tensor& weight) {
-      return weight.defined() && views_lose(weight);
-    });
+    by_memory_.clear();
+    for (auto entry = entries_.begin(); entry != entries_.end();) {
+      const at::Tensor& weight = alive.emplace_back(entry->second.lock());
+      if (weight.defined() && views_lose(weight)) by_memory_.push_back(entry->first);
+      const bool is_dead = entry->second.weight && !weight.defined();
+      entry = is_dead ? erase(entry) : std::next(entry);
+    }
+    has_by_memory_ = !by_memory_.empty();
     purge_at_ = 2 * entries_.size() + kMinPurgeAt;
   }
 
+  AddressFilter filter_;
   mutable std::shared_mutex mutex_;
-  std::unordered_map<const c10::TensorImpl*, Entry> entries_;
+  Entries entries_;
   size_t purge_at_ = kMinPurgeAt;
-  mutable std::atomic<bool> has_scanned_{false};
+  std::vector<const c10::TensorImpl*> by_memory_;  // those that find_by_memory() looks through
+  mutable std::atomic<bool> has_by_memory_{false};
 };
 
 const at::TensorBase& weight_of(const at::Tensor& tensor) {

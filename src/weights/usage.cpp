@@ -2,7 +2,6 @@
 #include "weights/usage.h"
 
 #include <c10/core/GradMode.h>
-#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +14,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -27,7 +27,7 @@ struct HighPrecisionUse {
   std::string why;
   bool is_told;  // in a warning
 
-  std::string text() const { return c10::str("at::", op, " ran in high precision: ", why); }
+  std::string text() const { return concat("at::", op, " ran in high precision: ", why); }
 };
 
 using WeakWeight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
@@ -60,6 +60,7 @@ struct UseRecord : std::enable_shared_from_this<UseRecord> {
 
   std::mutex mutex;
   ConvertedWeight known;
+  // Set until end_watch(): what it keeps of a dead tensor holds this record, and would for ever.
   std::optional<WeakWeight> weight;
   std::vector<HighPrecisionUse> ran_high;
   bool had_gradient = false;  // ever
@@ -67,7 +68,14 @@ struct UseRecord : std::enable_shared_from_this<UseRecord> {
   void set_judged(bool judged) {
     if (is_judged.exchange(judged) != judged) unjudged_weights += judged ? -1 : 1;
   }
-  at::Tensor tensor() const { return weight ? at::Tensor(weight->lock()) : at::Tensor(); }
+  // To be let go where the mutex is not held: the last reference takes it, see end_watch().
+  at::Tensor tensor() {
+    const std::lock_guard lock(mutex);
+    return weight ? at::Tensor(weight->lock()) : at::Tensor();
+  }
+  bool is_of(const c10::TensorImpl* impl) const {
+    return weight && weight->_unsafe_get_target() == impl;
+  }
 };
 
 namespace {
@@ -138,8 +146,7 @@ struct Verdict {
   std::vector<std::string> texts{};
 };
 
-Verdict verdict_on(UseRecord& record) {
-  const at::Tensor weight = record.tensor();
+Verdict verdict_on(UseRecord& record, const at::Tensor& weight) {
   if (record.known.is_replaced && record.known.is_replaced()) return {true, true, {kReplaced}};
   const bool has_gradient = record.has_gradient.exchange(false);
   record.had_gradient |= has_gradient;
@@ -158,9 +165,10 @@ Verdict verdict_on(UseRecord& record) {
 }
 
 void judge(UseRecord& record, ConversionCheck& errors, ConversionCheck& warnings) {
+  const at::Tensor weight = record.tensor();
   const std::lock_guard lock(record.mutex);
-  if (!record.tensor().defined()) return record.set_judged(true);  // only copies are left
-  const Verdict verdict = verdict_on(record);
+  if (!weight.defined()) return record.set_judged(true);  // only copies are left
+  const Verdict verdict = verdict_on(record, weight);
   if (!verdict.is_due) return;
   const bool is_error = verdict.is_error && record.known.unused == Unused::ERROR;
   // An error comes again with the next gradient.
@@ -173,10 +181,9 @@ void judge(UseRecord& record, ConversionCheck& errors, ConversionCheck& warnings
 }
 
 // True when the end of a backward will tell of it.
-bool awaits_judgement(const UseRecord& record) {
-  if (record.is_judged || !c10::GradMode::is_enabled()) return false;
-  const at::Tensor weight = record.tensor();
-  return weight.defined() && weight.requires_grad();
+bool awaits_judgement(const UseRecord& record, const at::Tensor& weight) {
+  return !record.is_judged && c10::GradMode::is_enabled() && weight.defined() &&
+         weight.requires_grad();
 }
 
 }  // namespace
@@ -199,18 +206,19 @@ void note_gradient(uint64_t id) {
 void note_high_precision(uint64_t id, const char* op, const char* why) {
   const std::shared_ptr<UseRecord> record = Records::instance().find(id);
   if (!record) return;  // the weight is gone, or its conversion was taken back
+  const at::Tensor weight = record->tensor();
   std::string warning;
   {
     const std::lock_guard lock(record->mutex);
     const bool is_known = std::any_of(record->ran_high.begin(), record->ran_high.end(),
                                       [&](const HighPrecisionUse& use) { return use.why == why; });
     if (is_known) return;
-    const bool tells_now = !awaits_judgement(*record);
+    const bool tells_now = !awaits_judgement(*record, weight);
     record->ran_high.push_back({op, why, tells_now});
     const std::string& name = record->known.fqn;
     if (tells_now && record->known.unused != Unused::IGNORE) {
-      warning = c10::str("[quantize_] ", name.empty() ? "a converted weight" : name, ": ",
-                         record->ran_high.back().text(), ".");
+      warning = concat("[quantize_] ", name.empty() ? "a converted weight" : name, ": ",
+                       record->ran_high.back().text(), ".");
     }
   }
   if (!warning.empty()) log_warning(warning);
@@ -230,17 +238,21 @@ bool expect_use(uint64_t id, const at::Tensor& weight, ConvertedWeight known, bo
     record->ran_high.clear();
   }
   record->known = std::move(known);
-  const bool is_other = !record->tensor().is_same(weight);
-  if (is_other) record->weight.emplace(weight.getIntrusivePtr());
+  const bool is_other = !record->is_of(weight.unsafeGetTensorImpl());
+  if (is_other && !weight.is_inference()) record->weight.emplace(weight.getIntrusivePtr());
   if (is_other || anew) record->set_judged(false);
   return is_other;
 }
 
 void forget_use(uint64_t id, const at::Tensor& weight) {
+  end_watch(id, weight.unsafeGetTensorImpl());
+}
+
+void end_watch(uint64_t id, const c10::TensorImpl* weight) {
   const std::shared_ptr<UseRecord> record = Records::instance().find(id);
   if (!record) return;
   const std::lock_guard lock(record->mutex);
-  if (!record->tensor().is_same(weight)) return;  // a copy has the same id
+  if (!record->is_of(weight)) return;  // a copy has the same id
   record->weight.reset();
   record->set_judged(true);
 }
@@ -249,6 +261,7 @@ WeightUse use_of(uint64_t id) {
   WeightUse result;
   const std::shared_ptr<UseRecord> record = Records::instance().find(id);
   if (!record) return result;
+  const at::Tensor weight = record->tensor();  // is_replaced() may see its module off
   const std::lock_guard lock(record->mutex);
   const bool ran_low = record->ran_low, ran_high = !record->ran_high.empty();
   result.use = ran_low && ran_high ? Use::BOTH

@@ -47,12 +47,18 @@ struct ConvertedWeight {
 };
 
 /// From now on the weight with this id is judged under this name. What was noted before is
-/// forgotten when `anew` (its config is another one now).
+/// forgotten when `anew` (its config is another one now). Who calls it sees to it that end_watch()
+/// is called when the weight is destroyed (watch_gradient of backward_end.h); weights made in
+/// InferenceMode, which no gradient reaches, are not judged.
 /// @return true when the tensor is not the one that was expected under this id so far.
 bool expect_use(uint64_t id, const at::Tensor& weight, ConvertedWeight known, bool anew);
 
 /// The conversion of this weight was taken back: it is not judged any more.
 void forget_use(uint64_t id, const at::Tensor& weight);
+
+/// The same, of a weight that is being destroyed. Its record refers to it weakly, which would keep
+/// what belongs to the tensor beside its memory, the record among it; this ends that.
+void end_watch(uint64_t id, const c10::TensorImpl* weight);
 
 /// How the products of the weight ran since its conversion, and what to do about it.
 WeightUse use_of(uint64_t id);

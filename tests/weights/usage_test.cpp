@@ -204,6 +204,27 @@ TEST(Unused, AnExpertWithoutTokensIsNoFalseAlarm) {
             "");
 }
 
+TEST(Unused, APenaltyIsNoAlarmWhereTheWeightHadAProduct) {
+  Model model;
+  quantize_(model, {{"first", kLinear}}, kError);
+  const auto penalty = [&] { return model.first->weight.square().sum(); };
+  EXPECT_EQ(error_of([&] { (model.first(input()).sum() + penalty()).backward(); }), "(no error)");
+  EXPECT_EQ(error_of([&] { penalty().backward(); }), "(no error)");
+  quantize_(model, {{"second", kLinear}}, kError);
+  const Tensor y = model.second(input()).sum();
+  EXPECT_EQ(error_of([&] { model.second->weight.square().sum().backward(); }), "(no error)")
+      << "the forward has run";
+  y.backward();
+}
+
+// Decision 022 says so: a gradient does not tell where it comes from.
+TEST(Unused, APenaltyBeforeAnyProductIsTakenForAUse) {
+  Model model;
+  quantize_(model, {{"first", kLinear}}, kError);
+  EXPECT_THAT(error_of([&] { model.first->weight.square().sum().backward(); }),
+              HasSubstr("first.weight"));
+}
+
 // ---- activation checkpointing -------------------------------------------------
 // Runs `layer` again in backward, with a backward of its own.
 struct Recompute : torch::autograd::Function<Recompute> {
@@ -264,6 +285,18 @@ TEST(Unused, TheRecordOutlivesTheOriginal) {
   const uint64_t id = find_tag(copy)->id();
   at::linear(input(), copy);
   EXPECT_EQ(moe8::use_of(id).use, Use::LOW_PRECISION);
+}
+
+TEST(Unused, NothingOfADeadWeightIsJudged) {
+  Model other;
+  quantize_(other, {{"first", kLinear}}, kError);
+  {
+    nn::Linear gone(64, 64);
+    quantize_(*gone, kLinear, is_linear, kError);
+    gone->weight.register_hook([](const Tensor&) {});  // a hook of the user's beside ours
+    gone->weight.set_requires_grad(false);             // would be judged as a frozen one
+  }
+  EXPECT_EQ(said([&] { other.first(input()).sum().backward(); }), "");
 }
 
 TEST(Unused, TwoModelsAreJudgedEachByItsOwnBackward) {
