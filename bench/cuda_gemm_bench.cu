@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Times every grouped GEMM kernel of src/cuda/gemm/ on the shapes of bench/shapes.h with ragged groups,
-// interleaved, with the error against float64 sums of the same codes on sampled outputs. No Torch.
+// Times every grouped GEMM kernel of src/cuda/gemm/ on the shapes of bench/shapes.h with ragged
+// groups, interleaved, with the error against float64 sums of the same codes on sampled outputs. No
+// Torch.
 //
 //   cuda_gemm_bench [ROUNDS] [SHAPE...]
 #include <cuda_bf16.h>

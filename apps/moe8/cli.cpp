@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "moe8/version.h"
 #include "train/terminal.h"
 
@@ -42,14 +43,14 @@ std::vector<std::string> option_names(const CLI::App& command) {
 // ---- wrong usage ------------------------------------------------------------
 std::string unexpected(const std::string& word, const CLI::App& command) {
   const std::string name = word.substr(0, word.find('='));
-  return c10::str("unexpected argument '", word, "'",
-                  name.starts_with("-") ? did_you_mean(name, option_names(command)) : "");
+  return concat("unexpected argument '", word, "'",
+                name.starts_with("-") ? did_you_mean(name, option_names(command)) : "");
 }
 
 std::string no_command(const std::string& word, const CLI::App& app) {
   const std::vector<std::string> names = command_names(app);
-  return c10::str("expected a command (", join(names), "), got '", word, "'",
-                  did_you_mean(word, names));
+  return concat("expected a command (", join(names), "), got '", word, "'",
+                did_you_mean(word, names));
 }
 
 std::string problem_of(const CLI::App& app, const CLI::Error& error) {
@@ -65,8 +66,8 @@ std::string usage_error(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
   const std::string command = chosen.empty() ? "" : chosen.front()->get_name() + " ";
   const std::string problem = one_line(problem_of(app, error));
-  return c10::str("moe8: ", problem, problem.ends_with("?") ? "" : ".", " See: moe8 ", command,
-                  "--help\n");
+  return concat("moe8: ", problem, problem.ends_with("?") ? "" : ".", " See: moe8 ", command,
+                "--help\n");
 }
 
 // ---- from words to a status -------------------------------------------------

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // `moe8 compare`: several runs as tables, JSON or CSV, and their page. What is read and drawn lives
 // in src/train/.
-#include <cstdio>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "cli.h"
 #include "commands.h"
 #include "conformance/kinds.h"
@@ -63,8 +64,8 @@ std::vector<fs::path> case_files(const std::string& folder) {
     }
   } catch (const fs::filesystem_error& error) {
     fail("conformance", "DIR",
-         c10::str("expected a folder that can be read, got '", folder, "' (",
-                  error.code().message(), ")"));
+         concat("expected a folder that can be read, got '", folder, "' (", error.code().message(),
+                ")"));
   }
   MOE8_CHECK(!files.empty(), "conformance", "DIR", "expected *.safetensors cases in '", folder,
              "', got none");
@@ -90,7 +91,7 @@ void run_tables(const fs::path& path, Score& score) {
   const std::string file = path.filename().string();
   try {
     check_tables(path.string(), [&](size_t number, const Outcome& outcome) {
-      score.add(kind, c10::str(file, " table ", number), outcome);
+      score.add(kind, concat(file, " table ", number), outcome);
     });
   } catch (const std::exception& error) {
     score.add(kind, file, {false, message_of(error), ""});

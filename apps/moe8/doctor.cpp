@@ -5,7 +5,6 @@
 #include <ATen/Version.h>
 #include <torch/headeronly/version.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -16,6 +15,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "cli.h"
 #include "commands.h"
 #include "cpu/isa.h"
@@ -50,14 +50,14 @@ std::string kernels_line() {
     return "LibTorch's operations, because MOE8_KERNELS=off takes the kernels away";
   const std::string_view used = cpu::to_string(cpu::best_isa());
   if (is_set_to("MOE8_CPU_ISA", {"portable", "avx2"})) {
-    return c10::str(used, ", because MOE8_CPU_ISA asks for at most ", std::getenv("MOE8_CPU_ISA"));
+    return concat(used, ", because MOE8_CPU_ISA asks for at most ", std::getenv("MOE8_CPU_ISA"));
   }
   std::vector<std::string> missing;
   for (const cpu::Isa isa : {cpu::Isa::AVX512, cpu::Isa::AVX2}) {
     if (!cpu::has_isa(isa)) missing.emplace_back(cpu::to_string(isa));
   }
-  return c10::str(used, missing.empty() ? ", the widest there is"
-                                        : ", because this CPU lacks " + join(missing, " and "));
+  return concat(used, missing.empty() ? ", the widest there is"
+                                      : ", because this CPU lacks " + join(missing, " and "));
 }
 
 std::string products_line() {
@@ -79,11 +79,11 @@ std::string backends_line() {
   for (size_t i = 0; i < at::getNumGPUs(); ++i) {
     const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(i));
     const std::optional<std::string> refusal = kernels_refusal(device);
-    line += c10::str("; ", device, " ", device_name(device), ": ",
-                     refusal             ? "LibTorch's operations, as " + *refusal
-                     : is_hopper(device) ? "every kernel (sm_90a)"
-                                         : "the quantizers; MX products by at::_scaled_grouped_mm, "
-                                           "when a first try of it succeeds");
+    line += concat("; ", device, " ", device_name(device), ": ",
+                   refusal             ? "LibTorch's operations, as " + *refusal
+                   : is_hopper(device) ? "every kernel (sm_90a)"
+                                       : "the quantizers; MX products by at::_scaled_grouped_mm, "
+                                         "when a first try of it succeeds");
   }
   return line;
 }
@@ -98,7 +98,7 @@ std::vector<Section> findings() {
   const std::vector<std::string> features = cpu_features();
   return {{"versions",
            {{"moe8", version()},
-            {"LibTorch", c10::str(TORCH_VERSION)},
+            {"LibTorch", concat(TORCH_VERSION)},
             {"compiler", compiler()},
             {"backends", backends_line()}}},
           {"machine",
@@ -153,9 +153,7 @@ std::string advice(const Speeds& speeds) {
 void print_measured(const Measured& measured) {
   Rows rows;
   for (const MeasuredSpeed& speed : measured.speeds.rows) {
-    char value[32];
-    std::snprintf(value, sizeof value, "%7.1f", speed.value);
-    rows.push_back({speed.what, value, speed.unit});
+    rows.push_back({speed.what, formatted("%7.1f", speed.value), speed.unit});
   }
   std::cout << text_table(rows, table_style("  "));
   const std::string note = advice(measured.speeds);

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "train/config/recipe_rules.h"
 
 namespace moe8 {
@@ -33,8 +34,8 @@ CLI::Validator is_recipe() {
         const std::vector<std::string> names = training_recipes();
         if (std::find(names.begin(), names.end(), name) != names.end()) return "";
         const std::string hint = did_you_mean(name, names);
-        return c10::str("there is no recipe '", name, "'",
-                        hint.empty() ? c10::str(", only ", join(names)) : hint);
+        return concat("there is no recipe '", name, "'",
+                      hint.empty() ? concat(", only ", join(names)) : hint);
       },
       "");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Options that several subcommands share: the recipe, and changes of a run's config. A wrong value on
-// the command line is wrong usage; the same value in a file is a failure that names the file.
+// Options that several subcommands share: the recipe, and changes of a run's config. A wrong value
+// on the command line is wrong usage; the same value in a file is a failure that names the file.
 #pragma once
 
 #include <CLI/CLI.hpp>

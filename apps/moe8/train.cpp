@@ -4,12 +4,12 @@
 
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <memory>
 
+#include "base/plain_text.h"
 #include "cli.h"
 #include "origin.h"
 #include "run_options.h"
@@ -82,19 +82,19 @@ RunConfig config_of(const TrainArguments& arguments) {
 
 void print_end(const RunResult& result, int64_t steps) {
   if (result.stopped_by != 0) {
-    std::printf(
+    std::cout << formatted(
         "Stopped by SIG%s after step %lld of %lld. Go on with: moe8 train --resume --out %s\n",
         sigabbrev_np(result.stopped_by), static_cast<long long>(result.steps),
         static_cast<long long>(steps), result.folder.c_str());
     return;
   }
-  std::printf(
+  std::cout << formatted(
       "Trained %lld steps with %s: train loss %.4f, validation loss %.4f, %.0f tokens/s, peak "
       "memory %.0f MB. Results in %s\n",
       static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
       result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
       result.folder.c_str());
-  std::printf("Look at it, alone or beside others: moe8 compare %s\n", result.folder.c_str());
+  std::cout << "Look at it, alone or beside others: moe8 compare " << result.folder << '\n';
 }
 
 void run_train(const TrainArguments& arguments) {

@@ -12,8 +12,8 @@
 
 namespace moe8 {
 
-/// What a conversion file says, as quantize_ takes it; `moe8 train --convert` and `moe8 plan` read it
-/// the same way. Rules keep their order.
+/// What a conversion file says, as quantize_ takes it; `moe8 train --convert` and `moe8 plan` read
+/// it the same way. Rules keep their order.
 ///
 ///   moe8::quantize_(*model, moe8::read_conversion_file("convert.toml"));
 ///

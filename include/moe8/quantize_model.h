@@ -24,10 +24,10 @@ namespace moe8 {
 /// matched against the whole name) or "_default". Resolved parameter by parameter.
 ///
 /// A key counts for a parameter only if its config is not set or can apply to it: grouped configs
-/// to 3-D parameters, linear configs to 2-D ones. Unless the key is exactly the parameter's name, the
-/// parameter must also be one that may be a weight of a product. It may not where the class of its
-/// owner (Conv1d, LSTM, Embedding, a norm), its name (a bias, a table of positions, A_log) or its
-/// shape (1, S, D) speaks against it. The first of these that exists decides:
+/// to 3-D parameters, linear configs to 2-D ones. Unless the key is exactly the parameter's name,
+/// the parameter must also be one that may be a weight of a product. It may not where the class of
+/// its owner (Conv1d, LSTM, Embedding, a norm), its name (a bias, a table of positions, A_log) or
+/// its shape (1, S, D) speaks against it. The first of these that exists decides:
 ///   1. the key equal to the parameter's name (an inapplicable config here is an error)
 ///   2. a key equal to the name of an enclosing module, the nearest first ("" is the root)
 ///   3. the first re: key that matches the parameter's name
@@ -107,9 +107,9 @@ std::ostream& operator<<(std::ostream& out, const ConversionReport& report);
 /// Converting again with the same config changes nothing; with another config replaces the old one.
 /// Not to be called while another thread runs the model.
 ///
-/// Products that contract along whole rows of a weight's matrices are in low precision: by the whole
-/// weight (bmm: groups of equally many rows), one expert's slice of it (one group), with the weight
-/// on either side. Tensors that cat, stack, index_select and copies (clone, casts, autocast,
+/// Products that contract along whole rows of a weight's matrices are in low precision: by the
+/// whole weight (bmm: groups of equally many rows), one expert's slice of it (one group), with the
+/// weight on either side. Tensors that cat, stack, index_select and copies (clone, casts, autocast,
 /// contiguous) make of weights of one config are converted weights, unless joined along the
 /// contracted axis. docs/decisions/021-which-uses-are-converted.md has the list. Gradients are in
 /// the precision of the forward.

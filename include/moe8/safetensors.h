@@ -29,8 +29,8 @@ struct SafetensorsEntry {
 class SafetensorsReader {
  public:
   /// One file: for a model in several, pass the names that its index lists one after the other.
-  /// @throws c10::Error naming the file and what is wrong with it; of a Git LFS pointer, a web page,
-  /// an archive, an index or a folder it says that it is one, and what to pass instead.
+  /// @throws c10::Error naming the file and what is wrong with it; of a Git LFS pointer, a web
+  /// page, an archive, an index or a folder it says that it is one, and what to pass instead.
   explicit SafetensorsReader(const std::string& path);
   ~SafetensorsReader();
   SafetensorsReader(SafetensorsReader&&) noexcept;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The bias of experts and its gradient, in LibTorch's operations: on every device, without a wait of
-// the host for the device.
+// The bias of experts and its gradient, in LibTorch's operations: on every device, without a wait
+// of the host for the device.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -12,8 +12,8 @@ namespace {
 // Names may come from hostile files: what is longer than a few screens is cut.
 constexpr size_t kLongestMessage = 10'000;
 
-// A wrong argument is the caller's to mend: twenty lines of LibTorch's frames below the sentence that
-// says how would only hide it. LibTorch's own variable brings them back.
+// A wrong argument is the caller's to mend: twenty lines of LibTorch's frames below the sentence
+// that says how would only hide it. LibTorch's own variable brings them back.
 bool backtraces_wanted() {
   const char* value = std::getenv("TORCH_SHOW_CPP_STACKTRACES");
   return value && std::string_view(value) == "1";
@@ -22,7 +22,7 @@ bool backtraces_wanted() {
 }  // namespace
 
 void fail(const char* op, const std::string& argument, const std::string& message) {
-  std::string text = c10::str("[", op, "] ");
+  std::string text = concat("[", op, "] ");
   if (!argument.empty()) text += argument + ": ";
   text += message;
   if (text.size() > kLongestMessage) text = text.substr(0, kLongestMessage) + "...";

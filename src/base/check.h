@@ -5,15 +5,17 @@
 
 #include <c10/util/Exception.h>
 
+#include "base/plain_text.h"
+
 /// MOE8_CHECK(condition, "quantize_mx", "axis", "expected 0 to 1, got 7")
 /// throws c10::Error "[quantize_mx] axis: expected 0 to 1, got 7" when the condition is false. The
-/// pieces after the argument's name are streamed together and only evaluated on failure.
+/// pieces after the argument's name are put together by concat() and only evaluated on failure.
 /// A macro because the message must not be built when all is well.
-#define MOE8_CHECK(condition, op, argument, ...)           \
-  do {                                                     \
-    if (!(condition)) [[unlikely]] {                       \
-      ::moe8::fail(op, argument, ::c10::str(__VA_ARGS__)); \
-    }                                                      \
+#define MOE8_CHECK(condition, op, argument, ...)               \
+  do {                                                         \
+    if (!(condition)) [[unlikely]] {                           \
+      ::moe8::fail(op, argument, ::moe8::concat(__VA_ARGS__)); \
+    }                                                          \
   } while (false)
 
 namespace moe8 {

@@ -13,8 +13,8 @@ namespace moe8 {
 std::vector<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates,
                                  size_t count = 3);
 
-/// ". Did you mean 'train'?", to end a message with, for the candidate nearest to `word`; nothing where
-/// none is near (two letters may differ, or a third of them).
+/// ". Did you mean 'train'?", to end a message with, for the candidate nearest to `word`; nothing
+/// where none is near (two letters may differ, or a third of them).
 std::string did_you_mean(std::string_view word, const std::vector<std::string>& candidates);
 
 /// "a, b, c"

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "base/plain_text.h"
 
+#include <locale.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <cstdarg>
+#include <cstdio>
 #include <limits>
 
 namespace moe8 {
@@ -22,6 +26,18 @@ std::string number_text(double value, Format... format) {
   return {buffer.data(), end.ptr};
 }
 
+// printf asks the locale of the thread, which while one lives is C's.
+class CLocale {
+ public:
+  CLocale() : before_(::uselocale(::newlocale(LC_ALL_MASK, "C", nullptr))) {}
+  ~CLocale() { ::uselocale(before_); }
+  CLocale(const CLocale&) = delete;
+  CLocale& operator=(const CLocale&) = delete;
+
+ private:
+  locale_t before_;
+};
+
 }  // namespace
 
 std::string shortest(double value) {
@@ -34,6 +50,18 @@ std::string fixed_digits(double value, int digits) {
 }
 std::string general_digits(double value, int digits) {
   return number_text(value, std::chars_format::general, std::min(digits, kMaxDigits));
+}
+
+std::string formatted(const char* format, ...) {
+  const CLocale c_locale;
+  std::va_list values, again;
+  va_start(values, format);
+  va_copy(again, values);
+  std::string text(static_cast<size_t>(std::max(0, std::vsnprintf(nullptr, 0, format, values))), 0);
+  std::vsnprintf(text.data(), text.size() + 1, format, again);
+  va_end(again);
+  va_end(values);
+  return text;
 }
 
 }  // namespace moe8

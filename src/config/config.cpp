@@ -4,6 +4,7 @@
 #include "moe8/config.h"
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "config/fields.h"
 #include "config/filled.h"
 
@@ -11,7 +12,7 @@ namespace moe8 {
 namespace {
 
 [[noreturn]] void refuse(const char* field, const std::string& expected, const std::string& got) {
-  fail(Fields<Float8LinearConfig>::type, field, c10::str("expected ", expected, ", got ", got));
+  fail(Fields<Float8LinearConfig>::type, field, concat("expected ", expected, ", got ", got));
 }
 
 // ---- Float8LinearConfig -----------------------------------------------------
@@ -23,14 +24,14 @@ bool disabled(const CastConfig& cast) {
 void check_gemm(const char* gemm, const CastConfig& left, const CastConfig& right) {
   if (disabled(left) == disabled(right)) return;
   refuse(gemm, "both operands quantized or both disabled",
-         c10::str(to_string(left), " x ", to_string(right)));
+         concat(to_string(left), " x ", to_string(right)));
 }
 
 /// A tensor is cast to one dtype, whichever GEMMs read it.
 void check_tensor(const char* base_field, const CastConfig& base, const char* field,
                   const CastConfig& cast) {
   if (disabled(base) || disabled(cast) || base.target_dtype == cast.target_dtype) return;
-  refuse(field, c10::str(to_string(*base.target_dtype), " as ", base_field, " has it"),
+  refuse(field, concat(to_string(*base.target_dtype), " as ", base_field, " has it"),
          std::string(to_string(*cast.target_dtype)));
 }
 

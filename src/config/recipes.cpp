@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "config/fields.h"
 
 namespace moe8 {
@@ -75,7 +76,7 @@ Config recipe(std::string_view name) {
     names.push_back(info.name);
   }
   fail("recipe", "name",
-       c10::str("expected one of ", join(names), ", got '", name, "'", did_you_mean(name, names)));
+       concat("expected one of ", join(names), ", got '", name, "'", did_you_mean(name, names)));
 }
 
 }  // namespace moe8

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Configs, their fields and their enumerators to and from text.
-#include <c10/util/StringUtil.h>
 
 #include <charconv>
 #include <functional>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "config/fields.h"
 #include "config/filled.h"
 #include "config/recipes.h"
@@ -53,7 +53,7 @@ struct FieldText {
   std::string_view text;
 
   [[noreturn]] void refuse(const std::string& expected) const {
-    fail("config", std::string(field), c10::str("expected ", expected, ", got '", text, "'"));
+    fail("config", std::string(field), concat("expected ", expected, ", got '", text, "'"));
   }
 
   void into(bool& value) const {
@@ -141,16 +141,16 @@ size_t hash_of(const C& config) {
 std::string to_string(const CastConfig& cast) {
   if (cast.scaling_type == ScalingType::DISABLED) return "disabled";
   const std::string granularity(name_of(cast.scaling_granularity));
-  return cast.target_dtype ? c10::str(granularity, ":", name_of(*cast.target_dtype)) : granularity;
+  return cast.target_dtype ? concat(granularity, ":", name_of(*cast.target_dtype)) : granularity;
 }
 
 std::string to_string(const Config& config) {
   return std::visit(
       [](const auto& c) {
-        std::string text = c10::str(FieldsOf<decltype(c)>::type, "(");
+        std::string text = concat(FieldsOf<decltype(c)>::type, "(");
         const char* separator = "";
         const auto add = [&](const char* field, const auto& value, const auto&) {
-          text += c10::str(separator, field, "=", text_of(value));
+          text += concat(separator, field, "=", text_of(value));
           separator = ", ";
         };
         const auto whole = filled(c);

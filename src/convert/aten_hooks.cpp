@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "convert/hooks/hooks.h"
 
 namespace moe8 {
@@ -80,9 +81,9 @@ void install_aten_hooks() {
   if (grad_fn == "MmBackward0") return;
   state().libraries.clear();
   fail("quantize_", "LibTorch",
-       c10::str("expected MmBackward0 from a plain mm beside moe8's hooks, got ", grad_fn,
-                ". Use LibTorch 2.11 to 2.15, or call moe8::quantize_then_linear and "
-                "moe8::quantize_then_scaled_grouped_mm directly."));
+       concat("expected MmBackward0 from a plain mm beside moe8's hooks, got ", grad_fn,
+              ". Use LibTorch 2.11 to 2.15, or call moe8::quantize_then_linear and "
+              "moe8::quantize_then_scaled_grouped_mm directly."));
 }
 
 bool aten_hooks_installed() {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -15,7 +16,7 @@ using torch::nn::Module;
 // ---- owners -------------------------------------------------------------------
 std::string dtype_of(const at::Tensor& tensor) {
   const std::string name = std::string(c10::getDtypeNames(tensor.scalar_type()).first);
-  return tensor.layout() == at::kStrided ? name : c10::str(name, " with layout ", tensor.layout());
+  return tensor.layout() == at::kStrided ? name : concat(name, " with layout ", tensor.layout());
 }
 
 // "Conv1d" of torch::nn::Conv1dImpl.
@@ -34,7 +35,8 @@ std::string first_type(const Module& module) {
   return name;
 }
 
-// LibTorch's own modules whose parameters are no weights of products that a conversion could change.
+// LibTorch's own modules whose parameters are no weights of products that a conversion could
+// change.
 std::string type_without_products(const Module& module) {
   namespace nn = torch::nn;
   return first_type<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl, nn::ConvTranspose1dImpl,

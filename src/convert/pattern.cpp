@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -93,7 +94,7 @@ Pattern::Pattern(std::string_view text) : text_(text) {
   int error = 0;
   PCRE2_SIZE position = 0;
   code_.reset(pcre2_compile(bytes(text), text.size(), kCompileOptions, &error, &position, nullptr));
-  MOE8_CHECK(code_ != nullptr, "FqnToConfig", c10::str("key 're:", text, "'"),
+  MOE8_CHECK(code_ != nullptr, "FqnToConfig", concat("key 're:", text, "'"),
              "expected a Perl-compatible pattern, got an error at position ", position, " of '",
              text, "': ", error_text(error));
 }
@@ -106,7 +107,7 @@ bool Pattern::matches(std::string_view name) const {
   const int result =
       pcre2_match(code_.get(), bytes(name), name.size(), 0, 0, data.get(), limits.get());
   MOE8_CHECK(result >= 0 || result == PCRE2_ERROR_NOMATCH, "FqnToConfig",
-             c10::str("key 're:", text_, "'"), "expected a pattern that is quick to match, got '",
+             concat("key 're:", text_, "'"), "expected a pattern that is quick to match, got '",
              error_text(result), "' on the name '", name,
              "'. Nested repetitions such as (a+)+ try exponentially many ways; use (a+) or the "
              "possessive (a+)++.");

@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "convert/aten_hooks.h"
 #include "convert/model_names.h"
 #include "convert/resolve.h"
@@ -35,8 +36,8 @@ struct Decision {
 };
 
 std::string text_of(const ConversionRow& row) {
-  return c10::str(row.config ? to_string(*row.config) : "to be left alone", " by key '",
-                  row.key.value_or(""), "'");
+  return concat(row.config ? to_string(*row.config) : "to be left alone", " by key '",
+                row.key.value_or(""), "'");
 }
 
 // A tied parameter (one tensor under several names) is decided by any of its names; two that
@@ -194,17 +195,17 @@ std::string near_miss(const ConversionReport& report, const Config& config) {
     if (!nearest || fits) nearest = &row;
     if (fits) break;
   }
-  return nearest ? c10::str(", for example ", nearest->fqn, ": ", nearest->reason) : "";
+  return nearest ? concat(", for example ", nearest->fqn, ": ", nearest->reason) : "";
 }
 
 void tell_nothing_converted(const ConversionReport& report, size_t passing, const Config& config,
                             Unmatched unmatched) {
   if (!report.converted().empty() || unmatched == Unmatched::IGNORE) return;
   const std::string text =
-      c10::str("expected it to pass a module with parameters to which the config can apply (",
-               is_grouped(config) ? "3-D expert weights" : "2-D weights of linears", "), got ",
-               passing, " modules and no such parameter", near_miss(report, config),
-               ". The default filter, is_linear, passes torch::nn::Linear only.");
+      concat("expected it to pass a module with parameters to which the config can apply (",
+             is_grouped(config) ? "3-D expert weights" : "2-D weights of linears", "), got ",
+             passing, " modules and no such parameter", near_miss(report, config),
+             ". The default filter, is_linear, passes torch::nn::Linear only.");
   if (unmatched == Unmatched::ERROR) fail("quantize_", "filter", text);
   log_warning("[quantize_] filter: " + text);
 }

@@ -3,8 +3,6 @@
 // JSON for programs.
 #include "convert/report.h"
 
-#include <c10/util/StringUtil.h>
-
 #include <algorithm>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -13,6 +11,7 @@
 #include <utility>
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "base/printable.h"
 #include "base/text_table.h"
 
@@ -34,7 +33,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::vector<std::string> sizes;
   sizes.reserve(shape.size());
   for (const int64_t size : shape) sizes.push_back(std::to_string(size));
-  return c10::str("(", join(sizes), ")");
+  return concat("(", join(sizes), ")");
 }
 
 Line line_of(const ConversionRow& row) {
@@ -152,8 +151,8 @@ std::string ConversionCheck::to_line() const {
   if (groups.empty()) return "";
   std::vector<std::string> texts;
   for (const auto& [remedy, names] : groups) texts.push_back(join(names) + ": " + remedy + ".");
-  return c10::str("expected products in low precision of every converted weight, got high ",
-                  "precision or none of ", complaints().size(), ": ", join(texts, " "));
+  return concat("expected products in low precision of every converted weight, got high ",
+                "precision or none of ", complaints().size(), ": ", join(texts, " "));
 }
 
 std::string ConversionCheck::to_json() const {

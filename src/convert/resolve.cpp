@@ -225,9 +225,9 @@ class Resolver {
     return list;
   }
 
-  // Thousands of parameters share few modules: each is matched once. A pattern that names parameters
-  // inside a module means those: matching the module's own name does not add the others, which
-  // would undo a negative look-ahead.
+  // Thousands of parameters share few modules: each is matched once. A pattern that names
+  // parameters inside a module means those: matching the module's own name does not add the others,
+  // which would undo a negative look-ahead.
   const std::vector<size_t>& patterns_of_module(const std::string& module) {
     const auto [entry, is_new] = patterns_of_module_.try_emplace(module);
     if (is_new) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdio>
 #include <string_view>
 
 #include "base/check.h"
@@ -110,9 +109,7 @@ class Scanner {
     if (at_ == text_.size() || !is_beyond_ascii(text_[at_])) return;
     const CodePoint point = first_code_point(text_.substr(at_));
     if (point.bytes == 0) return;  // toml++ refuses what is not UTF-8
-    std::array<char, 11> escaped{};
-    std::snprintf(escaped.data(), escaped.size(), "\\U%08X", point.value);
-    out_ += escaped.data();
+    out_ += formatted("\\U%08X", point.value);
     at_ += point.bytes;
   }
 

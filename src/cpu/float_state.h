@@ -13,8 +13,8 @@
 namespace moe8::cpu {
 
 /// While it lives, this thread rounds to nearest, keeps subnormals and traps on nothing. Where that
-/// is so already it costs the reading of a register. The compiler may move arithmetic across it, but
-/// not calls of functions that it cannot see into.
+/// is so already it costs the reading of a register. The compiler may move arithmetic across it,
+/// but not calls of functions that it cannot see into.
 class DefaultFloatState {
  public:
   DefaultFloatState() : saved_(read()) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "device/cuda_backend.h"
 
-#include <c10/util/StringUtil.h>
 #include <dlfcn.h>
 
+#include "base/plain_text.h"
 #include "device/cuda_driver.h"
 
 namespace moe8 {
@@ -16,7 +16,7 @@ std::optional<std::string> load() {
   int devices = 0;
   if (driver->device_get_count(&devices) != 0 || devices == 0) return "no GPU";
   if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
-    return c10::str("LibTorch's CUDA library could not be loaded: ", dlerror());
+    return concat("LibTorch's CUDA library could not be loaded: ", dlerror());
   }
   return std::nullopt;
 }

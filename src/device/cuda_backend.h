@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// LibTorch's CUDA half at run time. libmoe8 does not link it, so that one build runs on machines with
-// and without it; a program that wants GPU tensors loads it, or is linked with it.
+// LibTorch's CUDA half at run time. libmoe8 does not link it, so that one build runs on machines
+// with and without it; a program that wants GPU tensors loads it, or is linked with it.
 #pragma once
 
 #include <optional>

@@ -2,11 +2,11 @@
 #include "device/cuda_device.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <c10/util/StringUtil.h>
 
 #include <array>
 #include <atomic>
 
+#include "base/plain_text.h"
 #include "device/cuda_driver.h"
 
 namespace moe8 {
@@ -68,7 +68,7 @@ int compute_capability(const c10::Device& device) {
 
 std::string describe_capability(const c10::Device& device) {
   const int capability = compute_capability(device);
-  return c10::str(capability / 10, ".", capability % 10);
+  return concat(capability / 10, ".", capability % 10);
 }
 
 }  // namespace moe8

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// NVIDIA's driver, found at run time. Whoever asks it needs neither CUDA's headers nor its libraries,
-// so that a build without them still knows the GPUs that LibTorch computes on.
+// NVIDIA's driver, found at run time. Whoever asks it needs neither CUDA's headers nor its
+// libraries, so that a build without them still knows the GPUs that LibTorch computes on.
 #pragma once
 
 #include <cstdint>

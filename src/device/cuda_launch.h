@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "cuda/launch_status.h"
 
 namespace moe8 {
@@ -29,8 +30,8 @@ inline void check_launch(const char* op, const cuda::LaunchStatus& status) {
   if (status.ok()) return;
   (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
   fail(op, "",
-       c10::str("a CUDA kernel could not be launched (", status.failed,
-                "): ", cudaGetErrorString(status.error)));
+       concat("a CUDA kernel could not be launched (", status.failed,
+              "): ", cudaGetErrorString(status.error)));
 }
 
 /// Memory for a result.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Who computes on a device: kernels of moe8, or LibTorch's operations in their place. Quantizers give
-// the same bits either way.
+// Who computes on a device: kernels of moe8, or LibTorch's operations in their place. Quantizers
+// give the same bits either way.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -10,14 +10,12 @@
 #include <cstring>
 #include <memory>
 
+#include "formats/integers.h"
+
 namespace moe8 {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-
-size_t rounded_up(size_t bytes) {
-  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
-}
 
 // Aligned to huge pages; nullptr when the system has no more.
 void* map_memory(size_t size) {
@@ -26,7 +24,7 @@ void* map_memory(size_t size) {
   // NOLINTNEXTLINE(performance-no-int-to-ptr): MAP_FAILED is mmap's own constant
   if (start == MAP_FAILED) return nullptr;
   const auto address = reinterpret_cast<uintptr_t>(start);
-  const size_t before = rounded_up(address) - address;
+  const size_t before = round_up(address, kHugePage) - address;
   char* data = static_cast<char*>(start) + before;
   if (before > 0) munmap(start, before);
   munmap(data + size, kHugePage - before);
@@ -48,7 +46,7 @@ constexpr bool kAlwaysFresh = false;
 c10::DataPtr ResultAllocator::allocate(size_t bytes) {
   if (bytes < kMinBytes || kAlwaysFresh) return c10::GetCPUAllocator()->allocate(bytes);
   auto taken = std::make_unique<std::list<Memory>>();
-  *taken = take(rounded_up(bytes));
+  *taken = take(round_up(bytes, kHugePage));
   if (taken->empty()) return c10::GetCPUAllocator()->allocate(bytes);  // whose error is LibTorch's
   return {taken->front().data, taken.release(), &ResultAllocator::take_back,
           c10::Device(c10::DeviceType::CPU)};

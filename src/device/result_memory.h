@@ -12,8 +12,8 @@
 
 namespace moe8 {
 
-/// Allocates like LibTorch's allocator below kMinBytes bytes. Larger memory that is freed is kept, up
-/// to `most_idle` bytes, the least recently used being returned first. Safe for several threads.
+/// Allocates like LibTorch's allocator below kMinBytes bytes. Larger memory that is freed is kept,
+/// up to `most_idle` bytes, the least recently used being returned first. Safe for several threads.
 class ResultAllocator final : public c10::Allocator {
  public:
   static constexpr size_t kMinBytes = size_t{2} << 20;

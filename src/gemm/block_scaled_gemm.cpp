@@ -7,7 +7,9 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include "base/plain_text.h"
 #include "device/cuda_device.h"
+#include "formats/integers.h"
 #include "gemm/trial.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/mx.h"
@@ -18,10 +20,6 @@ namespace {
 constexpr int64_t kPadding = 128;  // rows of a tile of scales; 32 would do for the codes
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kMaxGroups = 1023;
-
-int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
 
 at::Tensor offs_of(const GemmProblem& p) {
   if (p.groups.offs()) return *p.groups.offs();
@@ -85,8 +83,7 @@ at::Tensor call_torch(const BlockScaledCall& call) {
 
 std::optional<std::string> device_refusal(const at::Device& device) {
   if (!is_blackwell(device)) {
-    return c10::str("it needs compute capability 10, ", device, " has ",
-                    describe_capability(device));
+    return concat("it needs compute capability 10, ", device, " has ", describe_capability(device));
   }
   constexpr MxFormat kFormat{ElemDtype::E4M3, ScaleCalculationMode::RCEIL};
   return trial_refusal({.function = "at::_scaled_grouped_mm",
@@ -142,7 +139,7 @@ at::Tensor block_scaled_result(const GemmProblem& p, const BlockScaledCall& call
 
 std::optional<std::string> block_scaled_refusal(const GemmProblem& p) {
   const at::Device& device = p.left.device();
-  if (!device.is_cuda()) return c10::str("operands are on ", device);
+  if (!device.is_cuda()) return concat("operands are on ", device);
   if (!is_e4m3(p.formats.left) || !is_e4m3(p.formats.right)) {
     return "an operand is not MX with float8_e4m3fn";
   }
@@ -156,7 +153,7 @@ std::optional<std::string> block_scaled_refusal(const GemmProblem& p) {
   if (contracted % kMxBlock != 0) return "the contracted size is not divisible by 32";
   if (N % kAlignment != 0 || K % kAlignment != 0) return "a size is not divisible by 16";
   if (p.groups.count() < 1 || p.groups.count() > kMaxGroups) {
-    return c10::str("the groups are not between 1 and ", kMaxGroups);
+    return concat("the groups are not between 1 and ", kMaxGroups);
   }
   return device_refusal(device);
 }

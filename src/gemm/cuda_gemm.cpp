@@ -4,6 +4,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "cuda/gemm/grouped_gemm.h"
 #include "device/cuda_device.h"
 #include "device/cuda_launch.h"
@@ -46,12 +47,12 @@ std::vector<int64_t> out_sizes(const GemmProblem& p, const Sizes& s) {
 
 // What both families of kernels ask for.
 std::optional<std::string> hopper_refusal(const GemmProblem& p) {
-  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
+  if (!p.left.device().is_cuda()) return concat("operands are on ", p.left.device());
   const Sizes s = sizes_of(p);
   if (std::optional<std::string> refusal = kernels_refusal(p.left.device(), s.E)) return refusal;
   if (!is_hopper(p.left.device())) {
-    return c10::str("it needs compute capability 9.0, ", p.left.device(), " has ",
-                    describe_capability(p.left.device()));
+    return concat("it needs compute capability 9.0, ", p.left.device(), " has ",
+                  describe_capability(p.left.device()));
   }
   if (std::max({s.M, s.N, s.K}) > kMaxSize) return "a size does not fit 32 bits";
   return std::nullopt;
@@ -79,19 +80,19 @@ cuda::GroupedGemmArgs args_of(const GemmProblem& p, const Sizes& s, const at::Te
 
 // Which kernel of the second list runs, and what those before it said.
 std::string describe(const cuda::VariantChoice& choice) {
-  std::string text = c10::str("     -> ", choice.chosen ? choice.chosen->name : "none",
-                              choice.chosen ? c10::str(" (", choice.chosen->suits, ")") : "");
+  std::string text = concat("     -> ", choice.chosen ? choice.chosen->name : "none",
+                            choice.chosen ? concat(" (", choice.chosen->suits, ")") : "");
   const auto variants = cuda::grouped_gemm_variants();
   for (size_t i = 0; i < variants.size(); ++i) {
     if (!choice.said[i]) continue;
-    text += c10::str("\n     not ", variants[i].name, ": ", choice.said[i]);
+    text += concat("\n     not ", variants[i].name, ": ", choice.said[i]);
   }
   return text;
 }
 
 void launch(const char* op, const cuda::GroupedGemmArgs& args) {
   const cuda::VariantChoice choice = cuda::choose_grouped_gemm(args);
-  if (logs_dispatch()) log_dispatch(c10::str(op, "\n", describe(choice)));
+  if (logs_dispatch()) log_dispatch(concat(op, "\n", describe(choice)));
   check_launch(op, cuda::launch_grouped_gemm(choice, args));
 }
 

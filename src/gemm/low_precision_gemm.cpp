@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "gemm/block_scaled_gemm.h"
 #include "gemm/cuda_gemm.h"
 #include "gemm/scaled_mm.h"
@@ -18,7 +19,7 @@ std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen
   for (const GemmKernel& kernel : gemm_kernels()) {
     if (&kernel == chosen) break;
     const std::optional<std::string> refusal = kernel.refusal(problem);
-    lines += c10::str("\n  not ", kernel.name, ": ", refusal.value_or("(it could)"));
+    lines += concat("\n  not ", kernel.name, ": ", refusal.value_or("(it could)"));
   }
   return lines;
 }
@@ -26,9 +27,9 @@ std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen
 }  // namespace
 
 std::string GemmProblem::describe() const {
-  return c10::str(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left),
-                  ") x ", moe8::describe(right), " (", to_string(formats.right), "), ",
-                  groups.count(), " groups, ", out_dtype, " out, ", to_string(kernel_preference));
+  return concat(to_string(gemm), ": ", moe8::describe(left), " (", to_string(formats.left), ") x ",
+                moe8::describe(right), " (", to_string(formats.right), "), ", groups.count(),
+                " groups, ", out_dtype, " out, ", to_string(kernel_preference));
 }
 
 FormKey GemmProblem::left_key(Encoding encoding) const {
@@ -42,8 +43,8 @@ FormKey GemmProblem::right_key(Encoding encoding) const {
 
 const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
-      // Codes where the tensor cores take them: on Hopper by moe8's kernels; by LibTorch's what those
-      // lack (E5M2 on the right), and on other GPUs.
+      // Codes where the tensor cores take them: on Hopper by moe8's kernels; by LibTorch's what
+      // those lack (E5M2 on the right), and on other GPUs.
       {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
       {"scaled_mm", Encoding::FLOAT8, &scaled_mm_refusal, &scaled_mm_gemm},
       {"scaled_grouped_mm", Encoding::FLOAT8, &scaled_grouped_mm_refusal, &scaled_grouped_mm_gemm},
@@ -63,14 +64,14 @@ const GemmKernel& choose_gemm_kernel(const GemmProblem& problem) {
     if (!kernel.refusal(problem)) return kernel;
   }
   fail("low_precision_gemm", "",
-       c10::str("no kernel for ", problem.describe(), refusals_before(problem, nullptr)));
+       concat("no kernel for ", problem.describe(), refusals_before(problem, nullptr)));
 }
 
 at::Tensor low_precision_gemm(const GemmProblem& problem) {
   const GemmKernel& kernel = choose_gemm_kernel(problem);
   if (logs_dispatch()) {
     log_dispatch(
-        c10::str(problem.describe(), "\n  -> ", kernel.name, refusals_before(problem, &kernel)));
+        concat(problem.describe(), "\n  -> ", kernel.name, refusals_before(problem, &kernel)));
   }
   at::Tensor result = kernel.launch(problem);
   // A layer whose forward ran before anybody listened may have kept its input quantized only.

@@ -5,6 +5,7 @@
 #include <ATen/ops/_scaled_mm.h>
 #include <c10/util/accumulate.h>
 
+#include "base/plain_text.h"
 #include "device/cuda_device.h"
 #include "gemm/trial.h"
 #include "groups/padded_tokens.h"
@@ -53,7 +54,7 @@ bool has_empty_operand(const GemmProblem& p) {
 
 // What both calls ask for.
 std::optional<std::string> call_refusal(const GemmProblem& p) {
-  if (!p.left.device().is_cuda()) return c10::str("operands are on ", p.left.device());
+  if (!p.left.device().is_cuda()) return concat("operands are on ", p.left.device());
   if (!float8(p.formats.left) || !float8(p.formats.right)) return "an operand is not FP8";
   if (p.kernel_preference == KernelPreference::EMULATED) return "emulation was asked for";
   if (p.out_dtype != at::kBFloat16) return "it gives bf16 only";
@@ -111,11 +112,13 @@ std::optional<std::string> scaled_grouped_mm_refusal(const GemmProblem& p) {
   if (!is_e4m3_format(p.formats.left) || !is_e4m3_format(p.formats.right)) {
     return "at::_scaled_grouped_mm takes float8_e4m3fn only";
   }
-  if (p.groups.count() > kScaledMmMaxGroups) return c10::str("more than ", kScaledMmMaxGroups, " groups");
+  if (p.groups.count() > kScaledMmMaxGroups) {
+    return concat("more than ", kScaledMmMaxGroups, " groups");
+  }
   const at::Device& device = p.left.device();
   if (!is_hopper(device) && !is_blackwell(device)) {
-    return c10::str("it needs compute capability 9.0 or 10.x, ", device, " has ",
-                    describe_capability(device));
+    return concat("it needs compute capability 9.0 or 10.x, ", device, " has ",
+                  describe_capability(device));
   }
   return device_refusal(p, {.function = "at::_scaled_grouped_mm",
                             .multiply = &scaled_grouped_mm_gemm,

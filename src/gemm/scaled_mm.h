@@ -17,8 +17,8 @@ namespace moe8 {
 std::optional<std::string> scaled_mm_refusal(const GemmProblem& problem);
 at::Tensor scaled_mm_gemm(const GemmProblem& problem);
 
-/// Groups of rows: OUT and GRAD_INPUT in e4m3, scales by rows, bf16 results. In GRAD_WEIGHT the call
-/// takes no expert without tokens: it ends the CUDA context.
+/// Groups of rows: OUT and GRAD_INPUT in e4m3, scales by rows, bf16 results. In GRAD_WEIGHT the
+/// call takes no expert without tokens: it ends the CUDA context.
 std::optional<std::string> scaled_grouped_mm_refusal(const GemmProblem& problem);
 at::Tensor scaled_grouped_mm_gemm(const GemmProblem& problem);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "cpu/isa.h"
 #include "device/cuda_device.h"
 
@@ -92,7 +93,7 @@ at::Tensor gemm_in(const GemmProblem& p, Encoding encoding) {
 // What both kernels ask for.
 std::optional<std::string> device_refusal(const GemmProblem& p) {
   const at::Device& device = p.left.device();
-  if (!device.is_cpu() && !device.is_cuda()) return c10::str("operands are on ", device);
+  if (!device.is_cpu() && !device.is_cuda()) return concat("operands are on ", device);
   if (device.is_cuda() && p.groups.offs() && current_stream(device).capture != 0) {
     return "it reads offs on the host, which a CUDA graph cannot capture";
   }
@@ -105,8 +106,8 @@ std::optional<std::string> speed_refusal(const GemmProblem& p) {
   if (device.is_cuda()) {
     constexpr int kAmpere = 80;
     if (compute_capability(device) >= kAmpere) return std::nullopt;
-    return c10::str("no bf16 tensor cores: ", device, " has compute capability ",
-                    describe_capability(device));
+    return concat("no bf16 tensor cores: ", device, " has compute capability ",
+                  describe_capability(device));
   }
   if (p.out_dtype != at::kBFloat16) return "a bf16 product would round a float32 result to bf16";
   if (!cpu_prefers_bf16()) return "float32 products are faster on this CPU (no avx512_bf16)";

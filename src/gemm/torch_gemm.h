@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// GEMMs by LibTorch's matrix product on dequantized operands, group by group, in bf16 or in float32:
-// every product of a CPU, and of a GPU what no other kernel computes. On a GPU with groups the host
-// waits to read offs, which a graph that is being captured cannot: both refuse there.
+// GEMMs by LibTorch's matrix product on dequantized operands, group by group, in bf16 or in
+// float32: every product of a CPU, and of a GPU what no other kernel computes. On a GPU with groups
+// the host waits to read offs, which a graph that is being captured cannot: both refuse there.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 
+#include "base/plain_text.h"
 #include "device/cuda_device.h"
 
 namespace moe8 {
@@ -93,12 +94,12 @@ bool keeps_small_terms(const Trial& trial, const at::Device& device) {
 
 std::optional<std::string> try_all(const Trial& trial, const at::Device& device) {
   const auto failed = [&](const std::string& how) {
-    return c10::str(trial.function, " was tried on ", device, " and ", how);
+    return concat(trial.function, " was tried on ", device, " and ", how);
   };
   try {
     for (const Gemm gemm : trial.gemms) {
       if (!multiplies_rightly(trial, gemm, device)) {
-        return failed(c10::str("gave a wrong ", to_string(gemm)));
+        return failed(concat("gave a wrong ", to_string(gemm)));
       }
     }
     if (trial.sums_in_float32 && !keeps_small_terms(trial, device)) {
@@ -116,14 +117,14 @@ std::optional<std::string> trial_refusal(const Trial& trial, const at::Device& d
   static std::mutex mutex;
   static std::map<std::string, std::optional<std::string>> answers;
   const std::string what =
-      c10::str(trial.function, trial.in_groups ? " in groups on " : " on ", device, ": ",
-               to_string(trial.formats.left), " x ", to_string(trial.formats.right),
-               trial.formats.use_fast_accum ? ", fast" : "");
+      concat(trial.function, trial.in_groups ? " in groups on " : " on ", device, ": ",
+             to_string(trial.formats.left), " x ", to_string(trial.formats.right),
+             trial.formats.use_fast_accum ? ", fast" : "");
   const std::lock_guard lock(mutex);
   if (const auto known = answers.find(what); known != answers.end()) return known->second;
   if (current_stream(device).capture != 0) {
-    return c10::str(trial.function, " was not tried on ", device,
-                    " yet, which a graph capture does not allow: run one product before it");
+    return concat(trial.function, " was not tried on ", device,
+                  " yet, which a graph capture does not allow: run one product before it");
   }
   return answers[what] = try_all(trial, device);
 }

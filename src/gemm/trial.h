@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Products of LibTorch that moe8 cannot test on every GPU are tried there before they are used: small
-// ones whose results are known, once in a process for each device.
+// Products of LibTorch that moe8 cannot test on every GPU are tried there before they are used:
+// small ones whose results are known, once in a process for each device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,9 +24,9 @@ struct Trial {
   bool sums_in_float32;
 };
 
-/// Nothing when every product of the trial was right on this device, else why not. The first question
-/// with a function and formats makes the trial and remembers the answer; while a graph is being
-/// captured it refuses until there is one.
+/// Nothing when every product of the trial was right on this device, else why not. The first
+/// question with a function and formats makes the trial and remembers the answer; while a graph is
+/// being captured it refuses until there is one.
 std::optional<std::string> trial_refusal(const Trial& trial, const at::Device& device);
 
 }  // namespace moe8

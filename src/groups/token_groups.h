@@ -27,8 +27,8 @@ class TokenGroups {
   const std::optional<at::Tensor>& offs() const { return offs_; }
   int64_t count() const { return offs_ ? offs_->numel() : 1; }
 
-  /// End rows as the host knows them, [count()]: of a GPU's offs it waits for the device at the first
-  /// call. @throws c10::Error when they decrease or leave [0, rows].
+  /// End rows as the host knows them, [count()]: of a GPU's offs it waits for the device at the
+  /// first call. @throws c10::Error when they decrease or leave [0, rows].
   const std::vector<int64_t>& ends_on_host(int64_t rows) const;
 
   /// What CUDA kernels need to know of the groups of `rows` rows on `device`: launched on the
@@ -42,8 +42,8 @@ class TokenGroups {
   std::shared_ptr<Cache> cache_;
 };
 
-/// @throws c10::Error unless `ends`, int32 [E] on a CPU, begin at 0 or later, never decrease and stay
-/// at or below `rows`. The error names `op` and "offs".
+/// @throws c10::Error unless `ends`, int32 [E] on a CPU, begin at 0 or later, never decrease and
+/// stay at or below `rows`. The error names `op` and "offs".
 void check_ends(const char* op, const at::Tensor& ends, int64_t rows);
 
 /// Computes it on the current stream. @throws c10::Error in a build without CUDA.

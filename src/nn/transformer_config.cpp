@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "nn/parameter_counts.h"
 
 namespace moe8 {
 namespace {
@@ -115,6 +116,13 @@ std::vector<ParameterShape> parameter_shapes(const TransformerConfig& config) {
   return list;
 }
 
+ParameterCounts counts_of(const ParameterShape& parameter, const TransformerConfig& config) {
+  const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
+                                       std::multiplies<>());
+  const bool routed = parameter.shape.size() == 3;  // the routed experts are the only 3-D ones
+  return {size, routed ? size / config.n_experts * config.top_k : size};
+}
+
 ParameterCounts count_parameters(const TransformerConfig& config) {
   ParameterCounts counts;
   for (const ParameterShape& parameter : parameter_shapes(config)) {
@@ -123,11 +131,9 @@ ParameterCounts count_parameters(const TransformerConfig& config) {
         std::accumulate(parameter.shape.begin(), parameter.shape.end(), 1.0, std::multiplies<>());
     MOE8_CHECK(static_cast<double>(counts.total) + about <= kMaxParameters, kOp, "parameters",
                "expected at most ", kMaxParameters, " in all, got more by ", parameter.name);
-    const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
-                                         std::multiplies<>());
-    const bool routed = parameter.shape.size() == 3;  // the routed experts are the only 3-D ones
-    counts.total += size;
-    counts.active += routed ? size / config.n_experts * config.top_k : size;
+    const ParameterCounts own = counts_of(parameter, config);
+    counts.total += own.total;
+    counts.active += own.active;
   }
   return counts;
 }

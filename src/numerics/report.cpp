@@ -3,15 +3,15 @@
 #include "numerics/report.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 #include <variant>
 
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 #include "base/text_table.h"
 #include "numerics/bounds.h"
 
@@ -49,27 +49,24 @@ OperandNumerics operand_numerics(const char* name, const OperandFormat& format,
 // ---- the table --------------------------------------------------------------
 using Line = std::vector<std::string>;
 
-std::string text(const char* format, double value) {
-  char buffer[64];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
-
 Line line_of(const std::string& product, std::optional<double> sqnr_db, const OperandNumerics& o) {
   return {product,
-          sqnr_db ? text("%.1f", *sqnr_db) : "",
+          sqnr_db ? formatted("%.1f", *sqnr_db) : "",
           o.name,
           o.format,
-          text("%.3g", o.amax),
-          text("%.2f%%", 100 * o.underflow),
-          text("%.2f%%", 100 * o.saturated),
-          text("%.1f", o.sqnr_db)};
+          formatted("%.3g", o.amax),
+          formatted("%.2f%%", 100 * o.underflow),
+          formatted("%.2f%%", 100 * o.saturated),
+          formatted("%.1f", o.sqnr_db)};
 }
 
 // ---- JSON -------------------------------------------------------------------
 // Four digits say all that a sample can. JSON has no infinity and no NaN: nlohmann writes null.
 double rounded(double value) {
-  return std::isfinite(value) ? std::strtod(text("%.4g", value).c_str(), nullptr) : value;
+  if (!std::isfinite(value)) return value;
+  const std::string text = general_digits(value, 4);
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
 }
 
 Json json_of(const OperandNumerics& o) {
@@ -184,9 +181,9 @@ std::string NumericsReport::to_table() const {
                         ? "No converted weight, and no low-precision product was seen.\n"
                         : table_of(weights);
   for (const ExpertTokens& e : experts) {
-    out += place_of(e) + ": busiest expert " + text("%.2f", e.max_over_mean()) + ", least busy " +
-           text("%.2f", e.min_over_mean()) + " of the mean of " + text("%.0f", e.mean()) +
-           " rows; balance " + text("%.3f", e.balance()) + "\n";
+    out += place_of(e) + ": busiest expert " + formatted("%.2f", e.max_over_mean()) +
+           ", least busy " + formatted("%.2f", e.min_over_mean()) + " of the mean of " +
+           formatted("%.0f", e.mean()) + " rows; balance " + formatted("%.3f", e.balance()) + "\n";
   }
   for (const NumericsWarning& warning : warnings) out += "WARNING " + warning.text() + "\n";
   if (warnings.empty() && !weights.empty()) out += "All values are within their bounds.\n";

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 #include "device/cuda_launch.h"
 #include "groups/cuda_groups.h"
 #include "quantize/cuda_args.h"
@@ -45,10 +46,10 @@ bool is_transposed(const at::Tensor& x) {
 // Which kernel takes the rows.
 std::string describe(const cuda::Float8RowsArgs& args) {
   const cuda::Float8RowsVariant v = cuda::choose_float8_rows(args);
-  const std::string rows = c10::str("fp8 rows [", args.groups.rows, ", ", args.columns, "]\n  -> ");
+  const std::string rows = concat("fp8 rows [", args.groups.rows, ", ", args.columns, "]\n  -> ");
   return rows + (v.row_threads == 0
                      ? "element by element: rows too long, or not of whole 16 bytes"
-                     : c10::str(v.row_threads, " threads a row, ", v.packets, " packets each"));
+                     : concat(v.row_threads, " threads a row, ", v.packets, " packets each"));
 }
 
 // The codes of one tensor, or of joined weights, along rows, and transposed along columns.

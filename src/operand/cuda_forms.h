@@ -17,7 +17,8 @@ namespace moe8 {
 ///   matrix (M, K), axis 0:   data [K, padded tokens],     scale [E, K]; see DeviceGroups
 ///   weight (E, N, K), axis 2: data [E, N, pitch],         scale [E, N]
 ///   weight (E, N, K), axis 1: data [E, K, pitch],         scale [E, K]
-/// decode_scale is 1 / (what the source was multiplied by); one scale of a whole tensor is repeated.
+/// decode_scale is 1 / (what the source was multiplied by); one scale of a whole tensor is
+/// repeated.
 std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
                                   const TokenGroups& groups);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA side of operands in a build without CUDA: never chosen (device/implementation.h); if this
-// were called, it would say so.
+// The CUDA side of operands in a build without CUDA: never chosen (device/implementation.h); if
+// this were called, it would say so.
 #include "base/check.h"
 #include "operand/cuda_forms.h"
 

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 #include "device/implementation.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
@@ -177,7 +178,7 @@ at::ScalarType dtype_of(Encoding encoding) {
 }
 
 std::string describe(const Operand& x) {
-  return c10::str(x.scalar_type(), " ", x.sizes(), " on ", x.device());
+  return concat(x.scalar_type(), " ", x.sizes(), " on ", x.device());
 }
 
 bool is_source(const FormKey& key, const at::Tensor& source) {

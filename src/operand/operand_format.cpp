@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "operand/operand_format.h"
 
-#include <c10/util/StringUtil.h>
-
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 
 std::string to_string(const OperandFormat& format) {
   return std::visit(Overloaded{[](const HighPrecision&) -> std::string { return "high precision"; },
                                [](const MxFormat& f) {
-                                 return c10::str("mx ", to_string(f.elem), " ", to_string(f.mode));
+                                 return concat("mx ", to_string(f.elem), " ", to_string(f.mode));
                                },
                                [](const Float8Format& f) {
-                                 return c10::str(to_string(f.elem), " ", to_string(f.granularity),
-                                                 f.round_scales_to_power_of_2 ? " pow2" : "");
+                                 return concat(to_string(f.elem), " ", to_string(f.granularity),
+                                               f.round_scales_to_power_of_2 ? " pow2" : "");
                                }},
                     format);
 }

@@ -7,6 +7,7 @@
 #include "autograd/low_precision_mm.h"
 #include "base/check.h"
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 #include "ops/products.h"
 #include "quantize/check_input.h"
 
@@ -37,7 +38,7 @@ void check_operands(const char* op, at::IntArrayRef a_sizes, const at::Device& d
 
 [[noreturn]] void refuse_linear_config(const Config& config) {
   fail("quantize_then_scaled_grouped_mm", "config",
-       c10::str("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
+       concat("expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got ", to_string(config)));
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 //   - a grouped config for one matrix: a grouped product of one group
 //   - a linear config for several matrices: the formats of that config, group by group
 //   - the broadcasting of matmul
-// All are differentiable as those functions are, and give the bits that those give where both apply.
+// All are differentiable as those functions are, and give the bits that those give where both
+// apply.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Values of a tensor quantized along its last axis and along the one before it: the two forms in
-// which an operand is needed by the products of forward and backward. MX makes both in one pass over
-// the tensor, Float8 in a pass each.
+// which an operand is needed by the products of forward and backward. MX makes both in one pass
+// over the tensor, Float8 in a pass each.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "device/cuda_device.h"
 #include "groups/token_groups.h"
 
@@ -48,8 +49,8 @@ std::optional<Unusual> unusual(const at::Tensor& x) {
 
 std::string describe(const at::Tensor& x) {
   if (!x.defined()) return "an undefined tensor";
-  if (x.is_nested()) return c10::str("a nested tensor of ", x.scalar_type(), " on ", x.device());
-  return c10::str(x.scalar_type(), " ", x.sizes(), " on ", x.device());
+  if (x.is_nested()) return concat("a nested tensor of ", x.scalar_type(), " on ", x.device());
+  return concat(x.scalar_type(), " ", x.sizes(), " on ", x.device());
 }
 
 void check_dense(const char* op, const char* argument, const at::Tensor& x) {
@@ -80,8 +81,8 @@ void check_dtype(const char* op, const char* argument, const at::Tensor& x) {
              "expected bfloat16 or float32, got ", describe(x));
 }
 
-void check_out_dtype(const char* op, at::ScalarType dtype) {
-  MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, op, "dtype",
+void check_out_dtype(const char* op, const char* argument, at::ScalarType dtype) {
+  MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, op, argument,
              "expected bfloat16 or float32, got ", dtype);
 }
 
@@ -103,9 +104,8 @@ namespace {
 void hint_at_start_rows(const char* op, int64_t end, int64_t rows) {
   static std::once_flag once;
   std::call_once(once, [&] {
-    log_info(c10::str("[", op, "] offs: the first group has no rows, and the rows ", end, " to ",
-                      rows - 1,
-                      " are in no group. Right for end rows? Start rows look like this."));
+    log_info(concat("[", op, "] offs: the first group has no rows, and the rows ", end, " to ",
+                    rows - 1, " are in no group. Right for end rows? Start rows look like this."));
   });
 }
 

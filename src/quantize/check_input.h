@@ -27,7 +27,7 @@ void check_holds_its_values(const char* op, const char* argument, const at::Tens
 
 /// Dense, and bf16 or float32, or an error that names `argument`.
 void check_dtype(const char* op, const char* argument, const at::Tensor& x);
-void check_out_dtype(const char* op, at::ScalarType dtype);
+void check_out_dtype(const char* op, const char* argument, at::ScalarType dtype);
 FloatType float_type(at::ScalarType dtype);
 
 /// The axis counted from the front. @throws when it is out of range.
@@ -35,8 +35,8 @@ int64_t check_axis(const char* op, const at::Tensor& x, int64_t axis);
 
 /// End rows of groups: int32, 1-D, on `device`, `groups` of them unless that is -1; on a CPU also
 /// non-decreasing, from 0 to `rows`. On a GPU that is asked with MOE8_CHECK_OFFS=on only, since the
-/// host waits for the answer; without, kernels clamp what they read, so that wrong end rows give wrong
-/// results and do no other harm.
+/// host waits for the answer; without, kernels clamp what they read, so that wrong end rows give
+/// wrong results and do no other harm.
 void check_offs(const char* op, const at::Tensor& offs, int64_t groups, int64_t rows,
                 const at::Device& device);
 

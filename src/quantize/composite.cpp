@@ -116,7 +116,8 @@ at::Tensor scale_inverses(const at::Tensor& s) {
 }
 
 // ---- MX blocks --------------------------------------------------------------
-// x [outer, length, inner] in blocks along the middle: [outer, blocks, 32, inner], filled with zeros.
+// x [outer, length, inner] in blocks along the middle: [outer, blocks, 32, inner], filled with
+// zeros.
 at::Tensor blocks_of(const at::Tensor& x, const AxisView& view) {
   const int64_t blocks = (view.length + kMxBlock - 1) / kMxBlock;
   const at::Tensor filled = at::constant_pad_nd(x.view({view.outer, view.length, view.inner}),

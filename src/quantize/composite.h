@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The quantizers made of LibTorch's operations, for every device without kernels of moe8: slow,
-// without a wait of the host for the device, and equal to the kernels bit for bit, NaN payloads aside.
-// Codes and scales are found by operations on the bits of float32 numbers, as in src/formats/; the
-// float operations among them are single additions, multiplications and divisions, which round alike
-// everywhere.
+// without a wait of the host for the device, and equal to the kernels bit for bit, NaN payloads
+// aside. Codes and scales are found by operations on the bits of float32 numbers, as in
+// src/formats/; the float operations among them are single additions, multiplications and
+// divisions, which round alike everywhere.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The source of a CUDA quantizer, filled in from a tensor: for the public quantizers and for the forms
-// of operands. Only for files built with CUDA.
+// The source of a CUDA quantizer, filled in from a tensor: for the public quantizers and for the
+// forms of operands. Only for files built with CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>

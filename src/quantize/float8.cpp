@@ -195,7 +195,7 @@ at::Tensor fake_quantize_float8(const at::Tensor& x_given, Float8Granularity gra
   constexpr const char* kOp = "fake_quantize_float8";
   const at::Tensor x = written_out(x_given);
   check_quantize(kOp, x, elem);
-  check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
+  check_out_dtype(kOp, "dtype", dtype.value_or(x.scalar_type()));
   if (implementation_of(x, offs) != Implementation::CPU_KERNELS) {
     return dequantize(quantize_float8(x, granularity, elem, round_scales_to_power_of_2, offs),
                       dtype);
@@ -231,7 +231,7 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
              describe(x.data), " and ", describe(x.scale));
   check_holds_its_values(kOp, "x", x.data);
   check_holds_its_values(kOp, "x", x.scale);
-  check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
+  check_out_dtype(kOp, "dtype", dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {
     check_scale_sizes(kOp, x, check_reduction(kOp, x.data, x.granularity, x.offs));

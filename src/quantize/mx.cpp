@@ -132,7 +132,7 @@ at::Tensor fake_quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalc
   constexpr const char* kOp = "fake_quantize_mx";
   const at::Tensor x = written_out(x_given);
   check_dtype(kOp, "x", x);
-  check_out_dtype(kOp, dtype.value_or(x.scalar_type()));
+  check_out_dtype(kOp, "dtype", dtype.value_or(x.scalar_type()));
   check_device_supported(kOp, "x", x);
   axis = check_axis(kOp, x, axis);
   const Implementation by = implementation_of(x, offs);
@@ -160,7 +160,7 @@ BothAxes fake_quantize_mx_both(const at::Tensor& x_given, ElemDtype elem, ScaleC
   constexpr const char* kOp = "fake_quantize_mx_both";
   const at::Tensor x = written_out(x_given);
   check_dtype(kOp, "x", x);
-  check_out_dtype(kOp, dtype);
+  check_out_dtype(kOp, "dtype", dtype);
   check_device_supported(kOp, "x", x);
   const int64_t axis = check_axis(kOp, x, -2);
   if (implementation_of(x, offs) != Implementation::CPU_KERNELS) {
@@ -187,7 +187,7 @@ BothAxes fake_quantize_mx_both(const at::Tensor& x_given, ElemDtype elem, ScaleC
 at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   constexpr const char* kOp = "dequantize";
   check_mx_tensor(kOp, "x", x);
-  check_out_dtype(kOp, dtype.value_or(x.orig_dtype));
+  check_out_dtype(kOp, "dtype", dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
   if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {

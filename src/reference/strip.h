@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the reference quantizers walk over: elements that share a scale, as they lie in a tensor seen
-// as [outer, length, inner].
+// What the reference quantizers walk over: elements that share a scale, as they lie in a tensor
+// seen as [outer, length, inner].
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,8 @@ namespace moe8 {
 /// the first one while wait() says that nothing would be lost, as it does at the beginning, and a
 /// run that does not come to the end of its step in time. Signals that the process was started to
 /// ignore (nohup) stay ignored. SIGXFSZ and SIGPIPE are ignored, so that a file that may not grow
-/// and a closed terminal are errors of a write, not the end. SIGALRM is taken. At most one at a time.
+/// and a closed terminal are errors of a write, not the end. SIGALRM is taken. At most one at a
+/// time.
 class Interrupt {
  public:
   Interrupt();

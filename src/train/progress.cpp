@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <ostream>
 
 #include "base/log.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -17,14 +17,8 @@ constexpr std::chrono::milliseconds kRewrite{100};
 constexpr std::chrono::seconds kNewLine{10};
 constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
 
-std::string text_of(const char* format, auto... values) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, values...);
-  return text;
-}
-
 std::string step_text(int64_t step, int64_t steps) {
-  return text_of("step %lld/%lld", static_cast<long long>(step), static_cast<long long>(steps));
+  return formatted("step %lld/%lld", static_cast<long long>(step), static_cast<long long>(steps));
 }
 
 // A piece of a line; those of the highest rank go first where there is no room.
@@ -52,12 +46,12 @@ std::string joined(std::vector<Piece> pieces, size_t columns) {
 
 std::string duration_text(double seconds) {
   const auto total = static_cast<int64_t>(std::lround(std::max(0.0, seconds)));
-  if (total < 60) return text_of("%ds", static_cast<int>(total));
+  if (total < 60) return formatted("%ds", static_cast<int>(total));
   if (total < 3600) {
-    return text_of("%dm %02ds", static_cast<int>(total / 60), static_cast<int>(total % 60));
+    return formatted("%dm %02ds", static_cast<int>(total / 60), static_cast<int>(total % 60));
   }
-  return text_of("%lldh %02dm", static_cast<long long>(total / 3600),
-                 static_cast<int>(total % 3600 / 60));
+  return formatted("%lldh %02dm", static_cast<long long>(total / 3600),
+                   static_cast<int>(total % 3600 / 60));
 }
 
 Progress::Progress(std::ostream* out, Kind kind, std::function<int()> columns)
@@ -89,12 +83,12 @@ std::string Progress::line_of(const Run& run, size_t columns) const {
   const StepMetrics& m = run.last;
   std::vector<Piece> pieces{{run.label, 4},
                             {step_text(m.step, run.steps), 0},
-                            {text_of("loss %.4f", m.loss), 1},
-                            {text_of("lr %.2e", m.lr), 7},
-                            {text_of("grad norm %.2f", m.grad_norm), 6},
-                            {text_of("%.0f tokens/s", m.tokens_per_s), 3},
+                            {formatted("loss %.4f", m.loss), 1},
+                            {formatted("lr %.2e", m.lr), 7},
+                            {formatted("grad norm %.2f", m.grad_norm), 6},
+                            {formatted("%.0f tokens/s", m.tokens_per_s), 3},
                             {time_text(), 2}};
-  if (m.validation_loss) pieces.push_back({text_of("validation %.4f", *m.validation_loss), 5});
+  if (m.validation_loss) pieces.push_back({formatted("validation %.4f", *m.validation_loss), 5});
   return joined(std::move(pieces), columns);
 }
 
@@ -106,7 +100,7 @@ std::string Progress::line_of_all(size_t columns) const {
   int rank = 2;
   for (const Run& run : runs_) {
     if (run.last.step == 0) continue;
-    pieces.push_back({run.label + text_of(" %.4f", run.last.loss), rank++});
+    pieces.push_back({run.label + formatted(" %.4f", run.last.loss), rank++});
   }
   pieces.push_back({time_text(), 1});
   return joined(std::move(pieces), columns);

@@ -3,20 +3,14 @@
 
 #include <ATen/Parallel.h>
 
-#include <cstdio>
 #include <map>
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "device/cuda_device.h"
 
 namespace moe8 {
 namespace {
-
-std::string formatted(const char* format, auto... values) {
-  char text[128];
-  std::snprintf(text, sizeof text, format, values...);
-  return text;
-}
 
 // "1234" or "12.34 million".
 std::string amount(int64_t count) {
@@ -33,7 +27,8 @@ std::string recipe_of(const Config& config) {
   return "a config of its own";
 }
 
-// "9 weights in mxfp8_rceil, 3 in bf16": the weights of so many dimensions that products could read.
+// "9 weights in mxfp8_rceil, 3 in bf16": the weights of so many dimensions that products could
+// read.
 std::string family(const RunConfig& config, const ConversionReport& conversion, size_t dimensions) {
   const std::string plain = config.training.weights == Weights::FLOAT32 ? "float32" : "bf16";
   std::map<std::string, int64_t> weights;

@@ -51,8 +51,8 @@ RunResult train(const RunConfig& config, const RunOptions& options = {});
 
 /// Trains several runs in this process, a step of each in turn, so that whatever else the machine
 /// does slows all of them alike. Every run leaves in its folder what train() would leave, the same
-/// to the last bit but for times and memory. Each begins with a few steps alone; the memory it takes
-/// is measured then, as what the process holds beyond what the runs before it hold at rest.
+/// to the last bit but for times and memory. Each begins with a few steps alone; the memory it
+/// takes is measured then, as what the process holds beyond what the runs before it hold at rest.
 /// @return in the order of `configs`. @throws c10::Error as train(); bad configs before any run.
 std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
                                       const RunOptions& options = {});

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "device/cuda_backend.h"
 #include "device/cuda_device.h"
 #include "device/implementation.h"
@@ -28,9 +29,9 @@ std::optional<std::string> failure_on(const c10::Device& gpu) {
   try {
     const at::Tensor two = at::ones({1}, at::TensorOptions(gpu).dtype(at::kBFloat16)).mul(2);
     if (two.item<float>() == 2) return std::nullopt;
-    return c10::str("LibTorch computes wrongly on ", gpu);
+    return concat("LibTorch computes wrongly on ", gpu);
   } catch (const std::exception& error) {
-    return c10::str("LibTorch cannot compute on ", gpu, ": ", message_of(error));
+    return concat("LibTorch cannot compute on ", gpu, ": ", message_of(error));
   }
 }
 
@@ -72,7 +73,7 @@ std::string describe_device(const c10::Device& device) {
   const std::optional<std::string> refusal = kernels_refusal(device);
   const std::string by = refusal ? "quantizes by LibTorch's operations, as " + *refusal
                                  : "quantizes by moe8's kernels";
-  return device.is_cpu() ? "cpu " + by : c10::str(device, " (", device_name(device), ") ", by);
+  return device.is_cpu() ? "cpu " + by : concat(device, " (", device_name(device), ") ", by);
 }
 
 Deterministic::Deterministic(const c10::Device& device) : changed_(device.is_cuda()) {

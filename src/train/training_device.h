@@ -14,7 +14,8 @@
 namespace moe8 {
 
 /// The device that the setting stands for. Call it before the first tensor is made.
-/// @throws c10::Error when CUDA was asked for and LibTorch cannot compute there; the message says why.
+/// @throws c10::Error when CUDA was asked for and LibTorch cannot compute there; the message says
+///         why.
 c10::Device training_device(TrainingDevice setting);
 
 /// "cuda:0 (NVIDIA H200) quantizes by moe8's kernels", or by LibTorch's operations and why.

@@ -142,6 +142,24 @@ TEST_F(TrainCommand, AShortenedTextIsOneLine) {
                   "moe8: [text_data] " + (folder_ / "text.txt") + ": expected 33 bytes at ");
 }
 
+TEST_F(TrainCommand, ARunInHighPrecisionIsAFailure) {
+  std::vector<std::string> environment = environment_;
+  environment.emplace_back("LD_PRELOAD=" MOE8_WITHOUT_HOOKS);
+  const char* asan = std::getenv("ASAN_OPTIONS");  // the sanitizer wants to be loaded first
+  if (asan)
+    environment.push_back("ASAN_OPTIONS=" + std::string(asan) + ":verify_asan_link_order=0");
+  std::vector<std::string> words = arguments("run", 3);
+  words.insert(words.end(), {"--recipe", "mxfp8_rceil"});
+  const Ran ran = run_moe8(words, environment);
+  expect_one_line(ran, 1, "moe8: [train] convert: expected products in low precision of every");
+  EXPECT_THAT(ran.err, HasSubstr("layers.1.moe.experts.w2 (4, 32, 32)"));
+  EXPECT_THAT(ran.err, HasSubstr("Training stopped after the first step."));
+  EXPECT_EQ(lines("run"), 0u);
+  EXPECT_FALSE(fs::exists(folder_ / "run/model.safetensors"));
+  // The same command with the hooks trains.
+  EXPECT_EQ(run_moe8(words, environment_).status, 0);
+}
+
 TEST_F(TrainCommand, WrongUsage) {
   expect_one_line(run_moe8({"train"}), 2, "moe8: --config is required. See: moe8 train --help");
   expect_one_line(run_moe8({"train", "--resume"}), 2, "moe8: --config or --out is required");

@@ -4,6 +4,7 @@
 #include "base/nearest.h"
 #include "base/printable.h"
 #include "testing/compare.h"
+#include "testing/locale.h"
 
 namespace moe8 {
 namespace {
@@ -13,6 +14,15 @@ using testing::error_of;
 TEST(Fail, SaysOperationArgumentAndMessage) {
   EXPECT_EQ(error_of([] { fail("op", "x", "expected 1, got 2"); }), "[op] x: expected 1, got 2");
   EXPECT_EQ(error_of([] { fail("op", "", "nothing to do"); }), "[op] nothing to do");
+}
+
+TEST(Fail, NumbersDoNotFollowTheLocale) {
+  const testing::GermanStreams german;
+  EXPECT_EQ(error_of([] {
+              MOE8_CHECK(false, "op", "x", "expected at most ", 4096, ", got ", 1234567, " and ",
+                         0.5, ", ", at::IntArrayRef{16384, 8192});
+            }),
+            "[op] x: expected at most 4096, got 1234567 and 0.5, [16384, 8192]");
 }
 
 TEST(Fail, SendsNoControlCharactersToATerminal) {

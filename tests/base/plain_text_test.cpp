@@ -20,6 +20,20 @@ TEST(PlainText, IsTheSameInEveryLocale) {
   EXPECT_EQ(shortest(12345.5), "12345.5");
   EXPECT_EQ(fixed_digits(12345.678, 2), "12345.68");
   EXPECT_EQ(general_digits(1e-5, 3), "1e-05");
+  EXPECT_EQ(formatted("%.2f%% of %s, %+d", 1234.5, "all", 7), "1234.50% of all, +7");
+}
+
+// The second entry of this test runs where printf itself writes a comma.
+TEST(PlainText, LeavesTheLocaleOfTheThreadAsItIs) {
+  const std::string before = std::to_string(0.5);
+  EXPECT_EQ(formatted("%.1f", 0.5), "0.5");
+  EXPECT_EQ(std::to_string(0.5), before);
+}
+
+TEST(PlainText, FormattedHasNoLimit) {
+  EXPECT_EQ(formatted("%s", ""), "");
+  const std::string many(5000, 'x');
+  EXPECT_EQ(formatted("%s", many.c_str()), many);
 }
 
 TEST(PlainText, ShortestReadsBackAsTheSameNumber) {

@@ -182,6 +182,21 @@ TEST(NumericsMonitor, SeesAutocastCopiesInferenceModeAndDirectCalls) {
   EXPECT_EQ(direct.report().weights[0].fqn, "layers.1.moe.experts.w1");
 }
 
+TEST(NumericsMonitor, AProductOfJoinedWeightsIsThatOfEach) {
+  struct Experts : torch::nn::Module {
+    at::Tensor w1{register_parameter("w1", torch::randn({2, 32, 64}))};
+    at::Tensor w3{register_parameter("w3", torch::randn({2, 32, 64}))};
+  } model;
+  quantize_(model, {{"w1", recipe("mxfp8_rceil")}, {"w3", recipe("mxfp8_rceil")}});
+  const NumericsMonitor monitor(model);
+  const at::Tensor both = at::cat({model.w1, model.w3}, 1).transpose(1, 2);
+  const at::Tensor offs = torch::tensor({40, 64}, torch::kInt32);
+  at::_grouped_mm(torch::randn({64, 64}), both, offs, {}, at::kFloat).sum().backward();
+  const NumericsReport report = monitor.report();
+  ASSERT_EQ(report.weights.size(), 2u);
+  for (const WeightNumerics& weight : report.weights) EXPECT_EQ(weight.products.size(), 2u);
+}
+
 TEST(NumericsMonitor, ThreadsMayTrainSideBySide) {
   Transformer a = converted_model(), b = converted_model();
   NumericsMonitor watches_a(*a), watches_b(*b);
@@ -235,6 +250,24 @@ TEST(NumericsReport, TableNamesEveryProduct) {
   const std::string table = monitor.report().to_table();
   EXPECT_THAT(table, HasSubstr("layers.1.moe.experts.w3 grad_input"));
   EXPECT_THAT(table, HasSubstr("layers.1.moe.experts: busiest expert "));
+}
+
+TEST(NumericsReport, NumbersDoNotFollowTheLocale) {
+  const OperandNumerics input{.name = "input", .format = "f", .amax = 1234.5, .sqnr_db = 31.25};
+  NumericsReport report;
+  report.weights = {{"w",
+                     {{.name = "out",
+                       .calls = 1,
+                       .left = input,
+                       .right = input,
+                       .sampled = 1,
+                       .sqnr_db = 28.5}}}};
+  report.experts = {{"e", {1500, 500}}};
+  const std::string table = report.to_table(), json = report.to_json();
+  EXPECT_THAT(table, AllOf(HasSubstr("28.5"), HasSubstr("1.23e+03"), HasSubstr("0.00%"),
+                           HasSubstr("busiest expert 1.50, least busy 0.50 of the mean of 1000")));
+  EXPECT_THAT(json, AllOf(HasSubstr("\"sqnr_db\":28.5"), HasSubstr("\"amax\":1234.0"),
+                          HasSubstr("\"balance\":0.8113")));
 }
 
 TEST(ExpertTokens, Balance) {

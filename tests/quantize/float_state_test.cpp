@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The same bits from the CPU's kernels whatever the floating-point state of the threads they run on:
-// subnormals flushed (as by libraries compiled with -ffast-math), another rounding, traps.
+// The same bits from the CPU's kernels whatever the floating-point state of the threads they run
+// on: subnormals flushed (as by libraries compiled with -ffast-math), another rounding, traps.
 #include "cpu/float_state.h"
 
 #include <torch/torch.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Numerics of a run: watched when due, written beside the steps, warned of once, and without effect.
+// Numerics of a run: watched when due, written beside the steps, warned of once, and without
+// effect.
 #include "train/health.h"
 
 #include <cmath>

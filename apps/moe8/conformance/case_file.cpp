@@ -2,6 +2,7 @@
 #include "conformance/case_file.h"
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "io/file.h"
 
 namespace moe8 {
@@ -21,7 +22,7 @@ nlohmann::json parse_parameters(const SafetensorsReader& reader) {
 }
 
 [[noreturn]] void refuse(const std::string& key, const char* expected, const nlohmann::json& got) {
-  fail(kOp, key, c10::str("expected ", expected, ", got ", got.type_name()));
+  fail(kOp, key, concat("expected ", expected, ", got ", got.type_name()));
 }
 
 }  // namespace

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "conformance/compare.h"
 
-#include <c10/util/StringUtil.h>
-
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -52,15 +50,13 @@ std::string hex(const at::Tensor& bits, int64_t index) {
   const auto value = static_cast<unsigned long long>(bits.reshape({-1})[index].item<int64_t>());
   const int digits = 2 * static_cast<int>(bits.element_size());
   const unsigned long long mask = digits == 16 ? ~0ULL : (1ULL << (4 * digits)) - 1;
-  char text[24];
-  std::snprintf(text, sizeof text, "0x%0*llx", digits, value & mask);
-  return text;
+  return formatted("0x%0*llx", digits, value & mask);
 }
 
 std::string position(const at::Tensor& x, int64_t index) {
   std::string text;
   for (int64_t d = x.dim() - 1; d >= 0; --d) {
-    text = c10::str(index % x.size(d), text.empty() ? "" : ", ", text);
+    text = concat(index % x.size(d), text.empty() ? "" : ", ", text);
     index /= x.size(d);
   }
   return "[" + text + "]";
@@ -68,9 +64,7 @@ std::string position(const at::Tensor& x, int64_t index) {
 
 std::string decibels(double value) {
   if (std::isinf(value)) return value > 0 ? "exact" : "not finite where expected";
-  char text[24];
-  std::snprintf(text, sizeof text, "%.1f dB", value);
-  return text;
+  return formatted("%.1f dB", value);
 }
 
 }  // namespace
@@ -91,8 +85,8 @@ void ExactCheck::add(const std::string& name, const at::Tensor& result, at::Tens
   const int64_t count = differs.sum().item<int64_t>();
   if (count > 0 && first_.empty()) {
     const int64_t index = differs.reshape({-1}).nonzero()[0][0].item<int64_t>();
-    first_ = c10::str(name, " at ", position(got, index), ": expected ",
-                      hex(bits_of(expected), index), ", got ", hex(bits_of(got), index));
+    first_ = concat(name, " at ", position(got, index), ": expected ",
+                    hex(bits_of(expected), index), ", got ", hex(bits_of(got), index));
   }
   compared_ += differs.numel();
   different_ += count;
@@ -101,7 +95,7 @@ void ExactCheck::add(const std::string& name, const at::Tensor& result, at::Tens
 Outcome ExactCheck::outcome() const {
   return {
       different_ == 0,
-      c10::str(different_, " of ", compared_, " differ", first_.empty() ? "" : ", first " + first_),
+      concat(different_, " of ", compared_, " differ", first_.empty() ? "" : ", first " + first_),
       "bit for bit"};
 }
 
@@ -110,11 +104,11 @@ void AccuracyCheck::add(const std::string& name, const at::Tensor& got,
   check_shape(name, got, expected);
   const double sqnr = sqnr_db(got.cpu(), expected.cpu());
   passed_ = passed_ && sqnr >= kSqnrBar;
-  measured_ += c10::str(measured_.empty() ? "" : ", ", name, " ", decibels(sqnr));
+  measured_ += concat(measured_.empty() ? "" : ", ", name, " ", decibels(sqnr));
 }
 
 Outcome AccuracyCheck::outcome() const {
-  return {passed_, measured_, c10::str(">= ", kSqnrBar, " dB")};
+  return {passed_, measured_, concat(">= ", kSqnrBar, " dB")};
 }
 
 double sqnr_db(const at::Tensor& got, const at::Tensor& expected) {

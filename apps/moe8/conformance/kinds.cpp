@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/config.h"
 #include "moe8/float8.h"
@@ -79,7 +80,7 @@ Outcome fp8_quantize_groups(const CaseFile& file) {
   MOE8_CHECK(scale.sizes() == got.scale.sizes(), kOp, "scale", "expected shape ", scale.sizes(),
              " (the file's), got ", got.scale.sizes());
   for (const int64_t g : groups_with_rows(offs)) {  // an empty group's scale means nothing
-    check.add(c10::str("scale of group ", g), got.scale.select(0, g), scale.select(0, g));
+    check.add(concat("scale of group ", g), got.scale.select(0, g), scale.select(0, g));
   }
   return check.outcome();
 }
@@ -89,7 +90,7 @@ std::string field_text(const std::string& key, const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean() || value.is_number_integer()) return value.dump();
   if (value.is_null()) return "none";
-  fail(kOp, key, c10::str("expected a string, boolean, integer or null, got ", value.type_name()));
+  fail(kOp, key, concat("expected a string, boolean, integer or null, got ", value.type_name()));
 }
 
 // Every parameter that says nothing else is a field of the config.
@@ -211,7 +212,7 @@ Outcome check_case(const CaseFile& file) {
     if (name == kind) return check(file);
     known.emplace_back(name);
   }
-  fail(kOp, "kind", c10::str("expected one of ", join(known), ", got '", kind, "'"));
+  fail(kOp, "kind", concat("expected one of ", join(known), ", got '", kind, "'"));
 }
 
 }  // namespace moe8

@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "convert/resolve.h"
 #include "io/file.h"
 
@@ -83,20 +84,20 @@ Outcome compare(const Conversions& got, const Conversions& expected) {
   for (const auto& [fqn, name] : all) {
     if (shown(got, fqn) == shown(expected, fqn)) continue;
     differences.push_back(
-        c10::str(fqn, ": expected ", shown(expected, fqn), ", got ", shown(got, fqn)));
+        concat(fqn, ": expected ", shown(expected, fqn), ", got ", shown(got, fqn)));
   }
   if (!differences.empty()) return {false, join(differences, "; "), kBar};
-  return {true, c10::str(got.size(), " of ", expected.size(), " converted as expected"), kBar};
+  return {true, concat(got.size(), " of ", expected.size(), " converted as expected"), kBar};
 }
 
 // The error must speak of each of these names.
 Outcome compare_error(const std::string& message, const json& names) {
   for (const json& name : names) {
     if (message.find(name.get<std::string>()) != std::string::npos) continue;
-    return {false, c10::str("the error does not name '", name.get<std::string>(), "': ", message),
+    return {false, concat("the error does not name '", name.get<std::string>(), "': ", message),
             "an error"};
   }
-  return {true, c10::str("error names ", names.size(), " of ", names.size()), "an error"};
+  return {true, concat("error names ", names.size(), " of ", names.size()), "an error"};
 }
 
 Outcome check_table(const Model& model, const json& table) {
@@ -125,7 +126,7 @@ Outcome check_table(const Model& model, const json& table) {
   for (const ConversionRow& row : report.converted())
     got[row.fqn] = name_of_key.at(row.key.value());
   if (error_expected) {
-    return {false, c10::str("no error; ", got.size(), " parameters converted"), "an error"};
+    return {false, concat("no error; ", got.size(), " parameters converted"), "an error"};
   }
   return compare(got, expected.at("converted").get<Conversions>());
 }

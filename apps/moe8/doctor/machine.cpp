@@ -5,12 +5,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string_view>
+
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -33,9 +34,7 @@ std::string gibibytes_of(const std::string& kilobytes) {
   std::istringstream in(kilobytes);
   double value = 0;
   if (!(in >> value)) return "unknown";
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f GiB", value / (1 << 20));
-  return text;
+  return formatted("%.1f GiB", value / (1 << 20));
 }
 
 }  // namespace

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "plan/config_plan.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
-#include <functional>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <string_view>
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "cli.h"
 #include "convert/report.h"
+#include "nn/parameter_counts.h"
 #include "train/plan/memory_plan.h"
 
 namespace moe8 {
@@ -34,10 +34,8 @@ std::string bytes_text(double bytes) {
   constexpr std::array<const char*, 6> kUnits{"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
   size_t unit = 0;
   for (; bytes >= 1000 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
-  char text[32];
   const int decimals = unit == 0 || bytes >= 100 ? 0 : bytes >= 10 ? 1 : 2;
-  std::snprintf(text, sizeof text, "%.*f %s", decimals, bytes, kUnits[unit]);
-  return text;
+  return fixed_digits(bytes, decimals) + " " + kUnits[unit];
 }
 
 // ---- parameters -------------------------------------------------------------
@@ -58,25 +56,23 @@ std::vector<Part> parts_of(const TransformerConfig& config) {
                           {"embedding", "tok_embeddings."},
                           {"output projection", "output."}};
   for (const ParameterShape& parameter : parameter_shapes(config)) {
-    const int64_t size = std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1},
-                                         std::multiplies<>());
-    for (Part& part : parts) {
-      if (parameter.name.find(part.mark) == std::string::npos) continue;
-      part.counts.total += size;
-      part.counts.active +=
-          parameter.shape.size() == 3 ? size / config.n_experts * config.top_k : size;
-      break;
-    }
+    const auto part = std::ranges::find_if(parts, [&](const Part& candidate) {
+      return parameter.name.find(candidate.mark) != std::string::npos;
+    });
+    if (part == parts.end()) continue;
+    const ParameterCounts own = counts_of(parameter, config);
+    part->counts.total += own.total;
+    part->counts.active += own.active;
   }
   return parts;
 }
 
 std::string model_line(const TransformerConfig& c) {
-  return c10::str(c.n_layers, " layers, ", c.n_dense_layers, " of them dense; dim ", c.dim, "; ",
-                  c.n_heads, " heads of ", c.head_width(), ", ", c.n_kv_heads, " for keys; ",
-                  c.n_experts, " experts of ", c.hidden_dim, ", ", c.top_k, " a token",
-                  c.n_shared_experts > 0 ? c10::str(", ", c.n_shared_experts, " shared") : "",
-                  "; vocabulary ", c.vocab_size);
+  return concat(c.n_layers, " layers, ", c.n_dense_layers, " of them dense; dim ", c.dim, "; ",
+                c.n_heads, " heads of ", c.head_width(), ", ", c.n_kv_heads, " for keys; ",
+                c.n_experts, " experts of ", c.hidden_dim, ", ", c.top_k, " a token",
+                c.n_shared_experts > 0 ? concat(", ", c.n_shared_experts, " shared") : "",
+                "; vocabulary ", c.vocab_size);
 }
 
 std::string parameter_table(const TransformerConfig& config) {
@@ -100,7 +96,7 @@ struct LayerRange {
 
   std::string name() const {
     if (first < 0) return row.fqn;
-    return before + (first == last ? c10::str(first) : c10::str(first, "-", last)) + after;
+    return before + (first == last ? concat(first) : concat(first, "-", last)) + after;
   }
   bool continues(const LayerRange& next) const {
     return first >= 0 && next.first == last + 1 && before == next.before && after == next.after &&
@@ -144,8 +140,8 @@ std::string conversion_table(const RunConfig& config) {
   const ConversionReport report = plan_conversion(config);
   std::string table = fitted_table(by_layer_ranges(report), table_style().columns);
   table.erase(table.rfind('\n', table.size() - 2) + 1);  // its last line counts merged rows
-  return c10::str(table, report.converted().size(), " of ", report.rows.size(),
-                  " parameters converted.\n");
+  return concat(table, report.converted().size(), " of ", report.rows.size(),
+                " parameters converted.\n");
 }
 
 // ---- memory -----------------------------------------------------------------
@@ -181,10 +177,10 @@ std::string memory_table(const ConfigPlan& plan) {
                     bytes_text(m.total()), bytes_text(m.codes)});
   }
   const bool on_gpu = t.device == TrainingDevice::CUDA;
-  return c10::str("memory of one process on ", on_gpu ? "a Hopper GPU" : "this CPU",
-                  ": weights = \"", to_string(t.weights), "\", ", t.batch_size, " x ", t.seq_len,
-                  " tokens a backward, accumulation ", t.accumulation, "\n",
-                  text_table(rows, table_style()));
+  return concat("memory of one process on ", on_gpu ? "a Hopper GPU" : "this CPU", ": weights = \"",
+                to_string(t.weights), "\", ", t.batch_size, " x ", t.seq_len,
+                " tokens a backward, accumulation ", t.accumulation, "\n",
+                text_table(rows, table_style()));
 }
 
 // ---- GPUs -------------------------------------------------------------------
@@ -209,9 +205,9 @@ std::string gpu_table(const ConfigPlan& plan) {
   const RecipeMemory first = memory_of(plan).front();
   Rows rows{{"GPUs by memory, " + first.recipe, "needed"}};
   for (const Gpu& gpu : kGpus) rows.push_back({gpu.name, gpus_for(first.memory, gpu)});
-  return c10::str(text_table(rows, table_style()),
-                  "Of more than one: each with a batch of its own and an equal part of weights,\n"
-                  "masters, optimizer and gradients. `moe8 train` itself uses one GPU.\n");
+  return concat(text_table(rows, table_style()),
+                "Of more than one: each with a batch of its own and an equal part of weights,\n"
+                "masters, optimizer and gradients. `moe8 train` itself uses one GPU.\n");
 }
 
 std::string saved_table(const RunConfig& config) {
@@ -238,10 +234,10 @@ nlohmann::json parameters_json(const TransformerConfig& config) {
 }  // namespace
 
 std::string to_table(const ConfigPlan& plan) {
-  return c10::str(model_line(plan.config.model), "\n\n", parameter_table(plan.config.model), "\n",
-                  conversion_table(plan.config), "\n", memory_table(plan), "\n",
-                  plan.config.training.device == TrainingDevice::CUDA ? gpu_table(plan) + "\n" : "",
-                  saved_table(plan.config));
+  return concat(model_line(plan.config.model), "\n\n", parameter_table(plan.config.model), "\n",
+                conversion_table(plan.config), "\n", memory_table(plan), "\n",
+                plan.config.training.device == TrainingDevice::CUDA ? gpu_table(plan) + "\n" : "",
+                saved_table(plan.config));
 }
 
 std::string to_json(const ConfigPlan& plan) {

@@ -46,7 +46,8 @@ std::string pattern_of(const std::string& part) {
 }
 
 // ---- what a parameter is ----------------------------------------------------
-// The names by which models call what stays in high precision. Of whole parts: gate_proj is no gate.
+// The names by which models call what stays in high precision. Of whole parts: gate_proj is no
+// gate.
 constexpr std::array<std::string_view, 9> kKept{
     "gate", "router", "wg", "lm_head", "output", "head", "score", "classifier", "embed_out"};
 

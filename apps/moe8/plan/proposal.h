@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Conversion rules for a checkpoint whose names are not those of moe8's own transformer: which of its
-// parameters are experts, which Linears, and patterns for both.
+// Conversion rules for a checkpoint whose names are not those of moe8's own transformer: which of
+// its parameters are experts, which Linears, and patterns for both.
 #pragma once
 
 #include <string>
@@ -23,7 +23,8 @@ bool name_any(const std::vector<ConversionRule>& rules,
 
 /// Rules that give every expert weight (3-D, "expert" in its name) the recipe, or what
 /// recipe_rules.h puts beside it, and the same for Linears, but for routers, the output projection
-/// and embeddings. Numbers in names become \d+, siblings one alternative: a rule per kind of module.
+/// and embeddings. Numbers in names become \d+, siblings one alternative: a rule per kind of
+/// module.
 /// @throws c10::Error when there is nothing that the recipe could apply to.
 Proposal propose_rules(const std::vector<ParameterInfo>& parameters, const std::string& recipe);
 

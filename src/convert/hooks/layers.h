@@ -37,8 +37,8 @@ struct InferenceLayer {
   }
 };
 
-/// A product that is left to LibTorch: when a backward through it ends, converted weights that never
-/// took part in any product are noticed.
+/// A product that is left to LibTorch: when a backward through it ends, converted weights that
+/// never took part in any product are noticed.
 inline at::Tensor watched(at::Tensor result) {
   judge_after_backward_through(result);
   return result;

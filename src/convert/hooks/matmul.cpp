@@ -39,8 +39,8 @@ bool in_backward_of_libtorch() {
   return node && node->is_traceable();
 }
 
-// A product is seen as x times weight: [..., M, K] with [..., K, N]. Vectors are matrices of one row
-// or column here, and products with the weight on the left are transposed.
+// A product is seen as x times weight: [..., M, K] with [..., K, N]. Vectors are matrices of one
+// row or column here, and products with the weight on the left are transposed.
 struct Product {
   Tensor x;
   Tensor weight;
@@ -116,16 +116,11 @@ bool is_linear_layer(const Product& p, const Config& config) {
   return !p.is_transposed && p.weight.dim() == 2 && !is_grouped(config);
 }
 
-void check_out_dtype(const char* op, at::ScalarType dtype) {
-  MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, op, "out_dtype",
-             "expected bfloat16 or float32, got ", dtype);
-}
-
 Tensor compute(const char* op, const Product& p, const Config& config, at::ScalarType out_dtype) {
   const InsideProduct inside;
   check_dtype(op, "x", p.x);
   check_dtype(op, "weight", p.weight);
-  check_out_dtype(op, out_dtype);
+  check_out_dtype(op, "out_dtype", out_dtype);
   return p.weight.dim() == 2 ? linear_product(p.x, p.weight.t(), config, out_dtype)
                              : matmul_product(p.x, p.weight, config, out_dtype);
 }
@@ -240,7 +235,7 @@ std::optional<Tensor> try_grouped_mm(const Tensor& left, const Tensor& right,
   const Config& config = *tagged->config;
   // What the call asks for comes before the config.
   const at::ScalarType dtype = out_dtype.value_or(out_dtype_of(config, p.x.scalar_type()));
-  check_out_dtype(kOp, dtype);
+  check_out_dtype(kOp, "out_dtype", dtype);
   const InsideProduct inside;
   if (has_offs) {
     const Tensor y =

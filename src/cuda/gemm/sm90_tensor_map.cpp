@@ -48,8 +48,8 @@ bool encode_tensor_map(CUtensorMap& map, const TensorMapSpec& spec) {
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
   };
-  // The driver needs a context in this thread, which the runtime binds when one of its calls needs it:
-  // where a product is the first work of a thread (of a backward, say), none has yet.
+  // The driver needs a context in this thread, which the runtime binds when one of its calls needs
+  // it: where a product is the first work of a thread (of a backward, say), none has yet.
   return succeeds() || (cudaFree(nullptr) == cudaSuccess && succeeds());
 }
 

@@ -56,9 +56,9 @@ int64_t group_metadata_bytes(int64_t rows, int64_t groups, int64_t padding);
 /// The metadata laid out in `memory` (16-byte aligned), not yet computed.
 GroupMetadata group_metadata(void* memory, int64_t rows, int64_t groups, int64_t padding);
 
-/// Computes it from offs, int32 [E] on the device: cumulative end rows, non-decreasing, in [0, rows].
-/// Others are clamped to [the one before, rows], so that no kernel leaves a tensor; nobody is told.
-/// Refused: more than kMaxGroups groups, a padding that is no multiple of 16.
+/// Computes it from offs, int32 [E] on the device: cumulative end rows, non-decreasing, in [0,
+/// rows]. Others are clamped to [the one before, rows], so that no kernel leaves a tensor; nobody
+/// is told. Refused: more than kMaxGroups groups, a padding that is no multiple of 16.
 LaunchStatus launch_group_metadata(const int32_t* offs, const GroupMetadata& metadata,
                                    cudaStream_t stream);
 

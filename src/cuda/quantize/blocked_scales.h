@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA twins of to_blocked_m_groups and to_blocked_k_groups (include/moe8/blocked_scales.h): scale
-// bytes into the tile order of block-scaled tensor cores. No Torch. They write every byte of their
-// outputs and never wait for the host.
+// The CUDA twins of to_blocked_m_groups and to_blocked_k_groups (include/moe8/blocked_scales.h):
+// scale bytes into the tile order of block-scaled tensor cores. No Torch. They write every byte of
+// their outputs and never wait for the host.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -49,8 +49,8 @@ struct KeptForms {
   double of_input = 0;   // for the gradient of the weight, instead of the input
 };
 
-// Of the right operand, as a Hopper GPU's kernels read it: codes of FP8, values of MX formats. A build
-// without CUDA has no kernel that could be asked.
+// Of the right operand, as a Hopper GPU's kernels read it: codes of FP8, values of MX formats. A
+// build without CUDA has no kernel that could be asked.
 double hopper_form_bytes(const OperandFormat& right) {
   return std::visit(
       Overloaded{[](const HighPrecision&) { return 0.0; }, [](const MxFormat&) { return kBf16; },
@@ -58,7 +58,8 @@ double hopper_form_bytes(const OperandFormat& right) {
       right);
 }
 
-// Of the right operand, as the CPU's kernel of the product reads it. The kernels themselves are asked.
+// Of the right operand, as the CPU's kernel of the product reads it. The kernels themselves are
+// asked.
 double form_bytes(Gemm gemm, const GemmFormats& formats, at::ScalarType left, at::ScalarType right,
                   at::ScalarType out) {
   const std::vector<int64_t> rows{64, 64}, weight{1, 64, 64};  // no kernel of a CPU asks for sizes

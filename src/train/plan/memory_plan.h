@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // How much memory a run would take, from its config alone, with the settings of moe8/memory.h at
-// their defaults: on a Hopper GPU where training.device is CUDA, else on this machine's CPU. The formulas are docs/plan.md's;
-// tests/train/plan/memory_plan_test.cpp compares those of a CPU with a small model's real bytes.
+// their defaults: on a Hopper GPU where training.device is CUDA, else on this machine's CPU. The
+// formulas are docs/plan.md's; tests/train/plan/memory_plan_test.cpp compares those of a CPU with a
+// small model's real bytes.
 #pragma once
 
 #include <cstdint>

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "train/report/demo_config.h"
 #include "train/report/report.h"
 #include "train/report/run_tables.h"
@@ -21,12 +21,6 @@ double bigram_loss(const RunConfig& config) {
   const int64_t batches =
       std::min(t.validation_batches, data.validation_batches(t.batch_size, t.seq_len));
   return data.bigram_loss(batches, t.batch_size, t.seq_len);
-}
-
-std::string text_of(const char* format, auto... values) {
-  char text[256];
-  std::snprintf(text, sizeof text, format, values...);
-  return text;
 }
 
 std::vector<RunConfig> configs_of(const RunConfig& config,
@@ -45,11 +39,11 @@ Report report_of(const DemoResult& result) {
   const RunConfig& config = result.runs.front().config;
   const ParameterCounts counts = count_parameters(config.model);
   return {.title = "moe8 demo: one model, one seed, several recipes",
-          .introduction = text_of("%.2f million parameters, %.2f million of them active for a "
-                                  "token; %lld steps, taken by the runs in turn.",
-                                  static_cast<double>(counts.total) / 1e6,
-                                  static_cast<double>(counts.active) / 1e6,
-                                  static_cast<long long>(config.training.steps)),
+          .introduction = formatted("%.2f million parameters, %.2f million of them active for a "
+                                    "token; %lld steps, taken by the runs in turn.",
+                                    static_cast<double>(counts.total) / 1e6,
+                                    static_cast<double>(counts.active) / 1e6,
+                                    static_cast<long long>(config.training.steps)),
           .runs = result.runs,
           .bigram_loss = result.bigram_loss};
 }
@@ -96,12 +90,12 @@ Verdict verdict(const DemoResult& result) {
     gain = std::min(gain, below);
   }
   const std::string facts =
-      text_of("recipes are within %.2f%% of %s and at least %.2f nats below the bigram table",
-              furthest, result.runs.front().config.training.recipe.c_str(), gain);
+      formatted("recipes are within %.2f%% of %s and at least %.2f nats below the bigram table",
+                furthest, result.runs.front().config.training.recipe.c_str(), gain);
   if (passed) return {true, "The demo succeeded: all " + facts + "."};
   return {false, "The demo failed: " + facts +
-                     text_of("; expected within %.0f%% and at least %.2f nats.",
-                             kMaxDifferencePercent, kMinGainOverBigram)};
+                     formatted("; expected within %.0f%% and at least %.2f nats.",
+                               kMaxDifferencePercent, kMinGainOverBigram)};
 }
 
 }  // namespace moe8

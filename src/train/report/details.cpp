@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "base/plain_text.h"
 #include "train/report/html.h"
 
 namespace moe8 {
@@ -20,7 +21,7 @@ std::string warnings_of(const RunRecord& run) {
   for (size_t n = run.numerics.size(); n-- > 0;) {
     for (const std::string& text : run.numerics[n].warnings) {
       if (++shown > kMaxWarnings) return html;
-      html += html_text("<li>step %lld: ", static_cast<long long>(run.numerics[n].step)) +
+      html += formatted("<li>step %lld: ", static_cast<long long>(run.numerics[n].step)) +
               escaped(text) + "</li>\n";
     }
   }
@@ -64,12 +65,12 @@ std::string warnings_section(const Runs& runs) {
   for (size_t i = 0; i < runs.size(); ++i) {
     const size_t count = warnings_in(runs[i]);
     if (count == 0) continue;
-    html += "<details><summary>" + run_label(i, runs[i].name) + html_text(": %zu", count) +
+    html += "<details><summary>" + run_label(i, runs[i].name) + formatted(": %zu", count) +
             "</summary><ul>\n" + warnings_of(runs[i]) + "</ul></details>\n";
   }
   if (html.empty()) return "";
   return section("Warnings", html,
-                 html_text("Values that left their bounds, the last first, at most %zu of a run.",
+                 formatted("Values that left their bounds, the last first, at most %zu of a run.",
                            kMaxWarnings));
 }
 
@@ -101,7 +102,7 @@ std::string configs_section(const Runs& runs) {
   }
   std::string html;
   if (!differing.empty()) html += config_table(runs, differing);
-  html += html_text("<details%s><summary>%s</summary>", runs.size() == 1 ? " open" : "",
+  html += formatted("<details%s><summary>%s</summary>", runs.size() == 1 ? " open" : "",
                     runs.size() == 1 ? "All keys" : "Keys that are the same in all") +
           config_table(runs, same) + "</details>\n";
   return "<h2>Configs</h2>\n" + html;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/plain_text.h"
 #include "numerics/bounds.h"
 #include "train/report/heat_map.h"
 #include "train/report/html.h"
@@ -64,7 +65,7 @@ std::string over_steps(const RunRecord& run) {
   map.panels.push_back(std::move(panel));
   if (const auto bound = bound_of(run)) {
     map.most = *bound;
-    map.marks.emplace_back(*bound, html_text("bound: %.3g", *bound));
+    map.marks.emplace_back(*bound, formatted("bound: %.3g", *bound));
   }
   return to_html(map);
 }

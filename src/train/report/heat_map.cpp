@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/plain_text.h"
 #include "train/report/html.h"
 
 namespace moe8 {
@@ -29,7 +30,7 @@ std::string scale_colour(double part) {
   const auto mix = [&](double a, double b) {
     return static_cast<int>(std::lround(a + f * (b - a)));
   };
-  return html_text("#%02x%02x%02x", mix(kScale[i].r, kScale[i + 1].r),
+  return formatted("#%02x%02x%02x", mix(kScale[i].r, kScale[i + 1].r),
                    mix(kScale[i].g, kScale[i + 1].g), mix(kScale[i].b, kScale[i + 1].b));
 }
 
@@ -38,7 +39,7 @@ double part_of(const HeatMap& map, double value) {
 }
 
 std::string value_text(double value, const std::string& unit) {
-  return std::isinf(value) ? "exact" : html_text("%.3g ", value) + unit;
+  return std::isinf(value) ? "exact" : formatted("%.3g ", value) + unit;
 }
 
 std::string tip_of(const HeatMap& map, const HeatPanel& panel, size_t r, size_t c) {
@@ -57,12 +58,12 @@ std::string cells(const HeatMap& map, const HeatPanel& panel) {
       if (std::isnan(value)) continue;
       const bool out = value < map.least || value > map.most;
       (out ? outside : inside) +=
-          html_text("<rect%s x=\"%zu\" y=\"%zu\" width=\"1.02\" height=\".93\" fill=\"%s\">",
+          formatted("<rect%s x=\"%zu\" y=\"%zu\" width=\"1.02\" height=\".93\" fill=\"%s\">",
                     out ? " class=\"out\"" : "", c, r, scale_colour(part_of(map, value)).c_str()) +
           "<title>" + escaped(tip_of(map, panel, r, c)) + "</title></rect>\n";
     }
   }
-  return html_text(
+  return formatted(
              "<svg class=\"cells\" viewBox=\"0 0 %zu %zu\" preserveAspectRatio=\"none\" "
              "style=\"height:%zupx\">",
              std::max<size_t>(1, panel.columns.size()), std::max<size_t>(1, map.rows.size()),
@@ -71,7 +72,7 @@ std::string cells(const HeatMap& map, const HeatPanel& panel) {
 }
 
 std::string names(const HeatMap& map, const char* kind) {
-  std::string html = html_text("<div class=\"%s\">", kind);
+  std::string html = formatted("<div class=\"%s\">", kind);
   for (const std::string& row : map.rows) html += "<span>" + escaped(row) + "</span>";
   return html + "</div>";
 }
@@ -90,22 +91,22 @@ std::string key(const HeatMap& map) {
   constexpr int kSteps = 32;
   constexpr double kFrom = 50, kTo = 250;
   std::string out =
-      html_text(
+      formatted(
           "<svg class=\"key\" viewBox=\"0 0 340 34\" role=\"img\" "
           "aria-label=\"Colours from %.3g to %.3g ",
           map.low, map.high) +
       escaped(map.unit) +
-      html_text("\"><text x=\"%.0f\" y=\"12\" text-anchor=\"end\">%.3g</text>", kFrom - 6, map.low);
+      formatted("\"><text x=\"%.0f\" y=\"12\" text-anchor=\"end\">%.3g</text>", kFrom - 6, map.low);
   const double step = (kTo - kFrom) / kSteps;
   for (int i = 0; i < kSteps; ++i) {
-    out += html_text("<rect x=\"%.2f\" y=\"2\" width=\"%.2f\" height=\"12\" fill=\"%s\"/>",
+    out += formatted("<rect x=\"%.2f\" y=\"2\" width=\"%.2f\" height=\"12\" fill=\"%s\"/>",
                      kFrom + i * step, step + 0.2, scale_colour((i + 0.5) / kSteps).c_str());
   }
-  out += html_text("<text x=\"%.0f\" y=\"12\">%.3g ", kTo + 6, map.high) + escaped(map.unit) +
+  out += formatted("<text x=\"%.0f\" y=\"12\">%.3g ", kTo + 6, map.high) + escaped(map.unit) +
          "</text>";
   for (const auto& [value, name] : map.marks) {
     const double x = kFrom + std::clamp(part_of(map, value), 0.0, 1.0) * (kTo - kFrom);
-    out += html_text(
+    out += formatted(
                "<line class=\"bound\" x1=\"%.1f\" x2=\"%.1f\" y1=\"0\" y2=\"19\"/>"
                "<text class=\"bound-text\" x=\"%.1f\" y=\"31\" text-anchor=\"%s\">",
                x, x, x, x < 150 ? "start" : "middle") +
@@ -118,7 +119,7 @@ std::string key(const HeatMap& map) {
 
 std::string to_html(const HeatMap& map) {
   std::string html =
-      html_text("<div class=\"heat panels-%zu\" role=\"img\" aria-label=\"", map.panels.size()) +
+      formatted("<div class=\"heat panels-%zu\" role=\"img\" aria-label=\"", map.panels.size()) +
       escaped(map.label) + "\">" + names(map, "all names") + "\n";
   for (const HeatPanel& panel : map.panels) html += panel_html(map, panel);
   return html + "</div>\n" + key(map);

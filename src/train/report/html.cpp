@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "base/plain_text.h"
 #include "train/report/page/assets.h"
 
 namespace moe8 {
@@ -84,7 +85,7 @@ const char* run_colour(size_t run) {
 }
 
 std::string run_label(size_t run, const std::string& name) {
-  return html_text("<span class=\"swatch\" style=\"background:%s\"></span>", run_colour(run)) +
+  return formatted("<span class=\"swatch\" style=\"background:%s\"></span>", run_colour(run)) +
          escaped(name);
 }
 

@@ -1,21 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The frame of a self-contained page: one file, nothing from outside, light and dark by the reader's
-// setting, narrow screens as well; readable without its script. What stands on it: report.cpp.
+// The frame of a self-contained page: one file, nothing from outside, light and dark by the
+// reader's setting, narrow screens as well; readable without its script. What stands on it:
+// report.cpp.
 #pragma once
 
-#include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace moe8 {
-
-/// printf into a string of at most 511 characters; never for text of others, see escaped().
-std::string html_text(const char* format, auto... values) {
-  char buffer[512];
-  std::snprintf(buffer, sizeof buffer, format, values...);
-  return buffer;
-}
 
 /// Text that stands for itself between tags and in quoted attributes; what XML forbids becomes "?".
 std::string escaped(std::string_view plain);
@@ -29,8 +22,8 @@ std::string html_page(const std::string& title, const std::string& body, const s
 /// A part of the page with its title and, below, what to know about it (HTML).
 std::string section(const std::string& title, const std::string& body, const std::string& note);
 
-/// A table of cells that are HTML already; `head` is text. Columns without a value are left out. On a
-/// narrow screen every row is a card.
+/// A table of cells that are HTML already; `head` is text. Columns without a value are left out. On
+/// a narrow screen every row is a card.
 std::string html_table(const std::vector<std::string>& head,
                        const std::vector<std::vector<std::string>>& rows);
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "base/plain_text.h"
 #include "train/report/html.h"
 
 namespace moe8 {
@@ -102,7 +103,7 @@ std::vector<Tick> ticks(const Range& range, int count, double least_distance = 0
   for (int64_t i = first; i <= last; ++i) {
     const double value = static_cast<double>(i) * distance;
     const bool plain = std::abs(value) < 1e6 && digits < 5;
-    list.push_back({value, plain ? html_text("%.*f", digits, value) : html_text("%.3g", value)});
+    list.push_back({value, plain ? formatted("%.*f", digits, value) : formatted("%.3g", value)});
   }
   return list;
 }
@@ -115,7 +116,7 @@ std::vector<Tick> log_ticks(const Range& range) {
     for (const double factor : {1.0, 2.0, 5.0}) {
       const double value = factor * std::pow(10, exponent);
       const double at = std::log10(value);
-      if (at >= range.low && at <= range.high) list.push_back({value, html_text("%.3g", value)});
+      if (at >= range.low && at <= range.high) list.push_back({value, formatted("%.3g", value)});
     }
   }
   return list;
@@ -123,12 +124,12 @@ std::vector<Tick> log_ticks(const Range& range) {
 
 // ---- SVG --------------------------------------------------------------------
 std::string text_at(double x, double y, const char* anchor, const std::string& text) {
-  return html_text("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", x, y, anchor) +
+  return formatted("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", x, y, anchor) +
          escaped(text) + "</text>\n";
 }
 
 std::string line_across(const Axes& axes, const char* kind, double y) {
-  return html_text("<line class=\"%s\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", kind,
+  return formatted("<line class=\"%s\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", kind,
                    kLeft, axes.right(), y, y);
 }
 
@@ -153,12 +154,12 @@ std::string polyline(const Curve& curve, const Axes& axes) {
   for (size_t i = 0; i < curve.y.size(); ++i) {
     const double x = axes.px(curve.x[i]), y = axes.py(curve.y[i]);
     if (!std::isfinite(y)) continue;
-    points += html_text("%.1f,%.1f ", x, y);
+    points += formatted("%.1f,%.1f ", x, y);
     if (curve.is_raw || curve.y.size() > kMaxMarkedPoints) continue;
-    marks += html_text("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>", x, y,
+    marks += formatted("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>", x, y,
                        run_colour(curve.run));
   }
-  return html_text("<polyline class=\"%s\" stroke=\"%s\" points=\"", curve.is_raw ? "raw" : "curve",
+  return formatted("<polyline class=\"%s\" stroke=\"%s\" points=\"", curve.is_raw ? "raw" : "curve",
                    run_colour(curve.run)) +
          points + "\"/>" + marks + "\n";
 }
@@ -166,7 +167,7 @@ std::string polyline(const Curve& curve, const Axes& axes) {
 // An inner picture in the same units, whose edge cuts off what lies beyond.
 std::string frame(const Axes& axes, const std::string& content) {
   const double width = axes.right() - kLeft, height = axes.bottom() - kTop;
-  return html_text(
+  return formatted(
              "<svg x=\"%.0f\" y=\"%.0f\" width=\"%.0f\" height=\"%.0f\" "
              "viewBox=\"%.0f %.0f %.0f %.0f\">\n",
              kLeft, kTop, width, height, kLeft, kTop, width, height) +
@@ -201,7 +202,7 @@ std::string to_figure(const LineChart& chart) {
   }
   return "<figure data-chart=\"" + escaped(chart.id) + "\"><figcaption>" + escaped(chart.title) +
          "</figcaption>" +
-         html_text("<svg class=\"chart\" viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"",
+         formatted("<svg class=\"chart\" viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"",
                    axes.width, axes.height) +
          escaped(chart.label) + "\">\n" + grid(axes) + level_line(chart, axes) +
          frame(axes, curves) + "</svg></figure>\n";
@@ -209,7 +210,7 @@ std::string to_figure(const LineChart& chart) {
 
 std::string json_numbers(const std::vector<double>& values) {
   std::string text;
-  for (const double value : values) text += (text.empty() ? "" : ",") + html_text("%.5g", value);
+  for (const double value : values) text += (text.empty() ? "" : ",") + formatted("%.5g", value);
   return "[" + text + "]";
 }
 
@@ -219,14 +220,14 @@ std::string to_json(const LineChart& chart) {
     const Curve thin = thinned(finite(curve), kZoomPieces);
     curves +=
         (curves.empty() ? "" : ",") +
-        html_text("{\"run\":%zu,\"raw\":%s,\"x\":", curve.run, curve.is_raw ? "true" : "false") +
+        formatted("{\"run\":%zu,\"raw\":%s,\"x\":", curve.run, curve.is_raw ? "true" : "false") +
         json_numbers(thin.x) + ",\"y\":" + json_numbers(thin.y) + "}";
   }
   const nlohmann::json level =
       chart.level ? nlohmann::json{chart.level->first, chart.level->second} : nlohmann::json();
   const auto flag = [](bool value) { return value ? "true" : "false"; };
   return "{\"unit\":" + nlohmann::json(chart.unit).dump() + ",\"level\":" + level.dump() +
-         html_text(",\"skip\":%.3g,\"small\":%s,\"log\":%s,\"signed\":%s,\"curves\":[", chart.skip,
+         formatted(",\"skip\":%.3g,\"small\":%s,\"log\":%s,\"signed\":%s,\"curves\":[", chart.skip,
                    flag(chart.is_small), flag(chart.is_log), flag(chart.is_signed)) +
          curves + "]}";
 }

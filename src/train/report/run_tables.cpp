@@ -2,9 +2,9 @@
 #include "train/report/run_tables.h"
 
 #include <algorithm>
-#include <cstdio>
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "base/text_table.h"
 
 namespace moe8 {
@@ -14,10 +14,7 @@ using Row = std::vector<std::string>;
 using Runs = std::vector<RunRecord>;
 
 std::string number(const char* format, const std::optional<double>& value) {
-  if (!value) return "-";
-  char text[64];
-  std::snprintf(text, sizeof text, format, *value);
-  return text;
+  return value ? formatted(format, *value) : "-";
 }
 
 std::optional<double> megabytes(const RunRecord& run) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/plain_text.h"
 #include "formats/elem.h"
 #include "moe8/config.h"
 #include "numerics/bounds.h"
@@ -80,7 +81,7 @@ std::map<double, std::string> bounds_of(const RunRecord& run) {
       const auto bound = default_bound(NumericsQuantity::PRODUCT_SQNR, p.elem);
       if (!bound || !p.elem || bounds.contains(bound->least)) continue;
       bounds[bound->least] =
-          "bound of " + std::string(to_string(*p.elem)) + html_text(": %.0f dB", bound->least);
+          "bound of " + std::string(to_string(*p.elem)) + formatted(": %.0f dB", bound->least);
     }
   }
   return bounds;

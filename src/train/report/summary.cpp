@@ -2,6 +2,7 @@
 #include "train/report/summary.h"
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "train/report/flops.h"
 #include "train/report/html.h"
 #include "train/report/run_tables.h"
@@ -13,7 +14,7 @@ namespace {
 using Runs = std::vector<RunRecord>;
 
 std::string optional_text(const char* format, const std::optional<double>& value) {
-  return value ? html_text(format, *value) : "";
+  return value ? formatted(format, *value) : "";
 }
 
 std::string device_of(const RunRecord& run) {
@@ -27,18 +28,18 @@ double flops_per_s(const RunRecord& run) {
 // Empty where the device is none of the table's.
 std::string utilization(const RunRecord& run) {
   const auto peak = bf16_peak(device_of(run));
-  return peak ? html_text("%.1f %%", 100 * flops_per_s(run) / *peak) : "";
+  return peak ? formatted("%.1f %%", 100 * flops_per_s(run) / *peak) : "";
 }
 
 std::string flops_text(double flops) {
-  return flops >= 1e12 ? html_text("%.1f TFLOP/s", flops / 1e12)
-                       : html_text("%.1f GFLOP/s", flops / 1e9);
+  return flops >= 1e12 ? formatted("%.1f TFLOP/s", flops / 1e12)
+                       : formatted("%.1f GFLOP/s", flops / 1e9);
 }
 
 std::string memory_text(const RunRecord& run) {
   if (!run.peak_memory) return "";
   const auto bytes = static_cast<double>(*run.peak_memory);
-  return bytes >= 10e9 ? html_text("%.1f GB", bytes / 1e9) : html_text("%.0f MB", bytes / 1e6);
+  return bytes >= 10e9 ? formatted("%.1f GB", bytes / 1e9) : formatted("%.0f MB", bytes / 1e6);
 }
 
 std::string warnings_text(const RunRecord& run) {
@@ -57,16 +58,16 @@ std::string card(const RunRecord& run, size_t index, const RunRecord& first) {
   std::string below = run.validation_loss ? "validation loss" : "training loss";
   const auto difference = difference_percent(run, first);
   if (!is_first && difference) {
-    below += html_text(", %+.2f %% against ", *difference) + escaped(first.name);
+    below += formatted(", %+.2f %% against ", *difference) + escaped(first.name);
   }
-  std::string speed = html_text("%.0f tokens/s", run.speed.wall.median);
+  std::string speed = formatted("%.0f tokens/s", run.speed.wall.median);
   const auto times = ratio(run.speed.wall, first.speed.wall);
-  if (!is_first && times) speed += html_text(" (x %.2f)", *times);
+  if (!is_first && times) speed += formatted(" (x %.2f)", *times);
   const std::string recipe = run.name == run.config.training.recipe
                                  ? ""
                                  : "<small>" + escaped(run.config.training.recipe) + "</small>";
-  return html_text("<div class=\"card\" style=\"--run:%s\"><b>", run_colour(index)) +
-         escaped(run.name) + "</b>" + recipe + html_text("<div class=\"big\">%.4f</div>", loss) +
+  return formatted("<div class=\"card\" style=\"--run:%s\"><b>", run_colour(index)) +
+         escaped(run.name) + "</b>" + recipe + formatted("<div class=\"big\">%.4f</div>", loss) +
          "<small>" + below + "</small><dl>" + entry("speed", speed) +
          entry("of bf16 peak", utilization(run)) + entry("peak memory", memory_text(run)) +
          entry("warnings", warnings_text(run)) + "</dl></div>\n";
@@ -77,12 +78,12 @@ std::vector<std::string> cells_of(const RunRecord& run, size_t index, const RunR
   return {run_label(index, run.name),
           escaped(run.config.training.recipe),
           steps_text(run),
-          html_text("%.4f", run.train_loss),
+          formatted("%.4f", run.train_loss),
           optional_text("%.4f", run.validation_loss),
           optional_text("%+.2f %%", difference_percent(run, first)),
-          html_text("%.0f", run.speed.wall.median),
+          formatted("%.0f", run.speed.wall.median),
           optional_text("%.2f", ratio(run.speed.wall, first.speed.wall)),
-          run.speed.cpu ? html_text("%.0f", run.speed.cpu->median) : "",
+          run.speed.cpu ? formatted("%.0f", run.speed.cpu->median) : "",
           run.speed.cpu && first.speed.cpu
               ? optional_text("%.2f", ratio(*run.speed.cpu, *first.speed.cpu))
               : "",
@@ -111,14 +112,14 @@ std::string table(const Report& report) {
   if (report.bigram_loss) {
     std::vector<std::string> row(head.size());
     row[0] = "byte-bigram table";
-    row[4] = html_text("%.4f", *report.bigram_loss);
+    row[4] = formatted("%.4f", *report.bigram_loss);
     rows.push_back(row);
   }
   std::string uneven = join(uneven_runs(runs), "; ");
   if (!uneven.empty()) {
     uneven =
         "<p class=\"note\">No ratio where a speed says little: " + escaped(uneven) +
-        html_text(". Above %.1f x it would tell of what else the machine did.</p>\n", kMaxSpread);
+        formatted(". Above %.1f x it would tell of what else the machine did.</p>\n", kMaxSpread);
   }
   return html_table(head, rows) +
          "<p class=\"note\">Losses in nats per token; train loss: mean of the last steps. Speeds: "

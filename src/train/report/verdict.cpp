@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "train/report/html.h"
 #include "train/report/run_tables.h"
 
@@ -73,9 +74,9 @@ std::string evidence_of(const RunRecord& run, const RunRecord& first) {
   const auto difference = loss_difference(run, first);
   std::string text = run.name + ": ";
   if (!difference) {
-    text += html_text("fewer than %zu steps that both runs have", kMinCommonSteps);
+    text += formatted("fewer than %zu steps that both runs have", kMinCommonSteps);
   } else {
-    text += html_text(
+    text += formatted(
         "training loss %+.4f \xC2\xB1 %.4f nats (%+.2f \xC2\xB1 %.2f %%) over steps "
         "%lld to %lld",
         difference->mean, difference->margin, difference->percent(), difference->margin_percent(),
@@ -83,7 +84,7 @@ std::string evidence_of(const RunRecord& run, const RunRecord& first) {
         static_cast<long long>(difference->last_step));
   }
   if (const auto validation = difference_percent(run, first)) {
-    text += html_text(", validation loss %+.2f %%", *validation);
+    text += formatted(", validation loss %+.2f %%", *validation);
   }
   const std::vector<std::string> others = other_differences(run, first);
   if (!others.empty()) text += "; differs in " + join(others) + " as well";
@@ -93,12 +94,12 @@ std::string evidence_of(const RunRecord& run, const RunRecord& first) {
 // A single run.
 std::string alone(const RunRecord& run) {
   std::string text = run.config.training.recipe + ", " + steps_text(run) +
-                     html_text(" steps: training loss %.4f", run.train_loss);
-  if (run.validation_loss) text += html_text(", validation loss %.4f", *run.validation_loss);
+                     formatted(" steps: training loss %.4f", run.train_loss);
+  if (run.validation_loss) text += formatted(", validation loss %.4f", *run.validation_loss);
   const size_t warnings = warnings_in(run);
   if (run.numerics.empty()) return text + "; numerics were not looked at.";
   if (warnings == 0) return text + "; every value looked at is within its bounds.";
-  return text + html_text("; %zu warnings about numerics.", warnings);
+  return text + formatted("; %zu warnings about numerics.", warnings);
 }
 
 }  // namespace
@@ -139,7 +140,7 @@ ReportVerdict verdict_of(const Runs& runs) {
         break;
       case Kind::DIFFERENT:
         parts.push_back(runs[i].name +
-                        html_text(" trains to a loss %.2f %% ", std::abs(difference->percent())) +
+                        formatted(" trains to a loss %.2f %% ", std::abs(difference->percent())) +
                         (difference->mean > 0 ? "above " : "below ") + first.name);
         break;
       case Kind::UNCLEAR:

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdio>
 #include <filesystem>
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "io/file.h"
 #include "train/store/checkpoint.h"
 
@@ -22,9 +22,7 @@ constexpr const char* kPartial = ".partial";  // remove_leftovers() knows it
 constexpr const char* kDamaged = ".damaged";
 
 std::string name_of(int64_t step) {
-  char text[32];
-  std::snprintf(text, sizeof text, "step-%08lld", static_cast<long long>(step));
-  return text;
+  return formatted("step-%08lld", static_cast<long long>(step));
 }
 
 std::optional<int64_t> step_of(const std::string& name) {

@@ -5,9 +5,10 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <vector>
+
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -15,10 +16,8 @@ namespace {
 constexpr uint64_t kPiece = uint64_t{1} << 20;
 
 std::string text_of(XXH128_hash_t hash) {
-  char text[33];
-  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(hash.high64),
-                static_cast<unsigned long long>(hash.low64));
-  return text;
+  return formatted("%016llx%016llx", static_cast<unsigned long long>(hash.high64),
+                   static_cast<unsigned long long>(hash.low64));
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 #include "train/store/speed.h"
 
 #include <algorithm>
-#include <cstdio>
+
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -42,13 +43,9 @@ std::optional<double> ratio(const Rate& rate, const Rate& first) {
 }
 
 std::string no_ratio_because(const Rate& rate) {
-  char text[96] = "";
-  if (rate.steps < kMinTimedSteps) {
-    std::snprintf(text, sizeof text, "%zu steps are too few", rate.steps);
-  } else if (says_little(rate)) {
-    std::snprintf(text, sizeof text, "the rates of its steps spread by %.1f x", rate.spread);
-  }
-  return text;
+  if (rate.steps < kMinTimedSteps) return formatted("%zu steps are too few", rate.steps);
+  if (!says_little(rate)) return "";
+  return formatted("the rates of its steps spread by %.1f x", rate.spread);
 }
 
 }  // namespace moe8

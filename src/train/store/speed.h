@@ -24,8 +24,8 @@ struct Speed {
                             // computes while no CPU does, and in runs of older versions
 };
 
-/// From two spreads above kMaxSpread, or less than kMinTimedSteps steps, no ratio of speeds is made:
-/// it would tell of what else the machine did.
+/// From two spreads above kMaxSpread, or less than kMinTimedSteps steps, no ratio of speeds is
+/// made: it would tell of what else the machine did.
 inline constexpr double kMaxSpread = 1.5;
 inline constexpr size_t kMinTimedSteps = 10;
 

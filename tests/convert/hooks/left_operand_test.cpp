@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Converted weights as the left operand, and with vectors; and that forward and backward of one
+// Converted weights as the left operand, with vectors, and in operations that end in matrix
+// products; and that forward and backward of one
 // product are in the same precision.
 #include "convert/hooks/agree.h"
 
@@ -22,7 +23,7 @@ TEST(LeftOperand, IsTheTransposedProduct) {
   const auto transposed = [](const Tensor& x, const Tensor& w, const Config& c) {
     return quantize_then_linear(x.mT(), w, {}, c).mT();
   };
-  const auto vector = [](const Tensor& x, const Tensor& w, const Config& c) {
+  const auto as_linear = [](const Tensor& x, const Tensor& w, const Config& c) {
     return quantize_then_linear(x, w, {}, c);
   };
   const std::vector<Style> styles{
@@ -50,21 +51,35 @@ TEST(LeftOperand, IsTheTransposedProduct) {
        [](const Tensor& x, const Tensor& w, const Config& c) {
          return quantize_then_linear(x.t(), w.t(), {}, c).t();
        }},
-      {"mv", {K}, [](const Tensor& x, const Tensor& w) { return at::mv(w, x); }, vector},
+      {"mv", {K}, [](const Tensor& x, const Tensor& w) { return at::mv(w, x); }, as_linear},
       {"matmul(w, vector)",
        {K},
        [](const Tensor& x, const Tensor& w) { return at::matmul(w, x); },
-       vector},
+       as_linear},
       {"matmul(vector, w^T)",
        {K},
        [](const Tensor& x, const Tensor& w) { return at::matmul(x, w.t()); },
-       vector},
+       as_linear},
+      {"tensordot",
+       {T, K},
+       [](const Tensor& x, const Tensor& w) { return at::tensordot(x, w, {1}, {1}); },
+       as_linear},
+      {"inner",
+       {T, K},
+       [](const Tensor& x, const Tensor& w) { return at::inner(x, w); },
+       as_linear},
+      {"multi_dot",
+       {T, K},
+       [](const Tensor& x, const Tensor& w) {
+         return at::linalg_multi_dot({x, w.t()});
+       },
+       as_linear},
       {"einsum nk,tk->tn",
        {T, K},
        [](const Tensor& x, const Tensor& w) {
          return at::einsum("nk,tk->tn", {w, x});
        },
-       vector},
+       as_linear},
   };
   for (const at::ScalarType dtype : dtypes()) {
     for (const Config& config : linear_configs()) {
