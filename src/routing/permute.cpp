@@ -113,7 +113,7 @@ at::Tensor combine_rows(const at::Tensor& rows, const ExpertOrder& order,
   constexpr const char* kOp = "combine_rows";
   check_order(kOp, order);
   check_matrix(kOp, "rows", rows, order.rows(), order.offs.device());
-  if (out_dtype) check_out_dtype(kOp, *out_dtype);
+  if (out_dtype) check_out_dtype(kOp, "out_dtype", *out_dtype);
   std::optional<at::Tensor> weights;
   if (scores && scores->defined()) {
     check_dense(kOp, "scores", *scores);
