@@ -40,6 +40,19 @@ inline constexpr std::array<LayerShape, 4> kGpuLayerShapes = {{
     {"gpt-oss", 8192, 2880, 2880, 32, 4},
 }};
 
+/// A mixture-of-experts layer: T tokens of width d, E experts of width h, k of them for each token.
+struct ExpertLayerShape {
+  const char* name;
+  int64_t T, d, h, E, k;
+};
+/// Of published models, for one GPU.
+inline constexpr std::array<ExpertLayerShape, 4> kGpuExpertLayerShapes = {{
+    {"scout", 131072, 5120, 8192, 8, 1},
+    {"dsv3", 16384, 7168, 2048, 8, 8},
+    {"qwen3-30b", 8192, 2048, 768, 128, 8},
+    {"gpt-oss", 8192, 2880, 2880, 32, 4},
+}};
+
 /// A dense layer: M tokens, N out-features, K in-features.
 struct LinearShape {
   int64_t M, N, K;

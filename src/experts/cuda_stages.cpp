@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The stages on the kernels of src/cuda/experts/. What a product reads as FP8 codes is written as
+// codes by the stage before it: tokens are quantized once each and their codes gathered; hidden rows
+// and their gradients are quantized as they are made; codes along columns are made from those along
+// rows. Other forms are made of values in bf16, as of any operand.
+
+#include <algorithm>
+#include <variant>
+
+#include "cuda/experts/gather.h"
+#include "cuda/experts/swiglu.h"
+#include "cuda/experts/transpose_codes.h"
+#include "cuda/quantize/float8.h"
+#include "device/cuda_launch.h"
+#include "device/implementation.h"
+#include "experts/activation.h"
+#include "experts/stages.h"
+#include "groups/cuda_groups.h"
+#include "quantize/cuda_args.h"
+#include "routing/cuda_rows.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOp = "moe_experts";
+constexpr int64_t kAlongRows = 1, kAlongColumns = 0;
+
+using Keys = std::vector<FormKey>;
+
+// ---- which forms are codes ----------------------------------------------------
+// The format of codes whose scales may be shifted, one per row or column.
+const Float8Format* shiftable(const FormKey& key) {
+  const auto* format = std::get_if<Float8Format>(&key.format);
+  const bool is = format && key.encoding == Encoding::FLOAT8 &&
+                  format->granularity == ScalingGranularity::AXISWISE &&
+                  format->round_scales_to_power_of_2;
+  return is ? format : nullptr;
+}
+
+// The one format in which a stage writes all forms as codes; else it gives the values.
+const Float8Format* codes_for(const ExpertsCall& call, const Keys& keys) {
+  if (keys.empty()) return nullptr;
+  const Float8Format* const format = shiftable(keys.front());
+  for (const FormKey& key : keys) {
+    const Float8Format* const other = shiftable(key);
+    if (!format || !other || !(*other == *format)) return nullptr;
+    if (key.axis == kAlongColumns && call.column_codes != ColumnCodes::FROM_ROW_CODES) {
+      return nullptr;
+    }
+  }
+  return format;
+}
+
+bool has_axis(const Keys& keys, int64_t axis) {
+  return std::any_of(keys.begin(), keys.end(), [&](const FormKey& k) { return k.axis == axis; });
+}
+
+Operand of_values(const at::Tensor& values, const Keys& keys) {
+  Operand operand(values);
+  for (const FormKey& key : keys) operand.expect(key);
+  return operand;
+}
+
+// ---- codes by rows --------------------------------------------------------------
+// Codes of a matrix [rows, columns] with one scale per row, and the amax of its columns by group.
+struct CodedRows {
+  Float8Format format;
+  int64_t columns;
+  at::Tensor codes;          // uint8 [rows, pitch]
+  at::Tensor inverse_scale;  // float32 [rows]
+  at::Tensor column_amax;    // int32 [E, columns]: bits; undefined where no one asks
+
+  static CodedRows empty(const ExpertsCall& call, const Float8Format& format, int64_t rows,
+                         int64_t columns, bool with_columns) {
+    return {format, columns, empty_on(call.device, {rows, code_pitch(columns)}, at::kByte),
+            empty_on(call.device, {rows}, at::kFloat),
+            with_columns ? empty_on(call.device, {call.order.n_experts(), columns}, at::kInt)
+                         : at::Tensor()};
+  }
+  int64_t pitch() const { return codes.size(1); }
+  uint32_t* amax() const { return column_amax.defined() ? amax_bits(column_amax) : nullptr; }
+  Form form(const FormKey& key) const { return {key, codes, inverse_scale}; }
+};
+
+cuda::RowGroups groups_of(const ExpertsCall& call) {
+  return cuda::RowGroups::of(call.groups.on_device(call.rows(), call.device).metadata);
+}
+
+// Each row of x [T, d] once, in the order of tokens.
+CodedRows quantize_tokens(const ExpertsCall& call, const at::Tensor& x, const Float8Format& format,
+                          cudaStream_t stream) {
+  const CodedRows made = CodedRows::empty(call, format, x.size(0), x.size(1), false);
+  auto args = float8_args<cuda::Float8RowsArgs>(x, x.size(1), cuda::RowGroups::equal(1, x.size(0)),
+                                                format.elem, true);
+  args.codes = made.codes.mutable_data_ptr<uint8_t>();
+  args.pitch = made.pitch();
+  args.inverse_scale = made.inverse_scale.mutable_data_ptr<float>();
+  check_launch(kOp, cuda::launch_float8_rows(args, stream));
+  return made;
+}
+
+// As the kernels read codes by rows: those of tokens through the order.
+cuda::RowCodes row_codes(const ExpertsCall& call, const CodedRows& x, bool of_tokens) {
+  cuda::RowCodes in{.codes = x.codes.const_data_ptr<uint8_t>(),
+                    .inverse_scale = x.inverse_scale.const_data_ptr<float>(),
+                    .elem = x.format.elem,
+                    .columns = x.columns,
+                    .pitch = x.pitch(),
+                    .groups = groups_of(call)};
+  if (of_tokens) {
+    in.slot_of_row = call.order.slot_of_row.const_data_ptr<int32_t>();
+    in.top_k = call.order.top_k();
+  }
+  return in;
+}
+
+// The codes of tokens in the order of experts.
+CodedRows gather_codes(const ExpertsCall& call, const CodedRows& tokens, bool with_columns,
+                       cudaStream_t stream) {
+  const CodedRows made =
+      CodedRows::empty(call, tokens.format, call.rows(), tokens.columns, with_columns);
+  const cuda::GatherCodesArgs args{.in = row_codes(call, tokens, /*of_tokens=*/true),
+                                   .row_of_slot = call.order.row_of_slot.const_data_ptr<int32_t>(),
+                                   .codes = made.codes.mutable_data_ptr<uint8_t>(),
+                                   .inverse_scale = made.inverse_scale.mutable_data_ptr<float>(),
+                                   .column_amax = made.amax()};
+  check_launch(kOp, cuda::launch_gather_codes(args, stream));
+  return made;
+}
+
+// The form along the rows of groups, from codes along columns.
+Form turned(const ExpertsCall& call, const CodedRows& x, const at::Tensor& column_amax,
+            const FormKey& key, bool of_tokens, cudaStream_t stream) {
+  const cuda::RowCodes in = row_codes(call, x, of_tokens);
+  Form form{key, empty_on(call.device, {x.columns, in.groups.transposed_columns()}, at::kByte),
+            empty_on(call.device, {call.order.n_experts(), x.columns}, at::kFloat)};
+  const cuda::TransposeCodesArgs args{.in = in,
+                                      .column_amax = amax_bits(column_amax),
+                                      .codes = form.data.mutable_data_ptr<uint8_t>(),
+                                      .inverse_scale = form.decode_scale.mutable_data_ptr<float>()};
+  check_launch(kOp, cuda::launch_transpose_codes(args, stream));
+  return form;
+}
+
+// The forms of tokens that were quantized once.
+Operand gathered(const ExpertsCall& call, const CodedRows& tokens, const CodedRows& rows,
+                 const Keys& keys, at::ScalarType dtype, cudaStream_t stream) {
+  Operand operand = Operand::future({call.rows(), tokens.columns}, dtype, call.device);
+  for (const FormKey& key : keys) {
+    operand.add(key.axis == kAlongRows
+                    ? rows.form(key)
+                    : turned(call, tokens, rows.column_amax, key, /*of_tokens=*/true, stream));
+  }
+  return operand;
+}
+
+// ---- the activation ---------------------------------------------------------------
+GateFunction function_of(Activation activation) {
+  switch (activation) {
+    case Activation::SWIGLU:
+      return GateFunction::SWIGLU;
+    case Activation::CLAMPED_SWIGLU:
+      break;
+  }
+  return GateFunction::CLAMPED;
+}
+
+cuda::SwigluSource source_of(const ExpertsCall& call, const ActivationInputs& inputs) {
+  const bool is_interleaved = call.layout == GateUpLayout::INTERLEAVED;
+  const bool on_input = call.placement == ScorePlacement::INPUT;
+  cuda::SwigluSource source{
+      .hidden = inputs.H.const_data_ptr(),
+      .columns = call.hidden,
+      .groups = groups_of(call),
+      .activation = {.function = function_of(call.activation),
+                     .layout = is_interleaved ? GateLayout::INTERLEAVED : GateLayout::HALVES,
+                     .alpha = static_cast<float>(call.alpha),
+                     .limit = static_cast<float>(call.limit)}};
+  if (inputs.bias.defined()) {
+    source.bias = inputs.bias.const_data_ptr();
+    source.bias_type = FloatType::F32;
+  }
+  source.slot_of_row = call.order.slot_of_row.const_data_ptr<int32_t>();
+  if (inputs.scores.defined()) source.scores = inputs.scores.const_data_ptr<float>();
+  source.scores_on = on_input ? GateScores::INPUT : GateScores::OUTPUT;
+  return source;
+}
+
+ActivationInputs contiguous(ActivationInputs inputs) {
+  for (at::Tensor* x : {&inputs.H, &inputs.bias, &inputs.scores}) {
+    if (x->defined()) *x = x->contiguous();
+  }
+  return inputs;
+}
+
+// What a kernel writes of one matrix that it makes: codes, or values.
+class Made {
+ public:
+  Made(const ExpertsCall& call, const Keys& keys, int64_t columns)
+      : call_(call), keys_(keys), columns_(columns) {
+    if (keys.empty()) return;
+    const bool by_columns = has_axis(keys, kAlongColumns);
+    if (const Float8Format* const format = codes_for(call, keys)) {
+      codes_ = CodedRows::empty(call, *format, call.rows(), columns, by_columns);
+    } else {
+      values_ = empty_on(call.device, {call.rows(), columns}, call.hidden_dtype);
+    }
+  }
+
+  cuda::ActivationRows rows() const {
+    cuda::ActivationRows rows;
+    if (values_.defined()) rows.values = values_.mutable_data_ptr();
+    if (!codes_) return rows;
+    rows.codes = codes_->codes.mutable_data_ptr<uint8_t>();
+    rows.pitch = codes_->pitch();
+    rows.inverse_scale = codes_->inverse_scale.mutable_data_ptr<float>();
+    rows.column_amax = codes_->amax();
+    return rows;
+  }
+  std::optional<Float8Format> format() const {
+    return codes_ ? std::optional(codes_->format) : std::nullopt;
+  }
+
+  std::optional<Operand> operand(cudaStream_t stream) const {
+    if (keys_.empty()) return std::nullopt;
+    if (!codes_) return of_values(values_, keys_);
+    Operand operand = Operand::future({call_.rows(), columns_}, call_.hidden_dtype, call_.device);
+    for (const FormKey& key : keys_) {
+      operand.add(key.axis == kAlongRows
+                      ? codes_->form(key)
+                      : turned(call_, *codes_, codes_->column_amax, key, false, stream));
+    }
+    return operand;
+  }
+
+ private:
+  const ExpertsCall& call_;
+  const Keys& keys_;
+  int64_t columns_;
+  std::optional<CodedRows> codes_;
+  at::Tensor values_;
+};
+
+// ---- the stages ---------------------------------------------------------------------
+class CudaStages final : public ExpertStages {
+ public:
+  const char* name() const override { return "cuda"; }
+
+  std::optional<std::string> refusal(const ExpertsCall& call) const override {
+    if (auto refusal = kernels_refusal(call.device, call.order.n_experts())) return refusal;
+    if (call.is_observed) return "a NumericsMonitor wants operands in high precision";
+    if (call.saved_hidden == SavedHidden::FLOAT8) return "it saves hidden rows as they are only";
+    if (call.hidden_dtype != at::kBFloat16) return "hidden rows are not bfloat16";
+    return std::nullopt;
+  }
+
+  GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x, const Keys& keys,
+                               bool for_backward) const override {
+    const Float8Format* const format = codes_for(call, keys);
+    if (!format) {
+      GatheredTokens values{of_values(cuda_gather_tokens(x, call.order), keys), {}};
+      if (for_backward) values.saved = {x};
+      return values;
+    }
+    const Launch on(call.device);
+    const CodedRows tokens = quantize_tokens(call, x.contiguous(), *format, on.stream);
+    const bool saves_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
+    const CodedRows rows = gather_codes(call, tokens, saves_codes, on.stream);
+    GatheredTokens result{gathered(call, tokens, rows, keys, call.x_dtype, on.stream), {}};
+    if (saves_codes) {
+      result.saved = {tokens.codes, tokens.inverse_scale, rows.column_amax};
+    } else if (for_backward) {
+      result.saved = {x};
+    }
+    return result;
+  }
+
+  Operand gather_saved(const ExpertsCall& call, const std::vector<at::Tensor>& saved,
+                       const Keys& keys) const override {
+    const Float8Format* const format = codes_for(call, keys);
+    if (saved.size() == 1) return of_values(cuda_gather_tokens(saved[0], call.order), keys);
+    const Launch on(call.device);
+    const CodedRows tokens{*format, call.dim, saved.at(0), saved.at(1), {}};
+    Operand operand = Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);
+    for (const FormKey& key : keys) {
+      operand.add(turned(call, tokens, saved.at(2), key, /*of_tokens=*/true, on.stream));
+    }
+    return operand;
+  }
+
+  Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
+                       const Keys& keys) const override {
+    const Float8Format* const format = codes_for(call, keys);
+    if (!format) return of_values(cuda_gather_tokens(grad_out, call.order), keys);
+    const Launch on(call.device);
+    const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
+    const CodedRows rows = gather_codes(call, tokens, has_axis(keys, kAlongColumns), on.stream);
+    return gathered(call, tokens, rows, keys, call.x_dtype, on.stream);
+  }
+
+  Operand activate(const ExpertsCall& call, const ActivationInputs& given,
+                   const Keys& keys) const override {
+    const Launch on(call.device);
+    const ActivationInputs inputs = contiguous(given);
+    const Made A(call, keys, call.hidden);
+    cuda::SwigluArgs args{source_of(call, inputs), A.rows()};
+    if (A.format()) args.elem = A.format()->elem;
+    check_launch(kOp, cuda::launch_swiglu(args, on.stream));
+    return *A.operand(on.stream);
+  }
+
+  ActivationGrads activate_backward(const ExpertsCall& call, const ActivationInputs& given,
+                                    const at::Tensor& dA,
+                                    const ActivationWants& wants) const override {
+    const Launch on(call.device);
+    const ActivationInputs inputs = contiguous(given);
+    ActivationGrads grads;
+    if (wants.bias) {
+      grads.bias = moe8::activate_backward(call, inputs, dA, false, false, false, true).bias;
+    }
+    const Made dH(call, wants.dH, 2 * call.hidden), A(call, wants.A, call.hidden);
+    cuda::SwigluBackwardArgs args{source_of(call, inputs)};
+    if (dH.format() || A.format()) args.elem = (dH.format() ? dH : A).format()->elem;
+    const at::Tensor grad = dA.defined() ? dA.contiguous() : zeros_like_A(call);
+    args.grad = grad.const_data_ptr();
+    args.hidden_grad = dH.rows();
+    args.scored_activation = A.rows();
+    if (wants.scores) {
+      grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
+      args.score_grad = grads.scores.mutable_data_ptr<float>();
+    }
+    check_launch(kOp, cuda::launch_swiglu_backward(args, on.stream));
+    grads.dH = dH.operand(on.stream);
+    grads.A = A.operand(on.stream);
+    return grads;
+  }
+
+  at::Tensor combine(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
+                     const at::Tensor& bias) const override {
+    return cuda_sum_rows(rows, call.order, scores, bias, call.x_dtype);
+  }
+
+ private:
+  // Where A' alone is wanted, no gradient was computed; the kernel reads one all the same.
+  static at::Tensor zeros_like_A(const ExpertsCall& call) {
+    return empty_on(call.device, {call.rows(), call.hidden}, call.hidden_dtype).zero_();
+  }
+};
+
+}  // namespace
+
+const ExpertStages* cuda_stages() {
+  static const CudaStages stages;
+  return &stages;
+}
+
+}  // namespace moe8

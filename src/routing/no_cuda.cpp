@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CUDA side of routing in a build without CUDA: it refuses, and so is never called.
+#include "base/check.h"
+#include "routing/cuda_rows.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kNoKernels = "this build of moe8 has no CUDA kernels (MOE8_CUDA)";
+
+[[noreturn]] void fail_without_cuda() {
+  fail("routing", "device", kNoKernels);
+}
+
+}  // namespace
+
+std::optional<std::string> cuda_order_refusal(const at::Tensor&, int64_t) {
+  return kNoKernels;
+}
+std::optional<std::string> cuda_rows_refusal(const at::Tensor&, const ExpertOrder&) {
+  return kNoKernels;
+}
+ExpertOrder cuda_expert_order(const at::Tensor&, int64_t) {
+  fail_without_cuda();
+}
+at::Tensor cuda_gather_tokens(const at::Tensor&, const ExpertOrder&) {
+  fail_without_cuda();
+}
+at::Tensor cuda_sum_rows(const at::Tensor&, const ExpertOrder&, const at::Tensor&,
+                         const at::Tensor&, at::ScalarType) {
+  fail_without_cuda();
+}
+
+}  // namespace moe8
