@@ -279,6 +279,8 @@ class CudaStages final : public ExpertStages {
                        const Keys& keys) const override {
     const Float8Format* const format = codes_for(call, keys);
     if (saved.size() == 1) return of_values(cuda_gather_tokens(saved[0], call.order), keys);
+    MOE8_CHECK(format, kOp, "x", "expected its codes, which forward saved, to be of use in ",
+               "backward. This is a defect of moe8");
     const Launch on(call.device);
     const CodedRows tokens{*format, call.dim, saved.at(0), saved.at(1), {}};
     Operand operand = Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);

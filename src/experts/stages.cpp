@@ -29,9 +29,13 @@ std::string ExpertsCall::describe() const {
 }
 
 const std::vector<const ExpertStages*>& expert_stages() {
-  // Stages on kernels of moe8 go before these.
-  static const std::vector<const ExpertStages*> stages = {&composite_stages()};
-  return stages;
+  static const std::vector<const ExpertStages*> all = [] {
+    std::vector<const ExpertStages*> stages;
+    if (const ExpertStages* const on_kernels = cuda_stages()) stages.push_back(on_kernels);
+    stages.push_back(&composite_stages());
+    return stages;
+  }();
+  return all;
 }
 
 const ExpertStages& choose_expert_stages(const ExpertsCall& call) {

@@ -127,6 +127,9 @@ class ExpertStages {
 /// LibTorch's operations, on any device.
 const ExpertStages& composite_stages();
 
+/// The kernels of src/cuda/experts/; nullptr in a build without CUDA.
+const ExpertStages* cuda_stages();
+
 /// All of this build in the order of preference; the first that does not refuse computes.
 const std::vector<const ExpertStages*>& expert_stages();
 

@@ -39,7 +39,7 @@ std::optional<std::string> cuda_rows_refusal(const at::Tensor& rows, const Exper
 ExpertOrder cuda_expert_order(const at::Tensor& experts, int64_t n_experts) {
   constexpr const char* kOp = "expert_order";
   const Launch launch(experts.device());
-  const at::Tensor source = experts.contiguous();
+  const at::Tensor source = experts.detach().contiguous();
   const int64_t slots = source.numel();
   const at::Tensor workspace =
       empty_on(source, {cuda::expert_order_workspace_bytes(slots, n_experts)}, at::kByte);

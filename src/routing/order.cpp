@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "moe8/routing.h"
 #include "quantize/check_input.h"
+#include "routing/cuda_rows.h"
 
 namespace moe8 {
 namespace {
@@ -33,6 +34,7 @@ void check_experts(const at::Tensor& experts, int64_t n_experts) {
 
 ExpertOrder expert_order(const at::Tensor& experts, int64_t n_experts) {
   check_experts(experts, n_experts);
+  if (!cuda_order_refusal(experts, n_experts)) return cuda_expert_order(experts, n_experts);
   ExpertOrder order;
   order.experts = experts.detach();
   // Slots of no expert come after those of the last one.

@@ -6,6 +6,8 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros.h>
 
+#include "routing/cuda_rows.h"
+
 namespace moe8 {
 
 at::Tensor rows_in_groups(const ExpertOrder& order) {
@@ -19,6 +21,7 @@ at::Tensor slots_in_groups(const ExpertOrder& order) {
 }
 
 at::Tensor gather_tokens(const at::Tensor& x, const ExpertOrder& order) {
+  if (!cuda_rows_refusal(x, order)) return cuda_gather_tokens(x, order);
   const at::Tensor token =
       order.top_k() == 1 ? order.slot_of_row : order.slot_of_row.floor_divide(order.top_k());
   const at::Tensor rows = x.index_select(0, token);
@@ -34,6 +37,7 @@ at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order) {
 
 at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
                     at::ScalarType out_dtype) {
+  if (!cuda_rows_refusal(rows, order)) return cuda_sum_rows(rows, order, scores, {}, out_dtype);
   const int64_t T = order.tokens(), k = order.top_k(), N = rows.size(1);
   if (k == 0) return at::zeros({T, N}, rows.options().dtype(out_dtype));
   const at::Tensor row_of_slot = order.row_of_slot.view({T, k});

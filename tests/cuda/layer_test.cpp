@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The layer of experts on a GPU: routing bit for bit the CPU's, layers by SQNR against float64 and
+// against the CPU, codes along columns from those along rows, graphs with other routings, edges.
+// Skipped where there is no GPU.
+#include <c10/cuda/CUDAFunctions.h>
+#include <torch/torch.h>
+
+#include <random>
+
+#include "cuda/graph.h"
+#include "device/cuda_backend.h"
+#include "experts/problem.h"
+#include "moe8/moe8.h"
+#include "testing/compare.h"
+
+namespace moe8 {
+namespace {
+
+using testing::experts_problem;
+using testing::ExpertsProblem;
+using testing::ExpertsResults;
+using testing::ExpertsShape;
+using testing::in_float64;
+using testing::run_experts;
+using testing::same_bits;
+using testing::sqnr_db;
+
+class ExpertsOnGpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto failure = load_cuda_backend())
+      GTEST_SKIP() << "no GPU for these tests: " << *failure;
+    set_weight_cache(WeightCache::OFF);
+    set_weight_cache(WeightCache::AUTO);
+  }
+};
+
+at::Tensor gpu(const at::Tensor& x) {
+  return x.defined() ? x.detach().to(at::kCUDA).requires_grad_(x.requires_grad()) : x;
+}
+
+ExpertsProblem gpu(ExpertsProblem p) {
+  for (at::Tensor* t :
+       {&p.x, &p.w1, &p.w3, &p.w2, &p.experts, &p.scores, &p.b1, &p.b3, &p.b2, &p.upstream}) {
+    *t = gpu(*t);
+  }
+  return p;
+}
+
+std::optional<Config> config_of(const std::string& name) {
+  return name == "bf16" ? std::nullopt : std::optional(recipe(name));
+}
+
+// ---- routing ------------------------------------------------------------------
+struct Choice {
+  int64_t tokens, top_k, n_experts;
+};
+
+at::Tensor random_choice(const Choice& c, at::ScalarType dtype, bool some_elsewhere) {
+  const at::Tensor experts = at::randint(c.n_experts, {c.tokens, c.top_k}, at::dtype(dtype));
+  if (!some_elsewhere) return experts;
+  const at::Tensor dice = at::rand({c.tokens, c.top_k});
+  return at::where(dice.lt(0.1), at::full_like(experts, -1),
+                   at::where(dice.gt(0.9), at::full_like(experts, c.n_experts), experts));
+}
+
+TEST_F(ExpertsOnGpu, RoutingIsBitForBitTheCpus) {
+  torch::manual_seed(1);
+  for (const Choice& c : std::vector<Choice>{
+           {0, 2, 4}, {1, 1, 1}, {7, 3, 5}, {1000, 8, 8}, {513, 4, 128}, {4096, 6, 300}}) {
+    for (const at::ScalarType dtype : {at::kInt, at::kLong}) {
+      for (const bool elsewhere : {false, true}) {
+        SCOPED_TRACE(c10::str(c.tokens, " x ", c.top_k, " of ", c.n_experts, elsewhere));
+        const at::Tensor experts = random_choice(c, dtype, elsewhere);
+        const ExpertOrder expected = expert_order(experts, c.n_experts);
+        const ExpertOrder order = expert_order(gpu(experts), c.n_experts);
+        EXPECT_TRUE(same_bits(expected.slot_of_row, order.slot_of_row.cpu()));
+        EXPECT_TRUE(same_bits(expected.row_of_slot, order.row_of_slot.cpu()));
+        EXPECT_TRUE(same_bits(expected.offs, order.offs.cpu()));
+        EXPECT_TRUE(same_bits(expected.counts, order.counts.cpu()));
+      }
+    }
+  }
+}
+
+TEST_F(ExpertsOnGpu, RowsAndTheirSumsAreBitForBitTheCpus) {
+  torch::manual_seed(2);
+  for (const int64_t columns : {1, 7, 64, 1000}) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+      SCOPED_TRACE(c10::str(columns, " ", dtype));
+      const at::Tensor experts = random_choice({300, 3, 7}, at::kLong, true);
+      const at::Tensor x = at::randn({300, columns}).to(dtype).requires_grad_();
+      const at::Tensor scores = at::rand({300, 3}).requires_grad_();
+      const at::Tensor upstream = at::randn({300, columns}).to(dtype);
+      const auto results = [&](const at::Tensor& a, const at::Tensor& s, const at::Tensor& e,
+                               const at::Tensor& up) {
+        const ExpertOrder order = expert_order(e, 7);
+        const at::Tensor rows = permute_tokens(a, order);
+        const at::Tensor out = combine_rows(rows * rows, order, s);
+        std::vector<at::Tensor> all = torch::autograd::grad({out}, {a}, {up});
+        all.push_back(rows), all.push_back(out);
+        return all;
+      };
+      const auto expected = results(x, scores, experts, upstream);
+      const auto got = results(gpu(x), gpu(scores), gpu(experts), gpu(upstream));
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_TRUE(same_bits(expected[i].detach(), got[i].detach().cpu())) << i;
+      }
+    }
+  }
+}
+
+// ---- layers -------------------------------------------------------------------
+struct Bars {
+  double out, grad_x, grad_w, other;  // dB
+};
+Bars bars_of(const std::string& name) {
+  return name == "bf16" ? Bars{40, 40, 40, 40} : Bars{25, 25, 23, 23};
+}
+
+void expect_above(const ExpertsProblem& p, const ExpertsResults& expected,
+                  const ExpertsResults& got, const Bars& bars) {
+  EXPECT_GE(sqnr_db(expected.out, got.out.cpu()), bars.out);
+  const auto leaves = p.leaves();
+  for (size_t i = 0; i < got.grads.size(); ++i) {
+    const double bar = i == 0 ? bars.grad_x : i <= 3 ? bars.grad_w : bars.other;
+    EXPECT_GE(sqnr_db(expected.grads[i], got.grads[i].cpu()), bar) << "gradient " << i;
+  }
+}
+
+std::vector<ExpertsProblem> variants(const ExpertsShape& shape) {
+  std::vector<ExpertsProblem> list;
+  for (const Activation activation : {Activation::SWIGLU, Activation::CLAMPED_SWIGLU}) {
+    for (const ScorePlacement placement : {ScorePlacement::OUTPUT, ScorePlacement::INPUT}) {
+      for (const bool has_bias : {false, true}) {
+        ExpertsProblem p = experts_problem(shape, at::kBFloat16, list.size() + 1, has_bias);
+        p.activation = activation;
+        p.placement = placement;
+        list.push_back(p);
+      }
+    }
+  }
+  return list;
+}
+
+TEST_F(ExpertsOnGpu, LayersAreTheDefinition) {
+  const ExpertsShape shape{.tokens = 333, .top_k = 3, .experts = 7, .dim = 256, .hidden = 192};
+  for (const ExpertsProblem& p : variants(shape)) {
+    const ExpertsResults expected = in_float64(p);
+    for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
+      for (const ColumnCodes columns : {ColumnCodes::FROM_VALUES, ColumnCodes::FROM_ROW_CODES}) {
+        SCOPED_TRACE(c10::str(name, " columns ", int(columns), " activation ", int(p.activation),
+                              " placement ", int(p.placement), p.b1.defined() ? " biases" : ""));
+        const ExpertsResults got =
+            run_experts(gpu(p), {.config = config_of(name),
+                                 .column_codes = columns,
+                                 .implementation = ExpertsImplementation::FUSED});
+        expect_above(p, expected, got, bars_of(name));
+      }
+    }
+  }
+}
+
+// The arithmetic is one; what differs are sums of products and the last bit of an exponential.
+TEST_F(ExpertsOnGpu, LayersAgreeWithTheCpu) {
+  const ExpertsShape shape{.tokens = 200, .top_k = 2, .experts = 5, .dim = 320, .hidden = 96};
+  for (const ExpertsProblem& p : variants(shape)) {
+    for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
+      for (const ColumnCodes columns : {ColumnCodes::FROM_VALUES, ColumnCodes::FROM_ROW_CODES}) {
+        SCOPED_TRACE(c10::str(name, " columns ", int(columns), " activation ", int(p.activation),
+                              " placement ", int(p.placement), p.b1.defined() ? " biases" : ""));
+        const ExpertsOptions options{.config = config_of(name), .column_codes = columns};
+        expect_above(p, run_experts(p, options), run_experts(gpu(p), options), {38, 38, 38, 38});
+      }
+    }
+  }
+}
+
+TEST_F(ExpertsOnGpu, RandomLayersAgreeWithFloat64AndRepeat) {
+  const char* wanted = std::getenv("MOE8_RANDOM_SHAPES");
+  const int count = wanted ? std::atoi(wanted) : 60;
+  std::mt19937 random(7);
+  const auto pick = [&](std::vector<int64_t> of) { return of[random() % of.size()]; };
+  for (int i = 0; i < count; ++i) {
+    const ExpertsShape shape{.tokens = pick({1, 2, 17, 63, 64, 65, 200, 511}),
+                             .top_k = pick({1, 2, 3, 8}),
+                             .experts = pick({1, 2, 8, 9, 33}),
+                             .dim = pick({16, 40, 64, 100, 257, 512}),
+                             .hidden = pick({16, 24, 64, 90, 129, 384})};
+    ExpertsProblem p = experts_problem(shape, at::kBFloat16, i, random() % 3 == 0);
+    p.activation = random() % 2 ? Activation::SWIGLU : Activation::CLAMPED_SWIGLU;
+    p.placement = random() % 2 ? ScorePlacement::OUTPUT : ScorePlacement::INPUT;
+    const std::string name = std::vector<std::string>{"bf16", "fp8_rowwise", "mxfp8_rceil"}[i % 3];
+    SCOPED_TRACE(c10::str(name, " T ", shape.tokens, " k ", shape.top_k, " E ", shape.experts,
+                          " d ", shape.dim, " h ", shape.hidden, " number ", i));
+    const ExpertsOptions options{.config = config_of(name),
+                                 .column_codes = ColumnCodes::FROM_ROW_CODES};
+    const ExpertsProblem on_gpu = gpu(p);
+    const ExpertsResults once = run_experts(on_gpu, options), again = run_experts(on_gpu, options);
+    expect_above(p, in_float64(p), once, {24, 22, 20, 18});
+    EXPECT_TRUE(same_bits(once.out, again.out));
+    for (size_t g = 0; g < once.grads.size(); ++g) {
+      EXPECT_TRUE(same_bits(once.grads[g], again.grads[g])) << g;
+    }
+  }
+}
+
+TEST_F(ExpertsOnGpu, ColumnsFromRowCodesCostAtMostATwentiethOfADecibel) {
+  const ExpertsShape shape{.tokens = 2048, .top_k = 4, .experts = 8, .dim = 512, .hidden = 384};
+  const ExpertsProblem p = experts_problem(shape, at::kBFloat16, 11);
+  const ExpertsResults expected = in_float64(p);
+  const auto run = [&](ColumnCodes columns) {
+    return run_experts(gpu(p), {.config = recipe("fp8_rowwise"), .column_codes = columns});
+  };
+  const ExpertsResults values = run(ColumnCodes::FROM_VALUES),
+                       codes = run(ColumnCodes::FROM_ROW_CODES);
+  EXPECT_TRUE(same_bits(values.out, codes.out));
+  for (size_t i = 0; i < values.grads.size(); ++i) {
+    const double lost = sqnr_db(expected.grads[i], values.grads[i].cpu()) -
+                        sqnr_db(expected.grads[i], codes.grads[i].cpu());
+    std::printf("gradient %zu: %.2f dB from values, %.3f dB lost from codes\n", i,
+                sqnr_db(expected.grads[i], values.grads[i].cpu()), lost);
+    EXPECT_LE(lost, 0.05) << i;
+  }
+}
+
+// ---- edges ----------------------------------------------------------------------
+TEST_F(ExpertsOnGpu, SlotsElsewhereAndNoTokens) {
+  ExpertsProblem p = experts_problem({.tokens = 40, .top_k = 2, .experts = 4}, at::kBFloat16, 5);
+  p.experts.index_put_({at::arange(0, 40, 3), at::zeros({14}, at::kLong)}, at::tensor(-1));
+  for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
+    SCOPED_TRACE(name);
+    const ExpertsResults got = run_experts(gpu(p), {.config = config_of(name)});
+    expect_above(p, in_float64(p), got, {20, 20, 18, 18});
+    const at::Tensor ds = got.grads[4].cpu();
+    EXPECT_EQ(ds.index({p.experts.lt(0)}).count_nonzero().item<int64_t>(), 0);
+
+    const ExpertsProblem none = experts_problem({.tokens = 0}, at::kBFloat16, 5);
+    const ExpertsResults nothing = run_experts(gpu(none), {.config = config_of(name)});
+    EXPECT_EQ(nothing.out.size(0), 0);
+    for (size_t i = 1; i <= 3; ++i) {
+      EXPECT_EQ(nothing.grads[i].count_nonzero().item<int64_t>(), 0) << i;
+    }
+  }
+}
+
+TEST_F(ExpertsOnGpu, OneWeightIsTheTwoThatItHolds) {
+  const ExpertsProblem p = gpu(experts_problem({.dim = 128, .hidden = 64}, at::kBFloat16, 9));
+  for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
+    SCOPED_TRACE(name);
+    const ExpertsOptions options{.config = config_of(name)};
+    const at::Tensor two = moe_experts(p.x, p.w1, p.w3, p.w2, p.experts, p.scores, options);
+    const at::Tensor one =
+        moe_experts(p.x, at::cat({p.w1, p.w3}, 1), {}, p.w2, p.experts, p.scores, options);
+    EXPECT_TRUE(same_bits(two.detach(), one.detach()));
+    ExpertsOptions mixed = options;
+    mixed.gate_up = GateUpLayout::INTERLEAVED;
+    const at::Tensor pairs = at::stack({p.w1, p.w3}, 2).flatten(1, 2);
+    const at::Tensor third = moe_experts(p.x, pairs, {}, p.w2, p.experts, p.scores, mixed);
+    EXPECT_TRUE(same_bits(two.detach(), third.detach()));
+  }
+}
+
+TEST_F(ExpertsOnGpu, AGraphReplaysWithAnotherRouting) {
+  const ExpertsShape shape{.tokens = 256, .top_k = 2, .experts = 6, .dim = 128, .hidden = 64};
+  const ExpertsProblem p = gpu(experts_problem(shape, at::kBFloat16, 3));
+  const at::Tensor other = gpu(experts_problem(shape, at::kBFloat16, 4).experts);
+  for (const char* name : {"bf16", "fp8_rowwise"}) {
+    SCOPED_TRACE(name);
+    const ExpertsOptions options{.config = config_of(name)};
+    const at::Tensor experts = p.experts.clone();
+    ExpertsProblem q = p;
+    q.experts = experts;
+    ExpertsResults captured;
+    const testing::Graph graph([&] { captured = run_experts(q, options); });
+    for (const at::Tensor& routing : {other, p.experts}) {
+      experts.copy_(routing);
+      c10::cuda::device_synchronize();
+      graph.replay();
+      ExpertsProblem fresh = p;
+      fresh.experts = routing;
+      const ExpertsResults expected = run_experts(fresh, options);
+      EXPECT_TRUE(same_bits(expected.out, captured.out));
+      for (size_t i = 0; i < expected.grads.size(); ++i) {
+        EXPECT_TRUE(same_bits(expected.grads[i], captured.grads[i])) << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moe8
