@@ -321,12 +321,10 @@ class CudaStages final : public ExpertStages {
       grads.bias = moe8::activate_backward(call, inputs, dA, false, false, false, true).bias;
     }
     const Made dH(call, wants.dH, 2 * call.hidden), A(call, wants.A, call.hidden);
-    cuda::SwigluBackwardArgs args{source_of(call, inputs)};
-    if (dH.format() || A.format()) args.elem = (dH.format() ? dH : A).format()->elem;
     const at::Tensor grad = dA.defined() ? dA.contiguous() : zeros_like_A(call);
-    args.grad = grad.const_data_ptr();
-    args.hidden_grad = dH.rows();
-    args.scored_activation = A.rows();
+    cuda::SwigluBackwardArgs args{source_of(call, inputs), grad.const_data_ptr(), dH.rows(),
+                                  A.rows()};
+    if (dH.format() || A.format()) args.elem = (dH.format() ? dH : A).format()->elem;
     if (wants.scores) {
       grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
       args.score_grad = grads.scores.mutable_data_ptr<float>();
