@@ -4,8 +4,8 @@
 // (peak, and saved for backward), and where a step's time goes, by kernel.
 //
 //   moe_layer_cuda_bench [--rounds N] [--json FILE]
-// MOE8_BENCH_SHAPES=scout,dsv3 picks layers; MOE8_BENCH_RECIPES=bf16,fp8_rowwise recipes;
-// MOE8_BENCH_KERNELS=1 prints kernels. compare_layers.py runs it beside other libraries.
+// MOE8_BENCH_SHAPES=scout,dsv3 picks layers, MOE8_BENCH_RECIPES=bf16,fp8_rowwise recipes;
+// MOE8_BENCH_LOADS=balanced,ragged,zipf how tokens are spread; MOE8_BENCH_KERNELS=1 prints kernels. compare_layers.py runs it beside other libraries.
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
@@ -241,6 +241,7 @@ int run(int argc, char** argv) {
     if (!is_listed("MOE8_BENCH_SHAPES", shape.name)) continue;
     std::vector<Row> rows;  // one layer at a time: the tensors of all would not fit
     for (Load load : kLoads) {
+      if (!is_listed("MOE8_BENCH_LOADS", to_string(load))) continue;
       const auto layer = std::make_shared<Layer>(shape, load);
       add_rows(rows, layer, load);
       if (load != Load::LEARNED) continue;

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The same mixture-of-experts layers through PyTorch, torchao, SonicMoE and moe8, in one call, on one GPU.
+
+    python3 bench/compare_layers.py [--bench build/cuda/bench/moe_layer_cuda_bench] [--layers dsv3,gpt-oss]
+
+What is not installed is left out and said. All take turns, layer by layer and round by round; moe8's turn is
+a process of its own. A time is a step, forward + backward with the router, in milliseconds: the median over
+all rounds, with the host waiting after each step, as moe8's benchmark waits. Memory is the peak above what was
+there before the step (weights and input), gradients counted. Ratios are to torch.compile.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+
+# Name to T, d, h, E, k: the rows of kGpuExpertLayerShapes in bench/shapes.h.
+LAYERS = {name: tuple(map(int, sizes.split(",")))
+          for name, sizes in re.findall(r'\{"([a-z][\w-]+)", ([\d, ]+)\}',
+                                        pathlib.Path(__file__).with_name("shapes.h").read_text())}
+
+
+def torch_layer(shape):
+    """Router, experts through torch._grouped_mm and a weighted sum, as torchtitan writes them; bf16."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    _, dim, hidden, experts, top_k = shape
+    make = {"device": "cuda", "dtype": torch.bfloat16}
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(dim, experts, bias=False, **make)
+            self.w1 = nn.Parameter(torch.randn(experts, hidden, dim, **make) / dim**0.5)
+            self.w3 = nn.Parameter(torch.randn(experts, hidden, dim, **make) / dim**0.5)
+            self.w2 = nn.Parameter(torch.randn(experts, dim, hidden, **make) / hidden**0.5)
+
+        def forward(self, x):
+            scores, chosen = functional.softmax(self.gate(x).float(), -1).topk(top_k, -1)
+            flat = chosen.flatten()
+            order = flat.argsort(stable=True)
+            ends = torch.histc(flat.float(), bins=experts, min=0, max=experts - 1)
+            offs = ends.cumsum(0).to(torch.int32)
+            rows = order // top_k
+            routed = x[rows]
+            gate = torch._grouped_mm(routed, self.w1.transpose(-2, -1), offs=offs)
+            up = torch._grouped_mm(routed, self.w3.transpose(-2, -1), offs=offs)
+            out = torch._grouped_mm(functional.silu(gate) * up, self.w2.transpose(-2, -1), offs=offs)
+            out = (out.float() * scores.flatten()[order].unsqueeze(-1)).to(x.dtype)
+            return torch.zeros_like(x).index_add(0, rows, out)
+
+    return Layer()
+
+
+def compiled_layer(shape):
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(torch_layer(shape))
+
+
+def torchao_layer(shape):
+    """The layer of above after torchao's conversion; its fp8_rowwise asks for padded groups on Hopper."""
+    import torch
+    from torchao.prototype.moe_training.config import MXFP8TrainingOpConfig, MXFP8TrainingRecipe
+    from torchao.quantization import quantize_
+
+    layer = torch_layer(shape)
+    config = MXFP8TrainingOpConfig.from_recipe(MXFP8TrainingRecipe("mxfp8_emulated_rceil"))
+    quantize_(layer, config, filter_fn=lambda module, name: isinstance(module, type(layer)))
+    torch._dynamo.reset()
+    return layer
+
+
+def sonic_layer(shape):
+    import torch
+    from sonicmoe import MoE
+    from sonicmoe.enums import ActivationType
+
+    _, dim, hidden, experts, top_k = shape
+    layer = MoE(experts, top_k, dim, hidden, ActivationType.SWIGLU, False, 0.02)
+    return layer.to("cuda", torch.bfloat16)
+
+
+PEERS = {"torch bf16": torch_layer, "torch bf16, compiled": compiled_layer,
+         "torchao mxfp8": torchao_layer, "SonicMoE bf16": sonic_layer}
+
+
+class Peer:
+    """One library's layer: a step, its memory."""
+
+    def __init__(self, make, shape):
+        import torch
+
+        self.torch = torch
+        self.layer = make(shape)
+        bf16 = {"device": "cuda", "dtype": torch.bfloat16}
+        self.x = torch.randn(shape[0], shape[1], **bf16).requires_grad_()
+        self.grad = torch.randn(shape[0], shape[1], **bf16)
+
+    def step(self):
+        out = self.layer(self.x)
+        out = out[0] if isinstance(out, tuple) else out
+        out.backward(self.grad)
+        self.x.grad = None
+        for parameter in self.layer.parameters():
+            parameter.grad = None
+
+    def peak(self):
+        cuda = self.torch.cuda
+        cuda.synchronize()
+        before = cuda.memory_allocated()
+        cuda.reset_peak_memory_stats()
+        self.step()
+        cuda.synchronize()
+        return (cuda.max_memory_allocated() - before) / 2**30
+
+    def times(self, repeats):
+        self.torch.cuda.synchronize()
+        measured = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.step()
+            self.torch.cuda.synchronize()
+            measured.append((time.perf_counter() - start) * 1e3)
+        return measured
+
+
+def moe8_times(bench, layer, repeats):
+    """Recipe and op to milliseconds, and recipe to what the program says of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "report.json")
+        told = subprocess.run([bench, "--rounds", str(repeats), "--json", report],
+                              env={**os.environ, "MOE8_BENCH_SHAPES": layer, "MOE8_BENCH_LOADS": "balanced"},
+                              check=True, stdout=subprocess.PIPE, text=True).stdout
+        with open(report, encoding="utf-8") as file:
+            rows = json.load(file)["rows"]
+    times = {f"moe8 {row['recipe']}{row['op'].removeprefix('layer')}": row["median_s"] * 1e3 for row in rows}
+    peaks = {f"moe8 {name}": float(peak)
+             for name, peak in re.findall(r"(\w+) +saved for backward [\d.]+ GiB, peak ([\d.]+) GiB", told)}
+    return times, peaks
+
+
+def compare(layer, options):
+    shape = LAYERS[layer]
+    peers, peaks, times = {}, {}, {}
+    for name, make in PEERS.items():
+        try:
+            peer = Peer(make, shape)
+            peer.step()  # compiles and tunes
+            peer.step()
+            peers[name], peaks[name], times[name] = peer, peer.peak(), []
+        except Exception as error:  # what is not installed, or refuses the shape: others go on
+            print(f"{layer}: {name} left out: {type(error).__name__}: {str(error)[:200]}".splitlines()[0])
+    for _ in range(options.rounds):
+        for name, peer in peers.items():
+            times[name] += peer.times(options.repeats)
+        if not options.bench:
+            continue
+        ours, memory = moe8_times(options.bench, layer, options.repeats)
+        peaks |= memory
+        for name, milliseconds in ours.items():
+            times.setdefault(name, []).append(milliseconds)
+    base = times.get("torch bf16, compiled")
+    for name, measured in times.items():
+        median = statistics.median(measured)
+        ratio = f"{statistics.median(base) / median:.2f}" if base else "-"
+        peak = f"{peaks[name]:.2f}" if name in peaks else "-"
+        print(f"| {layer} | {name} | {median:.3f} | {ratio} | {peak} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bench", default="build/cuda/bench/moe_layer_cuda_bench", help="empty: peers alone")
+    parser.add_argument("--layers", default=",".join(LAYERS))
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--repeats", type=int, default=7, help="steps timed in a turn")
+    options = parser.parse_args()
+    print("| layer | who | ms | x torch compiled | peak GiB |")
+    print("|---|---|---|---|---|")
+    for layer in options.layers.split(","):
+        compare(layer, options)
+
+
+if __name__ == "__main__":
+    main()
