@@ -5,7 +5,8 @@
 //
 //   moe_layer_cuda_bench [--rounds N] [--json FILE]
 // MOE8_BENCH_SHAPES=scout,dsv3 picks layers, MOE8_BENCH_RECIPES=bf16,fp8_rowwise recipes;
-// MOE8_BENCH_LOADS=balanced,ragged,zipf how tokens are spread; MOE8_BENCH_KERNELS=1 prints kernels. compare_layers.py runs it beside other libraries.
+// MOE8_BENCH_LOADS=balanced,ragged,zipf how tokens are spread; MOE8_BENCH_KERNELS=1 prints kernels.
+// compare_layers.py runs it beside other libraries.
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
