@@ -110,7 +110,7 @@ void wait() {
 struct Way {
   const char* recipe;  // "bf16": none
   const char* op;
-  std::function<void()> prepare;
+  bool is_cached;
   std::optional<Config> config() const {
     return std::string(recipe) == "bf16" ? std::nullopt : std::optional(moe8::recipe(recipe));
   }
@@ -122,20 +122,22 @@ bool is_listed(const char* variable, const std::string& name) {
 }
 
 std::vector<Way> ways() {
-  // A step after an optimizer's: the weights are quantized once, for forward and backward.
-  const auto quantizing = [] {
-    set_weight_cache(WeightCache::ON);
-    clear_weight_cache();
-  };
-  // A further microbatch: the weights are as the step before left them.
-  const auto cached = [] { set_weight_cache(WeightCache::ON); };
-  std::vector<Way> all = {{"bf16", "layer", quantizing},
-                          {"fp8_rowwise", "layer", quantizing},
-                          {"fp8_rowwise", "layer, cached weights", cached},
-                          {"mxfp8_rceil", "layer", quantizing},
-                          {"mxfp8_rceil", "layer, cached weights", cached}};
+  std::vector<Way> all = {{"bf16", "layer", false},
+                          {"fp8_rowwise", "layer", false},
+                          {"fp8_rowwise", "layer, cached weights", true},
+                          {"mxfp8_rceil", "layer", false},
+                          {"mxfp8_rceil", "layer, cached weights", true}};
   std::erase_if(all, [](const Way& way) { return !is_listed("MOE8_BENCH_RECIPES", way.recipe); });
   return all;
+}
+
+// A step after an optimizer's: the weights are quantized once, for forward and backward. Or a further
+// microbatch: the weights are as the step before left them.
+void prepare(const Layer& layer, const Way& way) {
+  set_weight_cache(WeightCache::ON);
+  clear_weight_cache();
+  if (way.is_cached) layer.step(way.config());
+  wait();
 }
 
 struct Memory {
@@ -178,13 +180,13 @@ void print_kernels(const Layer& layer, const Way& way) {
   constexpr int kSteps = 3;
   const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
   const std::set<ActivityType> activities = {ActivityType::CUDA};
-  way.prepare();
+  prepare(layer, way);
   layer.step(way.config());
   wait();
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);
   for (int i = 0; i < kSteps; ++i) {
-    way.prepare();
+    if (!way.is_cached) clear_weight_cache();
     layer.step(way.config());
   }
   wait();
@@ -228,7 +230,7 @@ void add_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer, Load 
                           wait();
                         },
                     .baseline = static_cast<int>(rows.size()) == baseline ? -1 : baseline,
-                    .prepare = way.prepare});
+                    .prepare = [layer, way] { prepare(*layer, way); }});
   }
 }
 
@@ -247,8 +249,8 @@ int run(int argc, char** argv) {
       add_rows(rows, layer, load);
       if (load != Load::LEARNED) continue;
       for (const Way& way : ways()) {
-        if (std::string(way.op) != "layer") continue;
-        way.prepare();
+        if (way.is_cached) continue;
+        prepare(*layer, way);
         layer->step(way.config());  // what the first call alone allocates
         const Memory memory = memory_of(*layer, way);
         std::printf("%-10s %-12s saved for backward %.3f GiB, peak %.3f GiB\n", shape.name,

@@ -69,7 +69,7 @@ struct ExpertsOptions {
   /// Of all three weights, a grouped one. Not set: that with which each weight was converted, and
   /// for weights that were not high precision.
   std::optional<Config> config = std::nullopt;
-  ColumnCodes column_codes = ColumnCodes::FROM_VALUES;
+  ColumnCodes column_codes = ColumnCodes::FROM_ROW_CODES;
   SavedHidden saved_hidden = SavedHidden::SOURCE;
   ExpertsImplementation implementation = ExpertsImplementation::AUTO;
 };

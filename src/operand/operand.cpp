@@ -4,6 +4,7 @@
 #include <ATen/ops/cat.h>
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 
 #include "base/check.h"
@@ -68,11 +69,14 @@ class FormStore {
 
   int64_t bytes() {
     const std::lock_guard lock(mutex_);
-    int64_t sum = 0;
+    std::map<const void*, size_t> by_memory;  // forms may share it
     for (const Form& form : forms_) {
-      sum += static_cast<int64_t>(form.data.nbytes());
-      if (form.decode_scale.defined()) sum += static_cast<int64_t>(form.decode_scale.nbytes());
+      for (const at::Tensor& x : {form.data, form.decode_scale}) {
+        if (x.defined()) by_memory[x.const_data_ptr()] = x.nbytes();
+      }
     }
+    int64_t sum = 0;
+    for (const auto& [memory, bytes] : by_memory) sum += static_cast<int64_t>(bytes);
     return sum;
   }
 
