@@ -247,6 +247,7 @@ class CudaStages final : public ExpertStages {
   const char* name() const override { return "cuda"; }
 
   std::optional<std::string> refusal(const ExpertsCall& call) const override {
+    if (!call.device.is_cuda()) return "tokens are not on a GPU";
     if (auto refusal = kernels_refusal(call.device, call.order.n_experts())) return refusal;
     if (call.is_observed) return "a NumericsMonitor wants operands in high precision";
     if (call.saved_hidden == SavedHidden::FLOAT8) return "it saves hidden rows as they are only";

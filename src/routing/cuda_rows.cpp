@@ -28,10 +28,12 @@ const int32_t* rows_in_groups(const ExpertOrder& order) {
 }  // namespace
 
 std::optional<std::string> cuda_order_refusal(const at::Tensor& experts, int64_t n_experts) {
+  if (!experts.is_cuda()) return "experts are not on a GPU";
   return kernels_refusal(experts.device(), n_experts);
 }
 
 std::optional<std::string> cuda_rows_refusal(const at::Tensor& rows, const ExpertOrder& order) {
+  if (!rows.is_cuda()) return "rows are not on a GPU";
   if (order.slot_of_row.device() != rows.device()) return "the order is on another device";
   return kernels_refusal(rows.device(), order.n_experts());
 }

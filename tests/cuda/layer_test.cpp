@@ -227,7 +227,8 @@ TEST_F(ExpertsOnGpu, ColumnsFromRowCodesCostAtMostATwentiethOfADecibel) {
 // ---- edges ----------------------------------------------------------------------
 TEST_F(ExpertsOnGpu, SlotsElsewhereAndNoTokens) {
   ExpertsProblem p = experts_problem({.tokens = 40, .top_k = 2, .experts = 4}, at::kBFloat16, 5);
-  p.experts.index_put_({at::arange(0, 40, 3), at::zeros({14}, at::kLong)}, at::tensor(-1));
+  p.experts.index_put_({at::arange(0, 40, 3), at::zeros({14}, at::kLong)},
+                      at::tensor(int64_t{-1}));
   for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
     SCOPED_TRACE(name);
     const ExpertsResults got = run_experts(gpu(p), {.config = config_of(name)});
