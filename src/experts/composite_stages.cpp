@@ -50,14 +50,13 @@ class CompositeStages final : public ExpertStages {
   }
 
   GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x,
-                               const std::vector<FormKey>& keys, bool for_backward) const override {
-    GatheredTokens gathered{with_forms(call, gather_tokens_of(call, x), keys), {}};
-    if (for_backward) gathered.saved = {x};
-    return gathered;
+                               const std::vector<FormKey>& keys,
+                               bool /*for_backward*/) const override {
+    return {with_forms(call, gather_tokens_of(call, x), keys), {}};
   }
-  Operand gather_saved(const ExpertsCall& call, const std::vector<at::Tensor>& saved,
+  Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const std::vector<FormKey>& keys) const override {
-    return with_forms(call, gather_tokens_of(call, saved.at(0)), keys);
+    return with_forms(call, gather_tokens_of(call, saved.x), keys);
   }
   Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
                        const std::vector<FormKey>& keys) const override {

@@ -71,8 +71,11 @@ struct CodedRows {
   at::Tensor column_amax;    // int32 [E, columns]: bits; undefined where no one asks
 
   static CodedRows empty(const ExpertsCall& call, const Float8Format& format, int64_t rows,
-                         int64_t columns, bool with_columns) {
-    return {format, columns, empty_on(call.device, {rows, code_pitch(columns)}, at::kByte),
+                         int64_t columns, bool with_columns, const at::Tensor& memory = {}) {
+    const bool fits = memory.defined() && memory.nbytes() == size_t(rows * code_pitch(columns));
+    return {format, columns,
+            fits ? memory.view(at::kByte).view({rows, code_pitch(columns)})
+                 : empty_on(call.device, {rows, code_pitch(columns)}, at::kByte),
             empty_on(call.device, {rows}, at::kFloat),
             with_columns ? empty_on(call.device, {call.order.n_experts(), columns}, at::kInt)
                          : at::Tensor()};
@@ -129,27 +132,38 @@ CodedRows gather_codes(const ExpertsCall& call, const CodedRows& tokens, bool wi
 }
 
 // The form along the rows of groups, from codes along columns.
-Form turned(const ExpertsCall& call, const CodedRows& x, const at::Tensor& column_amax,
-            const FormKey& key, bool of_tokens, cudaStream_t stream) {
+Form turned(const ExpertsCall& call, const CodedRows& x, const FormKey& key, bool of_tokens) {
+  const Launch on(call.device);
   const cuda::RowCodes in = row_codes(call, x, of_tokens);
   Form form{key, empty_on(call.device, {x.columns, in.groups.transposed_columns()}, at::kByte),
             empty_on(call.device, {call.order.n_experts(), x.columns}, at::kFloat)};
   const cuda::TransposeCodesArgs args{.in = in,
-                                      .column_amax = amax_bits(column_amax),
+                                      .column_amax = x.amax(),
                                       .codes = form.data.mutable_data_ptr<uint8_t>(),
                                       .inverse_scale = form.decode_scale.mutable_data_ptr<float>()};
-  check_launch(kOp, cuda::launch_transpose_codes(args, stream));
+  check_launch(kOp, cuda::launch_transpose_codes(args, on.stream));
   return form;
 }
 
-// The forms of tokens that were quantized once.
+// Made when its product asks: by then the memory of others is free. The call outlives its operands.
+void add_turned(const Operand& operand, const ExpertsCall& call, CodedRows x, const FormKey& key,
+                bool of_tokens) {
+  operand.add_later(
+      key, [&call, x = std::move(x), key, of_tokens] { return turned(call, x, key, of_tokens); });
+}
+
+// The forms of tokens that were quantized once. `rows` are theirs, with the maxima of the columns.
 Operand gathered(const ExpertsCall& call, const CodedRows& tokens, const CodedRows& rows,
-                 const Keys& keys, at::ScalarType dtype, cudaStream_t stream) {
+                 const Keys& keys, at::ScalarType dtype) {
   Operand operand = Operand::future({call.rows(), tokens.columns}, dtype, call.device);
+  CodedRows with_maxima = tokens;
+  with_maxima.column_amax = rows.column_amax;
   for (const FormKey& key : keys) {
-    operand.add(key.axis == kAlongRows
-                    ? rows.form(key)
-                    : turned(call, tokens, rows.column_amax, key, /*of_tokens=*/true, stream));
+    if (key.axis == kAlongRows) {
+      operand.add(rows.form(key));
+    } else {
+      add_turned(operand, call, with_maxima, key, /*of_tokens=*/true);
+    }
   }
   return operand;
 }
@@ -196,12 +210,13 @@ ActivationInputs contiguous(ActivationInputs inputs) {
 // What a kernel writes of one matrix that it makes: codes, or values.
 class Made {
  public:
-  Made(const ExpertsCall& call, const Keys& keys, int64_t columns)
+  /// @param memory  for the codes where it fits them; else, and by default, memory of their own
+  Made(const ExpertsCall& call, const Keys& keys, int64_t columns, const at::Tensor& memory = {})
       : call_(call), keys_(keys), columns_(columns) {
     if (keys.empty()) return;
     const bool by_columns = has_axis(keys, kAlongColumns);
     if (const Float8Format* const format = codes_for(call, keys)) {
-      codes_ = CodedRows::empty(call, *format, call.rows(), columns, by_columns);
+      codes_ = CodedRows::empty(call, *format, call.rows(), columns, by_columns, memory);
     } else {
       values_ = empty_on(call.device, {call.rows(), columns}, call.hidden_dtype);
     }
@@ -221,14 +236,16 @@ class Made {
     return codes_ ? std::optional(codes_->format) : std::nullopt;
   }
 
-  std::optional<Operand> operand(cudaStream_t stream) const {
+  std::optional<Operand> operand() const {
     if (keys_.empty()) return std::nullopt;
     if (!codes_) return of_values(values_, keys_);
     Operand operand = Operand::future({call_.rows(), columns_}, call_.hidden_dtype, call_.device);
     for (const FormKey& key : keys_) {
-      operand.add(key.axis == kAlongRows
-                      ? codes_->form(key)
-                      : turned(call_, *codes_, codes_->column_amax, key, false, stream));
+      if (key.axis == kAlongRows) {
+        operand.add(codes_->form(key));
+      } else {
+        add_turned(operand, call_, *codes_, key, /*of_tokens=*/false);
+      }
     }
     return operand;
   }
@@ -258,36 +275,25 @@ class CudaStages final : public ExpertStages {
   GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x, const Keys& keys,
                                bool for_backward) const override {
     const Float8Format* const format = codes_for(call, keys);
-    if (!format) {
-      GatheredTokens values{of_values(cuda_gather_tokens(x, call.order), keys), {}};
-      if (for_backward) values.saved = {x};
-      return values;
-    }
+    if (!format) return {of_values(cuda_gather_tokens(x, call.order), keys), {}};
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, x.contiguous(), *format, on.stream);
-    const bool saves_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
-    const CodedRows rows = gather_codes(call, tokens, saves_codes, on.stream);
-    GatheredTokens result{gathered(call, tokens, rows, keys, call.x_dtype, on.stream), {}};
-    if (saves_codes) {
-      result.saved = {tokens.codes, tokens.inverse_scale, rows.column_amax};
-    } else if (for_backward) {
-      result.saved = {x};
-    }
+    const bool keeps_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
+    const CodedRows rows = gather_codes(call, tokens, keeps_codes, on.stream);
+    GatheredTokens result{gathered(call, tokens, rows, keys, call.x_dtype), {}};
+    if (keeps_codes) result.instead = {tokens.codes, tokens.inverse_scale, rows.column_amax};
     return result;
   }
 
-  Operand gather_saved(const ExpertsCall& call, const std::vector<at::Tensor>& saved,
+  Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const Keys& keys) const override {
+    if (saved.instead.empty()) return of_values(cuda_gather_tokens(saved.x, call.order), keys);
     const Float8Format* const format = codes_for(call, keys);
-    if (saved.size() == 1) return of_values(cuda_gather_tokens(saved[0], call.order), keys);
-    MOE8_CHECK(format, kOp, "x", "expected its codes, which forward saved, to be of use in ",
+    MOE8_CHECK(format, kOp, "x", "expected its codes, which forward kept, to be of use in ",
                "backward. This is a defect of moe8");
-    const Launch on(call.device);
-    const CodedRows tokens{*format, call.dim, saved.at(0), saved.at(1), {}};
+    const CodedRows tokens{*format, call.dim, saved.instead[0], saved.instead[1], saved.instead[2]};
     Operand operand = Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);
-    for (const FormKey& key : keys) {
-      operand.add(turned(call, tokens, saved.at(2), key, /*of_tokens=*/true, on.stream));
-    }
+    for (const FormKey& key : keys) add_turned(operand, call, tokens, key, /*of_tokens=*/true);
     return operand;
   }
 
@@ -298,7 +304,7 @@ class CudaStages final : public ExpertStages {
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
     const CodedRows rows = gather_codes(call, tokens, has_axis(keys, kAlongColumns), on.stream);
-    return gathered(call, tokens, rows, keys, call.x_dtype, on.stream);
+    return gathered(call, tokens, rows, keys, call.x_dtype);
   }
 
   Operand activate(const ExpertsCall& call, const ActivationInputs& given,
@@ -309,7 +315,7 @@ class CudaStages final : public ExpertStages {
     cuda::SwigluArgs args{source_of(call, inputs), A.rows()};
     if (A.format()) args.elem = A.format()->elem;
     check_launch(kOp, cuda::launch_swiglu(args, on.stream));
-    return *A.operand(on.stream);
+    return *A.operand();
   }
 
   ActivationGrads activate_backward(const ExpertsCall& call, const ActivationInputs& given,
@@ -321,18 +327,24 @@ class CudaStages final : public ExpertStages {
     if (wants.bias) {
       grads.bias = moe8::activate_backward(call, inputs, dA, false, false, false, true).bias;
     }
-    const Made dH(call, wants.dH, 2 * call.hidden), A(call, wants.A, call.hidden);
     const at::Tensor grad = dA.defined() ? dA.contiguous() : zeros_like_A(call);
-    cuda::SwigluBackwardArgs args{source_of(call, inputs), grad.const_data_ptr(), dH.rows(),
+    const Made A(call, wants.A, call.hidden);
+    // A row of dH's codes is as long as one of dA, and written when that has been read, but where rows
+    // are read again element by element.
+    std::optional<Made> dH(std::in_place, call, wants.dH, 2 * call.hidden, grad);
+    cuda::SwigluBackwardArgs args{source_of(call, inputs), grad.const_data_ptr(), dH->rows(),
                                   A.rows()};
-    if (dH.format() || A.format()) args.elem = (dH.format() ? dH : A).format()->elem;
+    if (cuda::choose_swiglu_backward(args).row_threads == 0) {
+      args.hidden_grad = dH.emplace(call, wants.dH, 2 * call.hidden).rows();
+    }
+    if (dH->format() || A.format()) args.elem = (dH->format() ? *dH : A).format()->elem;
     if (wants.scores) {
       grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
       args.score_grad = grads.scores.mutable_data_ptr<float>();
     }
     check_launch(kOp, cuda::launch_swiglu_backward(args, on.stream));
-    grads.dH = dH.operand(on.stream);
-    grads.A = A.operand(on.stream);
+    grads.dH = dH->operand();
+    grads.A = A.operand();
     return grads;
   }
 

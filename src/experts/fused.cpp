@@ -9,12 +9,14 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/custom_class.h>
 
 #include <array>
 #include <utility>
 
 #include "autograd/function_parts.h"
+#include "base/check.h"
 #include "quantize/check_input.h"
 #include "routing/rows.h"
 #include "weights/backward_end.h"
@@ -44,6 +46,14 @@ struct Layer : torch::CustomClassHolder {
   std::array<bool, kInputs> needs{};    // a gradient, as far as forward knows
   std::array<at::ScalarType, kInputs> dtypes{};
   std::array<WeightId, kInputs> weights{};
+
+  /// What forward made for backward. Not among the saved variables, which LibTorch holds until
+  /// backward has ended: these go as soon as they are read, unless the graph is to be kept.
+  struct Kept {
+    at::Tensor H;
+    std::vector<at::Tensor> tokens;  // instead of x
+  };
+  std::optional<Kept> kept;
 
   bool has(Input input) const { return position[input] >= 0; }
   bool needs_gate_up() const { return needs[kGate] || needs[kUp]; }
@@ -165,24 +175,23 @@ variable_list parts_of_w13(const at::Tensor& w1, const at::Tensor& w3) {
   return w3.defined() ? variable_list{w1, w3} : variable_list{w1};
 }
 
-// What of the inputs is kept for backward, and H; X follows.
-enum Saved { kSavedH = kInputs, kSavedX };
-
-void save(AutogradContext* ctx, const Layer& layer, const at::TensorList& inputs,
-          const at::Tensor& H, const GatheredTokens& tokens) {
-  variable_list saved(kSavedX);
+// What of the inputs is kept for backward, by their place in the saved variables.
+void save(AutogradContext* ctx, const Layer& layer, const at::TensorList& inputs) {
+  variable_list saved(kInputs);
   const auto keep = [&](Input which) { saved[which] = input_of(layer, inputs, which); };
   const bool needs_hidden_grad = layer.needs_hidden_grad();
+  if (layer.needs_gate_up() && layer.kept->tokens.empty()) keep(kX);
   if (layer.needs[kX]) keep(kGate), keep(kUp);
   if (needs_hidden_grad) keep(kDown);
-  if (needs_hidden_grad || layer.needs[kDown]) {
-    saved[kSavedH] = H;
-    keep(kBias13);
-  }
+  if (needs_hidden_grad || layer.needs[kDown]) keep(kBias13);
   if (needs_hidden_grad || layer.needs[kDown] || layer.needs[kBias2]) keep(kScores);
   if (layer.needs[kScores]) keep(kBias2);
-  saved.insert(saved.end(), tokens.saved.begin(), tokens.saved.end());
   ctx->save_for_backward(std::move(saved));
+}
+
+// After its product in forward. Backward reads another form.
+void drop_if_for_step(const CachedOperand& weight, const FormKey& key) {
+  if (weight.is_for_step) weight.operand.drop(key);
 }
 
 at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inputs,
@@ -205,22 +214,37 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
     w2.operand.expect(right_key(layer->grad_input2(G, w2.operand)));
   }
 
-  const Operand X_to_come = layer->rows_to_come(call.dim, call.x_dtype);
-  const GatheredTokens tokens = stages.gather_tokens(
-      call, input_of(*layer, inputs, kX), {left_key(layer->out13(X_to_come, w13.operand))},
-      layer->needs_gate_up());
-  const ActivationInputs hidden{.H = low_precision_gemm(layer->out13(tokens.X, w13.operand)),
-                                .bias = input_of(*layer, inputs, kBias13),
-                                .scores = input_of(*layer, inputs, kScores)};
-  show_out_parts(*layer, tokens.X, gate_up, hidden.H);
-
-  const Operand A_to_come = layer->rows_to_come(call.hidden, call.hidden_dtype);
-  const Operand A = stages.activate(call, hidden, {left_key(layer->out2(A_to_come, w2.operand))});
-  const at::Tensor Y = low_precision_gemm(layer->out2(A, w2.operand));
+  layer->kept.emplace();
+  const auto gate_up_product = [&]() -> at::Tensor {
+    const FormKey key =
+        left_key(layer->out13(layer->rows_to_come(call.dim, call.x_dtype), w13.operand));
+    GatheredTokens tokens =
+        stages.gather_tokens(call, input_of(*layer, inputs, kX), {key}, layer->needs_gate_up());
+    layer->kept->tokens = std::move(tokens.instead);
+    const GemmProblem product = layer->out13(tokens.X, w13.operand);
+    const at::Tensor H = low_precision_gemm(product);
+    drop_if_for_step(w13, right_key(product));
+    show_out_parts(*layer, tokens.X, gate_up, H);
+    return H;
+  };
+  ActivationInputs hidden{.H = gate_up_product(),
+                          .bias = input_of(*layer, inputs, kBias13),
+                          .scores = input_of(*layer, inputs, kScores)};
+  if (layer->needs_hidden_grad() || layer->needs[kDown]) layer->kept->H = hidden.H;
+  const auto down_product = [&]() -> at::Tensor {
+    const FormKey key =
+        left_key(layer->out2(layer->rows_to_come(call.hidden, call.hidden_dtype), w2.operand));
+    const Operand A = stages.activate(call, hidden, {key});
+    hidden.H = {};
+    const GemmProblem product = layer->out2(A, w2.operand);
+    const at::Tensor Y = low_precision_gemm(product);
+    drop_if_for_step(w2, right_key(product));
+    return Y;
+  };
   const bool weighs = call.placement == ScorePlacement::OUTPUT;
-  const at::Tensor out = stages.combine(call, Y, weighs ? hidden.scores : at::Tensor(),
+  const at::Tensor out = stages.combine(call, down_product(), weighs ? hidden.scores : at::Tensor(),
                                         input_of(*layer, inputs, kBias2));
-  save(ctx, *layer, inputs, hidden.H, tokens);
+  save(ctx, *layer, inputs);
   ctx->saved_data["layer"] = c10::IValue::make_capsule(layer);
   return out;
 }
@@ -228,11 +252,12 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
 /// The backward of one call.
 class Backward {
  public:
-  Backward(AutogradContext* ctx, const Layer& layer, at::Tensor grad_out)
+  Backward(AutogradContext* ctx, Layer& layer, at::Tensor grad_out)
       : layer_(layer),
         call_(layer.call),
         stages_(*layer.stages),
         saved_(ctx->get_saved_variables()),
+        kept_(take_kept(layer)),
         grad_out_(std::move(grad_out)),
         scores_(saved_[kScores]),
         grads_(kInputs) {
@@ -253,6 +278,14 @@ class Backward {
   }
 
  private:
+  static Layer::Kept take_kept(Layer& layer) {
+    MOE8_CHECK(layer.kept, "moe_experts", "backward", "expected a graph that was not freed, got a ",
+               "second backward. Ask the first one to keep it (retain_graph)");
+    Layer::Kept kept = *layer.kept;
+    if (!torch::autograd::get_current_graph_task_keep_graph()) layer.kept.reset();
+    return kept;
+  }
+
   bool needs_gate_up() const { return needs_[kGate] || needs_[kUp]; }
   bool needs_dH() const { return needs_[kX] || needs_gate_up(); }
   bool needs_dA() const { return needs_dH() || needs_[kBias13] || needs_[kScores]; }
@@ -266,7 +299,8 @@ class Backward {
     return at::matmul(shares.t(), grad_out_.to(at::kFloat));
   }
 
-  // From dO to the activation's gradients, and the gradient of W2.
+  // From dO to the activation's gradients, and the gradient of W2. What has been read goes at once:
+  // here a step needs the most memory.
   void backward_of_down() {
     const Operand G_to_come = layer_.rows_to_come(call_.dim, call_.x_dtype);
     const Operand A_to_come = layer_.rows_to_come(call_.hidden, call_.hidden_dtype);
@@ -283,10 +317,15 @@ class Backward {
     ActivationWants wants{.scores = needs_[kScores], .bias = needs_[kBias13]};
     if (needs_dH()) wants.dH = dH_keys();
     if (needs_[kDown]) wants.A.push_back(right_key(of_weight));
-    const at::Tensor& H = saved_[kSavedH];
-    const at::Tensor dA = w2 ? low_precision_gemm(layer_.grad_input2(G, *w2)) : at::Tensor();
+    at::Tensor dA;
+    if (w2) {
+      dA = low_precision_gemm(layer_.grad_input2(G, *w2));
+      w2.reset();
+      G.drop(G_keys.front());
+    }
     ActivationGrads act =
-        stages_.activate_backward(call_, {H, saved_[kBias13], scores_}, dA, wants);
+        stages_.activate_backward(call_, {std::move(kept_.H), saved_[kBias13], scores_}, dA, wants);
+    dA = {};
     grads_[kScores] = std::move(act.scores);
     grads_[kBias13] = std::move(act.bias);
     dH_ = std::move(act.dH);
@@ -316,22 +355,25 @@ class Backward {
   // multiprocessors that their last, partial wave leaves idle.
   void backward_of_gate_up() {
     if (needs_gate_up()) {
-      const FormKey key = right_key(weight_problem_to_come(kGate));
+      const GemmProblem to_come = weight_problem_to_come(kGate);
       const Operand X =
-          stages_.gather_saved(call_, variable_list(saved_.begin() + kSavedX, saved_.end()), {key});
+          stages_.gather_saved(call_, {saved_[kX], std::move(kept_.tokens)}, {right_key(to_come)});
       for (const Input input : {kGate, kUp}) {
         if (needs_[input]) grads_[input] = gate_up_grad(input, X);
       }
-      if (saved_[kGate].defined()) {
-        note_weight_gradients(parts_of_w13(saved_[kGate], saved_[kUp]));
-      }
+      dH_->drop(left_key(to_come));
     }
-    if (!needs_[kX]) return;
+    if (needs_[kX]) grads_[kX] = stages_.combine(call_, grad_rows(), {}, {});
+  }
+
+  // dX
+  at::Tensor grad_rows() {
     GemmProblem for_input = layer_.grad_input13(*dH_, *w13_);
     for_input.follows_unrelated = needs_gate_up();
     const at::Tensor dX = low_precision_gemm(for_input);
     show_grad_input(layer_, for_input, dX);
-    grads_[kX] = stages_.combine(call_, dX, {}, {});
+    dH_.reset();
+    return dX;
   }
 
   at::Tensor gate_up_grad(Input input, const Operand& X) const {
@@ -347,6 +389,7 @@ class Backward {
   const ExpertsCall& call_;
   const ExpertStages& stages_;
   const variable_list saved_;
+  Layer::Kept kept_;
   const at::Tensor grad_out_;
   const at::Tensor scores_;
   std::array<bool, kInputs> needs_{};

@@ -71,10 +71,16 @@ struct ActivationGrads {
   at::Tensor bias;              // db13 float32 [E, 2h]
 };
 
-/// X, and what forward saves so that backward can ask for X again.
+/// From what backward makes X again.
+struct SavedTokens {
+  at::Tensor x;                     // undefined where something stands for it
+  std::vector<at::Tensor> instead;  // what a stage made of x to be kept for backward
+};
+
+/// X, and what forward keeps of x instead of x itself; nothing: x itself.
 struct GatheredTokens {
   Operand X;
-  std::vector<at::Tensor> saved;  // x itself, or what stands for it
+  std::vector<at::Tensor> instead;
 };
 
 /// One way to compute the stages. The arithmetic is that of docs/numerics.md, section 6, whoever
@@ -94,12 +100,12 @@ class ExpertStages {
   virtual std::optional<std::string> refusal(const ExpertsCall& call) const = 0;
 
   /// Forward: X = x[slot_of_row / k], [R, d].
-  /// @param for_backward  `saved` is wanted
+  /// @param for_backward  gather_saved() will be called
   virtual GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x,
                                        const std::vector<FormKey>& keys,
                                        bool for_backward) const = 0;
   /// Backward: X again, for the gradient of W13.
-  virtual Operand gather_saved(const ExpertsCall& call, const std::vector<at::Tensor>& saved,
+  virtual Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                                const std::vector<FormKey>& keys) const = 0;
   /// Backward: G = dO[slot_of_row / k], [R, d], for dA and the gradient of W2.
   virtual Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
@@ -110,7 +116,7 @@ class ExpertStages {
                            const std::vector<FormKey>& keys) const = 0;
   /// Backward.
   /// @param dA  [R, h] hidden_dtype, the product of G and W2: without the scores. Undefined where
-  ///            nothing but A' is wanted
+  ///            nothing but A' is wanted. Its memory may be taken for results
   virtual ActivationGrads activate_backward(const ExpertsCall& call, const ActivationInputs& inputs,
                                             const at::Tensor& dA,
                                             const ActivationWants& wants) const = 0;

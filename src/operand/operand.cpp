@@ -47,9 +47,22 @@ class FormStore {
     forms_.push_back(std::move(form));
   }
 
+  void add_later(const FormKey& key, std::function<Form()> make) {
+    const std::lock_guard lock(mutex_);
+    later_.emplace_back(key, std::move(make));
+  }
+
+  void drop(const FormKey& key) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(forms_, [&](const Form& form) { return form.key == key; });
+    std::erase_if(later_, [&](const auto& later) { return later.first == key; });
+    std::erase(expected_, key);
+  }
+
   Form get(const FormKey& key, at::TensorList parts, const TokenGroups& groups) {
     const std::lock_guard lock(mutex_);
     if (const Form* form = find(key)) return *form;
+    if (std::optional<Form> form = make_later(key)) return *form;
     MOE8_CHECK(!parts.empty(), "low_precision_gemm", "operand", "expected the form of ",
                to_string(key.format), " along axis ", key.axis,
                " or its source to have been kept. This is a defect of moe8");
@@ -87,8 +100,18 @@ class FormStore {
     return at == forms_.end() ? nullptr : &*at;
   }
 
+  std::optional<Form> make_later(const FormKey& key) {
+    const auto at = std::find_if(later_.begin(), later_.end(),
+                                 [&](const auto& later) { return later.first == key; });
+    if (at == later_.end()) return std::nullopt;
+    forms_.push_back(at->second());
+    later_.erase(at);
+    return forms_.back();
+  }
+
   std::mutex mutex_;
   std::vector<FormKey> expected_;
+  std::vector<std::pair<FormKey, std::function<Form()>>> later_;
   std::vector<Form> forms_;
 };
 
@@ -152,6 +175,14 @@ Form Operand::form(const FormKey& key, const TokenGroups& groups) const {
 
 void Operand::add(Form form) const {
   store_->add(std::move(form));
+}
+
+void Operand::add_later(const FormKey& key, std::function<Form()> make) const {
+  store_->add_later(key, std::move(make));
+}
+
+void Operand::drop(const FormKey& key) const {
+  store_->drop(key);
 }
 
 Operand Operand::columns(int64_t begin, int64_t size, const FormKey& key,

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -73,6 +74,10 @@ class Operand {
   Form form(const FormKey& key, const TokenGroups& groups) const;
   /// A form that somebody else made: form() returns it from now on.
   void add(Form form) const;
+  /// The same, made by `make` when it is first asked for.
+  void add_later(const FormKey& key, std::function<Form()> make) const;
+  /// Forgets a form that nobody will ask for again, so that its memory is free for others.
+  void drop(const FormKey& key) const;
   /// Columns begin, ..., begin + size - 1 of a matrix as an operand of their own, for products that
   /// contract rows: its form(key), along axis 0, is a view of this one's, which is made now.
   Operand columns(int64_t begin, int64_t size, const FormKey& key, const TokenGroups& groups) const;

@@ -141,7 +141,7 @@ class Cache {
     ++misses_;
     if (!may_reuse && !for_training) return not_kept(parts);
     entry->store = make_form_store();
-    return {operand_of(parts, entry->store), true};
+    return {operand_of(parts, entry->store), true, !may_reuse};
   }
 
   Operand for_backward(at::TensorList parts) {

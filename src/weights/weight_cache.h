@@ -12,6 +12,7 @@ namespace moe8 {
 struct CachedOperand {
   Operand operand;
   bool is_kept;  // its forms outlive this call: worth making those that backward will ask for
+  bool is_for_step = false;  // but not this step: what backward does not ask for may be dropped
 };
 
 /// The weight as operand of a forward pass; `for_training`: a backward will follow.
