@@ -143,8 +143,8 @@ def moe8_times(bench, layer, repeats):
         with open(report, encoding="utf-8") as file:
             rows = json.load(file)["rows"]
     times = {f"moe8 {row['recipe']}{row['op'].removeprefix('layer')}": row["median_s"] * 1e3 for row in rows}
-    peaks = {f"moe8 {name}": float(peak)
-             for name, peak in re.findall(r"(\w+) +saved for backward [\d.]+ GiB, peak ([\d.]+) GiB", told)}
+    said = re.findall(r"(\w+) +saved for backward [\d.]+ GiB, peak ([\d.]+) GiB +\(layer(.*)\)", told)
+    peaks = {f"moe8 {recipe}{op}": float(peak) for recipe, peak, op in said}
     return times, peaks
 
 

@@ -18,7 +18,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
-#include <memory>
+#include <utility>
 
 #include "device/cuda_backend.h"
 #include "harness.h"
@@ -62,81 +62,80 @@ at::Tensor chosen_experts(Load load, const ExpertLayerShape& s) {
   return experts.view({s.T, s.k}).to(at::kCUDA);
 }
 
-// A layer without any conversion: its recipe is an argument of a step.
-struct Layer {
+/// One of the ways that are compared.
+struct Way {
+  const char* recipe;  // "bf16": not converted
+  const char* op;
+  bool is_cached;  // a further microbatch: the weights' codes are those of the step before
+  bool is_joined;  // gate and up in one weight
+};
+
+constexpr Way kWays[] = {{"bf16", "layer", false, false},
+                         {"bf16", "layer, one weight for gate and up", false, true},
+                         {"fp8_rowwise", "layer", false, false},
+                         {"fp8_rowwise", "layer, cached weights", true, false},
+                         {"mxfp8_rceil", "layer", false, false},
+                         {"mxfp8_rceil", "layer, cached weights", true, false}};
+
+struct LayerImpl : torch::nn::Module {
   ExpertLayerShape shape;
-  at::Tensor x, gate, w1, w3, w2, grad_out;
+  at::Tensor x, grad_out, gate, w1, w3, w2;
   at::Tensor experts;  // undefined: the router's own choice
 
-  Layer(const ExpertLayerShape& s, Load load) : shape(s) {
-    const auto weight = [](at::IntArrayRef sizes) {
+  LayerImpl(const ExpertLayerShape& s, Load load, const Way& way) : shape(s) {
+    const auto bf16 = at::dtype(at::kBFloat16).device(at::kCUDA);
+    const auto weight = [&](const char* name, at::IntArrayRef sizes) {
       const double std = 1 / std::sqrt(static_cast<double>(sizes.back()));
-      return (at::randn(sizes, at::dtype(at::kBFloat16).device(at::kCUDA)) * std).requires_grad_();
+      return register_parameter(name, at::randn(sizes, bf16) * std);
     };
-    x = at::randn({s.T, s.d}, at::dtype(at::kBFloat16).device(at::kCUDA)).requires_grad_();
-    grad_out = at::randn_like(x);
-    gate = weight({s.E, s.d});
-    w1 = weight({s.E, s.h, s.d});
-    w3 = weight({s.E, s.h, s.d});
-    w2 = weight({s.E, s.d, s.h});
+    x = at::randn({s.T, s.d}, bf16).requires_grad_();
+    grad_out = at::randn_like(x).detach();
+    gate = weight("gate", {s.E, s.d});
+    w1 = weight("w1", {s.E, way.is_joined ? 2 * s.h : s.h, s.d});
+    if (!way.is_joined) w3 = weight("w3", {s.E, s.h, s.d});
+    w2 = weight("w2", {s.E, s.d, s.h});
     if (load != Load::LEARNED) experts = chosen_experts(load, s);
+    if (std::string(way.recipe) == "bf16") return;
+    quantize_(*this, {{"re:w[123]", recipe(way.recipe)}});
   }
 
-  at::Tensor forward(const std::optional<Config>& config) const {
+  at::Tensor forward() const {
     const at::Tensor logits = at::linear(x, gate);
-    ExpertsOptions options;
-    options.config = config;
     if (!experts.defined()) {
       const Routing routing = route_tokens(logits, {.top_k = shape.k});
-      return moe_experts(x, w1, w3, w2, routing.order, routing.scores, options);
+      return moe_experts(x, w1, w3, w2, routing.order, routing.scores);
     }
     const at::Tensor scores = at::softmax(logits, 1, at::kFloat).gather(1, experts);
-    return moe_experts(x, w1, w3, w2, experts, scores, options);
+    return moe_experts(x, w1, w3, w2, experts, scores);
   }
-  void step(const std::optional<Config>& config) const {
-    torch::autograd::grad({forward(config)}, {x, gate, w1, w3, w2}, {grad_out});
+  void backward(const at::Tensor& out) const {
+    std::vector<at::Tensor> inputs{x, gate, w1, w2};
+    if (w3.defined()) inputs.push_back(w3);
+    torch::autograd::grad({out}, inputs, {grad_out});
   }
+  void step() const { backward(forward()); }
   double flops() const {
     const auto f = [](int64_t n) { return static_cast<double>(n); };
     return 18 * f(shape.T) * f(shape.k) * f(shape.d) * f(shape.h);
   }
 };
+TORCH_MODULE(Layer);
 
 void wait() {
   c10::cuda::device_synchronize();
 }
 
 // ---- what is measured of it ---------------------------------------------------
-struct Way {
-  const char* recipe;  // "bf16": none
-  const char* op;
-  bool is_cached;
-  std::optional<Config> config() const {
-    return std::string(recipe) == "bf16" ? std::nullopt : std::optional(moe8::recipe(recipe));
-  }
-};
-
 bool is_listed(const char* variable, const std::string& name) {
   const char* names = std::getenv(variable);
   return !names || ("," + std::string(names) + ",").find("," + name + ",") != std::string::npos;
 }
 
-std::vector<Way> ways() {
-  std::vector<Way> all = {{"bf16", "layer", false},
-                          {"fp8_rowwise", "layer", false},
-                          {"fp8_rowwise", "layer, cached weights", true},
-                          {"mxfp8_rceil", "layer", false},
-                          {"mxfp8_rceil", "layer, cached weights", true}};
-  std::erase_if(all, [](const Way& way) { return !is_listed("MOE8_BENCH_RECIPES", way.recipe); });
-  return all;
-}
-
-// A step after an optimizer's: the weights are quantized once, for forward and backward. Or a further
-// microbatch: the weights are as the step before left them.
+// Without an optimizer that changes them, weights are quantized again in each step.
 void prepare(const Layer& layer, const Way& way) {
-  set_weight_cache(WeightCache::ON);
+  set_weight_cache(way.is_cached ? WeightCache::ON : WeightCache::AUTO);
   clear_weight_cache();
-  if (way.is_cached) layer.step(way.config());
+  if (way.is_cached) layer->step();
   wait();
 }
 
@@ -147,17 +146,18 @@ struct Memory {
 Memory memory_of(const Layer& layer, const Way& way) {
   namespace allocator = c10::cuda::CUDACachingAllocator;
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  prepare(layer, way);
+  layer->step();  // what the first call alone allocates
   clear_weight_cache();
   wait();
   const auto bytes = [] { return allocator::getDeviceStats(0).allocated_bytes[0]; };
   const int64_t before = bytes().current;
   allocator::resetPeakStats(0);
-  const at::Tensor out = layer.forward(way.config());
+  at::Tensor out = layer->forward();
   wait();
   const int64_t saved =
       bytes().current - before - static_cast<int64_t>(out.nbytes()) - weight_cache_use().bytes;
-  torch::autograd::grad({out}, {layer.x, layer.gate, layer.w1, layer.w3, layer.w2},
-                        {layer.grad_out});
+  layer->backward(std::exchange(out, {}));
   wait();
   const int64_t peak = bytes().peak - before;
   return {static_cast<double>(saved) / kGiB, static_cast<double>(peak) / kGiB};
@@ -181,13 +181,13 @@ void print_kernels(const Layer& layer, const Way& way) {
   const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
   const std::set<ActivityType> activities = {ActivityType::CUDA};
   prepare(layer, way);
-  layer.step(way.config());
+  layer->step();
   wait();
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);
   for (int i = 0; i < kSteps; ++i) {
     if (!way.is_cached) clear_weight_cache();
-    layer.step(way.config());
+    layer->step();
   }
   wait();
   const auto result = profiler::disableProfiler();
@@ -208,7 +208,7 @@ void print_kernels(const Layer& layer, const Way& way) {
   std::vector<std::pair<std::string, Sum>> sorted(sums.begin(), sums.end());
   std::sort(sorted.begin(), sorted.end(),
             [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
-  std::printf("kernels of %s, %s, %s: %.3f ms\n", layer.shape.name, way.recipe, way.op, total);
+  std::printf("kernels of %s, %s, %s: %.3f ms\n", layer->shape.name, way.recipe, way.op, total);
   for (const auto& [name, sum] : sorted) {
     if (sum.ms < 0.002 * total) continue;
     std::printf("  %9.3f ms %5.1f %%  %4d x  %s\n", sum.ms, 100 * sum.ms / total,
@@ -217,20 +217,29 @@ void print_kernels(const Layer& layer, const Way& way) {
 }
 
 // ---- all ------------------------------------------------------------------------
-void add_rows(std::vector<Row>& rows, const std::shared_ptr<Layer>& layer, Load load) {
+// Layers of one shape and load, one for each way.
+void add_rows(std::vector<Row>& rows, const ExpertLayerShape& shape, Load load) {
   const int baseline = static_cast<int>(rows.size());
-  for (const Way& way : ways()) {
+  for (const Way& way : kWays) {
+    if (!is_listed("MOE8_BENCH_RECIPES", way.recipe)) continue;
+    const Layer layer(shape, load, way);
+    if (load == Load::LEARNED && !way.is_cached) {
+      const Memory memory = memory_of(layer, way);
+      std::printf("%-10s %-12s saved for backward %.3f GiB, peak %.3f GiB   (%s)\n", shape.name,
+                  way.recipe, memory.saved, memory.peak, way.op);
+    }
+    if (load == Load::LEARNED && std::getenv("MOE8_BENCH_KERNELS")) print_kernels(layer, way);
     rows.push_back({.op = way.op,
-                    .shape = std::string(layer->shape.name) + " " + to_string(load),
+                    .shape = std::string(shape.name) + " " + to_string(load),
                     .recipe = way.recipe,
                     .flops = layer->flops(),
                     .run =
-                        [layer, config = way.config()] {
-                          layer->step(config);
+                        [layer] {
+                          layer->step();
                           wait();
                         },
                     .baseline = static_cast<int>(rows.size()) == baseline ? -1 : baseline,
-                    .prepare = [layer, way] { prepare(*layer, way); }});
+                    .prepare = [layer, way] { prepare(layer, way); }});
   }
 }
 
@@ -242,26 +251,14 @@ int run(int argc, char** argv) {
   int status = 0;
   for (const ExpertLayerShape& shape : kGpuExpertLayerShapes) {
     if (!is_listed("MOE8_BENCH_SHAPES", shape.name)) continue;
-    std::vector<Row> rows;  // one layer at a time: the tensors of all would not fit
     for (Load load : kLoads) {
       if (!is_listed("MOE8_BENCH_LOADS", to_string(load))) continue;
-      const auto layer = std::make_shared<Layer>(shape, load);
-      add_rows(rows, layer, load);
-      if (load != Load::LEARNED) continue;
-      for (const Way& way : ways()) {
-        if (way.is_cached) continue;
-        prepare(*layer, way);
-        layer->step(way.config());  // what the first call alone allocates
-        const Memory memory = memory_of(*layer, way);
-        std::printf("%-10s %-12s saved for backward %.3f GiB, peak %.3f GiB\n", shape.name,
-                    way.recipe, memory.saved, memory.peak);
-      }
-      if (!std::getenv("MOE8_BENCH_KERNELS")) continue;
-      for (const Way& way : ways()) print_kernels(*layer, way);
+      std::vector<Row> rows;  // one load at a time: the tensors of all would not fit
+      add_rows(rows, shape, load);
+      status |= run_table(std::string("expert layers on a GPU, ") + shape.name, rows, argc, argv);
+      rows.clear();
+      c10::cuda::CUDACachingAllocator::emptyCache();
     }
-    status |= run_table(std::string("expert layers on a GPU, ") + shape.name, rows, argc, argv);
-    rows.clear();
-    c10::cuda::CUDACachingAllocator::emptyCache();
   }
   return status;
 }
