@@ -235,7 +235,7 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
     const FormKey key =
         left_key(layer->out2(layer->rows_to_come(call.hidden, call.hidden_dtype), w2.operand));
     const Operand A = stages.activate(call, hidden, {key});
-    hidden.H = {};
+    hidden.H.reset();
     const GemmProblem product = layer->out2(A, w2.operand);
     const at::Tensor Y = low_precision_gemm(product);
     drop_if_for_step(w2, right_key(product));
@@ -325,7 +325,7 @@ class Backward {
     }
     ActivationGrads act =
         stages_.activate_backward(call_, {std::move(kept_.H), saved_[kBias13], scores_}, dA, wants);
-    dA = {};
+    dA.reset();
     grads_[kScores] = std::move(act.scores);
     grads_[kBias13] = std::move(act.bias);
     dH_ = std::move(act.dH);
