@@ -196,7 +196,7 @@ cuda::SwigluSource source_of(const ExpertsCall& call, const ActivationInputs& in
   }
   source.slot_of_row = call.order.slot_of_row.const_data_ptr<int32_t>();
   if (inputs.scores.defined()) source.scores = inputs.scores.const_data_ptr<float>();
-  source.scores_on = on_input ? GateScores::INPUT : GateScores::OUTPUT;
+  source.placement = on_input ? GateScores::INPUT : GateScores::OUTPUT;
   return source;
 }
 

@@ -20,7 +20,7 @@ enum class GateFunction { SWIGLU, CLAMPED };
 enum class GateLayout { HALVES, INTERLEAVED };
 
 /// Which side of the experts the scores multiply.
-enum class ScorePlacement { INPUT, OUTPUT };
+enum class GateScores { INPUT, OUTPUT };
 
 struct GateActivation {
   GateFunction function = GateFunction::SWIGLU;

@@ -21,7 +21,7 @@ Place place_of(const SwigluRow& row, int64_t i) {
 }
 
 bool is_input(const SwigluRow& row) {
-  return row.placement == ScorePlacement::INPUT;
+  return row.placement == GateScores::INPUT;
 }
 
 Pair hidden_of(const SwigluRow& row, const Place& at) {

@@ -19,7 +19,7 @@ struct SwigluRow {
   const BFloat16* hidden;  // H [2 * columns], by activation.layout
   const float* bias;       // [2 * columns], laid out as `hidden`; null: none
   float score;             // 1: none
-  ScorePlacement placement;
+  GateScores placement;
 };
 
 /// out = bf16(act(H')), [columns]. A score on the OUTPUT plays no part.

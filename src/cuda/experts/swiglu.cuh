@@ -139,7 +139,7 @@ struct RowFactors {
   float input, output;
 
   __device__ RowFactors(const SwigluSource& a, float score)
-      : is_input(a.placement == ScorePlacement::INPUT),
+      : is_input(a.placement == GateScores::INPUT),
         input(is_input ? score : 1.0f),
         output(is_input ? 1.0f : score) {}
 };
@@ -287,7 +287,7 @@ inline bool is_wide(const SwigluSource& a) {
 /// SWIGLU of H as it is, with scores on the output if anywhere.
 inline bool is_plain(const SwigluSource& a) {
   return a.activation.function == GateFunction::SWIGLU && a.bias == nullptr &&
-         a.placement == ScorePlacement::OUTPUT;
+         a.placement == GateScores::OUTPUT;
 }
 
 /// The kernels for rows of any length at any address.

@@ -47,7 +47,7 @@ struct SwigluSource {
 
   const float* scores = nullptr;         // [rows] by slot; null: all 1
   const int32_t* slot_of_row = nullptr;  // [rows], a permutation; needed with scores and score_grad
-  ScorePlacement placement = ScorePlacement::OUTPUT;
+  GateScores placement = GateScores::OUTPUT;
 
   ElemDtype elem = ElemDtype::E4M3;  // of all codes; E4M3 or E5M2
   bool round_scales_to_power_of_2 = true;

@@ -121,7 +121,7 @@ Problem::Problem(const Layer& l, Fill f, std::mt19937& rng)
   } else {
     std::fill(scores.begin(), scores.end(), 1.0f);
   }
-  if (rng() % 3 == 0) source.placement = ScorePlacement::INPUT;
+  if (rng() % 3 == 0) source.placement = GateScores::INPUT;
   if (rng() % 3 == 0) source.elem = ElemDtype::E5M2;
   source.round_scales_to_power_of_2 = rng() % 3 != 0;
 }
@@ -131,7 +131,7 @@ std::string Problem::name() const {
   return std::string("swiglu ") + (a.function == GateFunction::CLAMPED ? "clamped " : "") +
          (a.layout == GateLayout::INTERLEAVED ? "interleaved " : "") +
          (bias.empty() ? "" : "with a bias ") + (source.scores ? "scored " : "") +
-         (source.placement == ScorePlacement::INPUT ? "on the input, " : ", ") + layer.name() +
+         (source.placement == GateScores::INPUT ? "on the input, " : ", ") + layer.name() +
          ", fill " + std::to_string(static_cast<int>(fill));
 }
 
@@ -161,7 +161,7 @@ Slack slack_of(const Problem& p, const reference::SwigluRow& row, int64_t i, flo
   const bool interleaved = row.activation.layout == GateLayout::INTERLEAVED;
   const int64_t gate_at = interleaved ? 2 * i : i;
   const int64_t up_at = interleaved ? 2 * i + 1 : row.columns + i;
-  const bool is_input = row.placement == ScorePlacement::INPUT;
+  const bool is_input = row.placement == GateScores::INPUT;
   const double input = is_input ? double{row.score} : 1.0, output = is_input ? 1.0 : row.score;
   const double h_gate = std::fabs(to_float(row.hidden[gate_at]));
   const double h_up = std::fabs(to_float(row.hidden[up_at]));
