@@ -44,7 +44,8 @@ enum class ColumnCodes {
 /// What backward gets of the hidden rows H (R, 2h), the results of the first product.
 enum class SavedHidden {
   SOURCE,  // H as the product left it
-  FLOAT8,  // FP8 codes of it, half the memory. Not there yet: refused in words
+  FLOAT8,  // e4m3 codes of H, a power-of-two scale per row: half the memory of bf16. The activation
+           // and its gradients are then those of rounded rows (docs/numerics.md, section 6)
 };
 
 /// Who computes: AUTO is the first of FUSED, UNFUSED that does not refuse the call.

@@ -268,7 +268,6 @@ class CudaStages final : public ExpertStages {
     if (auto refusal = kernels_refusal(call.device, call.order.n_experts())) return refusal;
     if (call.rows() == 0) return "there are no rows";
     if (call.is_observed) return "a NumericsMonitor wants operands in high precision";
-    if (call.saved_hidden == SavedHidden::FLOAT8) return "it saves hidden rows as they are only";
     if (call.hidden_dtype != at::kBFloat16) return "hidden rows are not bfloat16";
     return std::nullopt;
   }

@@ -17,6 +17,7 @@
 
 #include "autograd/function_parts.h"
 #include "base/check.h"
+#include "moe8/float8.h"
 #include "quantize/check_input.h"
 #include "routing/rows.h"
 #include "weights/backward_end.h"
@@ -36,6 +37,31 @@ constexpr const char* kExpertsOnce =
 // What may need a gradient.
 enum Input { kX, kGate, kUp, kDown, kBias13, kBias2, kScores, kInputs };
 
+/// H between forward and backward.
+class KeptHidden {
+ public:
+  KeptHidden() = default;
+  KeptHidden(const at::Tensor& H, SavedHidden how) {
+    if (how == SavedHidden::SOURCE) {
+      source_ = H;
+    } else {
+      codes_ = quantize_float8(H, Float8Granularity::axiswise(1), ElemDtype::E4M3,
+                               /*round_scales_to_power_of_2=*/true);
+    }
+  }
+
+  /// The rows, which are kept no longer.
+  at::Tensor take() {
+    at::Tensor H = codes_ ? dequantize(*codes_) : std::move(source_);
+    codes_.reset();
+    return H;
+  }
+
+ private:
+  at::Tensor source_;
+  std::optional<Float8Tensor> codes_;
+};
+
 /// One call, from forward to backward.
 struct Layer : torch::CustomClassHolder {
   explicit Layer(ExpertsCall c) : call(std::move(c)) {}
@@ -50,7 +76,7 @@ struct Layer : torch::CustomClassHolder {
   /// What forward made for backward. Not among the saved variables, which LibTorch holds until
   /// backward has ended: these go as soon as they are read, unless the graph is to be kept.
   struct Kept {
-    at::Tensor H;
+    KeptHidden H;
     std::vector<at::Tensor> tokens;  // instead of x
   };
   std::optional<Kept> kept;
@@ -230,7 +256,9 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
   ActivationInputs hidden{.H = gate_up_product(),
                           .bias = input_of(*layer, inputs, kBias13),
                           .scores = input_of(*layer, inputs, kScores)};
-  if (layer->needs_hidden_grad() || layer->needs[kDown]) layer->kept->H = hidden.H;
+  if (layer->needs_hidden_grad() || layer->needs[kDown]) {
+    layer->kept->H = KeptHidden(hidden.H, call.saved_hidden);
+  }
   const auto down_product = [&]() -> at::Tensor {
     const FormKey key =
         left_key(layer->out2(layer->rows_to_come(call.hidden, call.hidden_dtype), w2.operand));
@@ -324,7 +352,7 @@ class Backward {
       G.drop(G_keys.front());
     }
     ActivationGrads act =
-        stages_.activate_backward(call_, {std::move(kept_.H), saved_[kBias13], scores_}, dA, wants);
+        stages_.activate_backward(call_, {kept_.H.take(), saved_[kBias13], scores_}, dA, wants);
     dA.reset();
     grads_[kScores] = std::move(act.scores);
     grads_[kBias13] = std::move(act.bias);

@@ -111,7 +111,8 @@ TEST_F(ExpertsOnGpu, RowsAndTheirSumsAreBitForBitTheCpus) {
 }
 
 // ---- layers -------------------------------------------------------------------
-// dB of the result and of each gradient.
+// dB of the result and of each gradient, in the order of leaves(): x, w1, w3, w2, scores, biases.
+constexpr size_t kScoresResult = 5;
 std::vector<double> decibels(const ExpertsResults& expected, const ExpertsResults& got) {
   std::vector<double> all{sqnr_db(expected.out, got.out.cpu())};
   for (size_t i = 0; i < got.grads.size(); ++i) {
@@ -159,8 +160,12 @@ TEST_F(ExpertsOnGpu, LayersAreAsGoodAsTheirProducts) {
                               " placement ", int(p.placement), p.b1.defined() ? " biases" : ""));
         const auto fused = run(columns, ExpertsImplementation::FUSED);
         expect_above(fused, std::string(name) == "bf16" ? 40 : 22);
+        // Scores on the input: theirs is a sum over products of H, a rounded result; by products it
+        // is one over x itself.
+        const bool of_rounded_rows = p.placement == ScorePlacement::INPUT;
         for (size_t i = 0; i < fused.size(); ++i) {
-          EXPECT_GE(fused[i], by_products[i] - 0.3) << (i == 0 ? "out" : "gradient ") << i;
+          const double allowed = i == kScoresResult && of_rounded_rows ? 0.8 : 0.3;
+          EXPECT_GE(fused[i], by_products[i] - allowed) << (i == 0 ? "out" : "gradient ") << i;
         }
       }
     }
@@ -227,6 +232,26 @@ TEST_F(ExpertsOnGpu, ColumnsFromRowCodesCostAtMostATwentiethOfADecibel) {
     std::printf("result %zu: %.2f dB from values, %.3f dB lost by codes\n", i, by_values[i],
                 by_values[i] - by_codes[i]);
     EXPECT_GE(by_codes[i], by_values[i] - 0.05) << i;
+  }
+}
+
+// What half the memory for hidden rows costs.
+TEST_F(ExpertsOnGpu, HiddenRowsMayBeKeptAsCodes) {
+  const ExpertsShape shape{.tokens = 2048, .top_k = 4, .experts = 8, .dim = 512, .hidden = 384};
+  for (const char* name : {"bf16", "fp8_rowwise"}) {
+    const ExpertsProblem p = experts_problem(shape, at::kBFloat16, 12);
+    const ExpertsResults expected = in_float64(p);
+    const auto run = [&](SavedHidden how) {
+      return run_experts(gpu(p), {.config = config_of(name), .saved_hidden = how});
+    };
+    const ExpertsResults source = run(SavedHidden::SOURCE), codes = run(SavedHidden::FLOAT8);
+    EXPECT_TRUE(same_bits(source.out, codes.out)) << name;
+    const auto by_source = decibels(expected, source), by_codes = decibels(expected, codes);
+    for (size_t i = 0; i < by_codes.size(); ++i) {
+      std::printf("%s, result %zu: %.2f dB, %.2f dB with hidden rows as codes\n", name, i,
+                  by_source[i], by_codes[i]);
+    }
+    expect_above(by_codes, 21);
   }
 }
 
