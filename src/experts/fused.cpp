@@ -389,6 +389,9 @@ class Backward {
       for (const Input input : {kGate, kUp}) {
         if (needs_[input]) grads_[input] = gate_up_grad(input, X);
       }
+      if (saved_[kGate].defined()) {
+        note_weight_gradients(parts_of_w13(saved_[kGate], saved_[kUp]));
+      }
       dH_->drop(left_key(to_come));
     }
     if (needs_[kX]) grads_[kX] = stages_.combine(call_, grad_rows(), {}, {});
