@@ -18,6 +18,8 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
+#include <sstream>
+#include <string_view>
 #include <utility>
 
 #include "device/cuda_backend.h"
@@ -128,7 +130,12 @@ void wait() {
 // ---- what is measured of it ---------------------------------------------------
 bool is_listed(const char* variable, const std::string& name) {
   const char* names = std::getenv(variable);
-  return !names || ("," + std::string(names) + ",").find("," + name + ",") != std::string::npos;
+  if (!names) return true;
+  std::istringstream list(names);
+  for (std::string listed; std::getline(list, listed, ',');) {
+    if (listed == name) return true;
+  }
+  return false;
 }
 
 // Without an optimizer that changes them, weights are quantized again in each step.
@@ -165,13 +172,17 @@ Memory memory_of(const Layer& layer, const Way& way) {
 
 // ---- kernels ------------------------------------------------------------------
 // "void moe8::cuda::(anonymous namespace)::f<...>(...)" -> "f".
-std::string short_name(std::string name) {
-  const std::string nowhere = "(anonymous namespace)::";
-  for (size_t at; (at = name.find(nowhere)) != std::string::npos;) name.erase(at, nowhere.size());
-  if (name.rfind("void ", 0) == 0) name.erase(0, 5);
+std::string short_name(const std::string& kernel) {
+  constexpr std::string_view kNowhere = "(anonymous namespace)::";
+  std::string_view name = kernel;
+  if (const size_t at = name.find(kNowhere); at != std::string_view::npos) {
+    name.remove_prefix(at + kNowhere.size());
+  } else if (name.starts_with("void ")) {
+    name.remove_prefix(5);
+  }
   name = name.substr(0, name.find_first_of("<("));
   const size_t colons = name.rfind("::");
-  return colons == std::string::npos ? name : name.substr(colons + 2);
+  return std::string(colons == std::string_view::npos ? name : name.substr(colons + 2));
 }
 
 void print_kernels(const Layer& layer, const Way& way) {
