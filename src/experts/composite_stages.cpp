@@ -22,17 +22,16 @@ bool is_from_row_codes(const ExpertsCall& call, const FormKey& key) {
 }
 
 // Values of e4m3 codes with power-of-two scales are numbers of bf16: nothing is lost between.
-at::Tensor from_row_codes(const ExpertsCall& call, const at::Tensor& x, const FormKey& key) {
-  const at::Tensor by_rows =
-      operand_values(x, key.format, /*axis=*/1, std::nullopt, x.scalar_type());
-  return operand_values(by_rows, key.format, key.axis, call.groups.offs(), dtype_of(key.encoding));
+Form from_row_codes(const ExpertsCall& call, const at::Tensor& x, const FormKey& key) {
+  const Operand by_rows = operand_values(x, key.format, /*axis=*/1, std::nullopt, x.scalar_type());
+  return by_rows.form(key, call.groups);
 }
 
 Operand with_forms(const ExpertsCall& call, const at::Tensor& x, const std::vector<FormKey>& keys) {
   Operand operand(x);
   for (const FormKey& key : keys) {
     if (is_from_row_codes(call, key)) {
-      operand.add({key, from_row_codes(call, x, key), {}});
+      operand.add(from_row_codes(call, x, key));
     } else {
       operand.expect(key);
     }
