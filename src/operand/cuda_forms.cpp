@@ -29,7 +29,7 @@ struct Source {
 };
 
 Source source_of(const at::Tensor& x, const TokenGroups& groups) {
-  const at::Tensor contiguous = x.contiguous();  // not detach(): it would count as a new alias
+  const at::Tensor contiguous = contiguous_values(x);
   if (x.dim() == 3) {
     return {contiguous, cuda::RowGroups::equal(x.size(0), x.size(1)), x.size(2), false, false};
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "quantize/check_input.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <cstdlib>
 #include <mutex>
 #include <string_view>
@@ -66,6 +68,11 @@ bool holds_its_values(const at::Tensor& x) {
 
 at::Tensor written_out(const at::Tensor& x) {
   return holds_its_values(x) ? x : x.clone();
+}
+
+at::Tensor contiguous_values(const at::Tensor& x) {
+  const at::NoGradGuard no_grad;
+  return x.contiguous();
 }
 
 void check_holds_its_values(const char* op, const char* argument, const at::Tensor& x) {

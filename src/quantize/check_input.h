@@ -22,6 +22,9 @@ void check_dense(const char* op, const char* argument, const at::Tensor& x);
 bool holds_its_values(const at::Tensor& x);
 /// x, or a copy that holds its values. Differentiable.
 at::Tensor written_out(const at::Tensor& x);
+/// x in memory row by row, for kernels to read: x itself where it is. Without a graph, and not by
+/// detach(), which would count as an alias of a converted weight (src/weights/tags.h).
+at::Tensor contiguous_values(const at::Tensor& x);
 /// For the parts of quantized tensors and for offs, which nobody makes as such views.
 void check_holds_its_values(const char* op, const char* argument, const at::Tensor& x);
 

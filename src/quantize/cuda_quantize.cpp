@@ -170,7 +170,7 @@ BlockedGroups blocked_groups(const at::Tensor& bytes, const at::Tensor& offs, bo
 MxCodes cuda_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalculationMode mode,
                          int64_t axis, const std::optional<at::Tensor>& offs) {
   const Launch launch(x.device());
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   const Rows rows = rows_around(source, axis, offs);
   const int64_t length = rows.view.length;
   const int64_t scale_rows =
@@ -191,7 +191,7 @@ at::Tensor cuda_fake_quantize_mx(const at::Tensor& x, ElemDtype elem, ScaleCalcu
                                  int64_t axis, const std::optional<at::Tensor>& offs,
                                  at::ScalarType dtype) {
   const Launch launch(x.device());
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   const Rows rows = rows_around(source, axis, offs);
   const at::Tensor out = empty_on(x, x.sizes(), dtype);
   cuda::MxOutputs outputs;
@@ -207,7 +207,7 @@ Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& g
                                  const std::optional<at::Tensor>& offs) {
   const bool pow2 = round_scales_to_power_of_2;
   const Launch launch(x.device());
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   if (granularity.kind == ScalingGranularity::TENSORWISE) {
     return quantize_tensor(source, elem, pow2);
   }

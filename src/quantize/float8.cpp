@@ -177,7 +177,7 @@ Float8Tensor quantize_float8(const at::Tensor& x_given, Float8Granularity granul
     return tensor_of(quantize(x, granularity, elem, round_scales_to_power_of_2, offs));
   }
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x);
   const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x);
   Float8QuantizeArgs args =
@@ -201,7 +201,7 @@ at::Tensor fake_quantize_float8(const at::Tensor& x_given, Float8Granularity gra
                       dtype);
   }
   const Reduction reduction = reduction_of(kOp, x, granularity, offs);
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   const at::Tensor out = allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x);
   const at::Tensor scale = allocate_result(reduction.scale_sizes, at::kFloat, x);
   Float8QuantizeArgs args =

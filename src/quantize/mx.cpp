@@ -111,7 +111,7 @@ MXTensor quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalculation
     return mx_tensor(x, made.codes, made.scale, elem, axis, offs);
   }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
 
   const at::Tensor codes = allocate_result(x.sizes(), at::kByte, x);
   const at::Tensor scale = allocate_result(scale_sizes(x, axis, blocking.scale_rows), at::kByte, x);
@@ -144,7 +144,7 @@ at::Tensor fake_quantize_mx(const at::Tensor& x_given, ElemDtype elem, ScaleCalc
     return dequantize(quantize_mx(x, elem, mode, axis, offs), dtype);
   }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
 
   const at::Tensor out = allocate_result(x.sizes(), dtype.value_or(x.scalar_type()), x);
   MxQuantizeArgs args = quantize_args(source, axis, blocking, elem, mode);
@@ -168,7 +168,7 @@ BothAxes fake_quantize_mx_both(const at::Tensor& x_given, ElemDtype elem, ScaleC
             fake_quantize_mx(x, elem, mode, axis, offs, dtype)};
   }
   const Blocking blocking = block_axis(kOp, x, axis, offs);
-  const at::Tensor source = x.detach().contiguous();
+  const at::Tensor source = contiguous_values(x);
   const BothAxes out{allocate_result(x.sizes(), dtype, x), allocate_result(x.sizes(), dtype, x)};
   MxQuantizeBothArgs args{quantize_args(source, axis, blocking, elem, mode),
                           out.last.mutable_data_ptr()};
