@@ -35,10 +35,11 @@ enum class ScorePlacement {
 /// From what the FP8 codes along tokens, operands of the weights' gradients, are made. Matters to
 /// recipes with one power-of-two scale per row (fp8_rowwise) and is without effect in others.
 enum class ColumnCodes {
+  AUTO,            // the faster one: FROM_ROW_CODES on a GPU with kernels of moe8, else FROM_VALUES
   FROM_VALUES,     // the values in high precision: torchao's arithmetic
-  FROM_ROW_CODES,  // the values that the codes along rows stand for: the scale of a group's column is
-  // that of their largest magnitude. As scales are powers of two, codes differ from
-  // those of FROM_VALUES by underflow, and where rounding moved a column's amax
+  FROM_ROW_CODES,  // the values that the codes along rows stand for. As scales are powers of two,
+                   // codes differ from those of FROM_VALUES by underflow, and where rounding moved
+                   // the largest magnitude of a group's column: docs/numerics.md, section 6
 };
 
 /// What backward gets of the hidden rows H (R, 2h), the results of the first product.
@@ -70,7 +71,7 @@ struct ExpertsOptions {
   /// Of all three weights, a grouped one. Not set: that with which each weight was converted, and
   /// for weights that were not high precision.
   std::optional<Config> config = std::nullopt;
-  ColumnCodes column_codes = ColumnCodes::FROM_ROW_CODES;
+  ColumnCodes column_codes = ColumnCodes::AUTO;
   SavedHidden saved_hidden = SavedHidden::SOURCE;
   ExpertsImplementation implementation = ExpertsImplementation::AUTO;
 };

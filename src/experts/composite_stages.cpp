@@ -43,9 +43,7 @@ class CompositeStages final : public ExpertStages {
  public:
   const char* name() const override { return "composite"; }
 
-  std::optional<std::string> refusal(const ExpertsCall&) const override {
-    return std::nullopt;
-  }
+  std::optional<std::string> refusal(const ExpertsCall&) const override { return std::nullopt; }
 
   GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x,
                                const std::vector<FormKey>& keys,

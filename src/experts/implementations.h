@@ -20,6 +20,7 @@ inline constexpr const char* kMoeExperts = "moe_experts";
 struct ExpertsRequest {
   ExpertsCall call;
   ExpertsTensors tensors;
+  ColumnCodes column_codes = ColumnCodes::AUTO;  // as asked for; call.column_codes: as chosen
   bool has_own_config = false;  // ExpertsOptions::config: of all weights, whatever they are tagged
   std::optional<Config> gate, up, down;  // not set: high precision. up as gate where they are one
 };

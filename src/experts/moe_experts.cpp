@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "device/implementation.h"
 #include "experts/implementations.h"
 #include "moe8/experts.h"
 #include "quantize/check_input.h"
@@ -146,6 +147,12 @@ at::Tensor joined_bias(const Arguments& a) {
   return at::cat({half(a.b1), half(a.b3)}, 1);
 }
 
+ColumnCodes chosen_column_codes(ColumnCodes asked, const at::Device& device) {
+  if (asked != ColumnCodes::AUTO) return asked;
+  const bool has_kernels = device.is_cuda() && !kernels_refusal(device);
+  return has_kernels ? ColumnCodes::FROM_ROW_CODES : ColumnCodes::FROM_VALUES;
+}
+
 ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at::Tensor& scores,
                           const ExpertsOptions& o) {
   const std::optional<Config> gate = config_for("w1", a.w1, a.x, o);
@@ -167,7 +174,7 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
                    .alpha = o.alpha,
                    .limit = o.limit,
                    .placement = o.scores,
-                   .column_codes = o.column_codes,
+                   .column_codes = chosen_column_codes(o.column_codes, a.x.device()),
                    .saved_hidden = o.saved_hidden,
                    .gate_up = formats_for(gate),
                    .down = formats_for(down),
@@ -181,7 +188,8 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
                          .bias13 = joined_bias(a),
                          .bias2 = a.b2.defined() ? a.b2.to(at::kFloat) : a.b2,
                          .scores = scores.defined() ? scores.to(at::kFloat) : scores};
-  return {std::move(call), std::move(tensors), o.config.has_value(), gate, up, down};
+  return {
+      std::move(call), std::move(tensors), o.column_codes, o.config.has_value(), gate, up, down};
 }
 
 // ---- what FUSED refuses ---------------------------------------------------------------

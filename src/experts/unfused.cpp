@@ -140,7 +140,7 @@ bool has_row_scales(const std::optional<Config>& config) {
 std::optional<std::string> unfused_refusal(const ExpertsRequest& r) {
   if (r.call.saved_hidden == SavedHidden::FLOAT8) return "its operations save what LibTorch's do";
   const bool has_codes = has_row_scales(r.gate) || has_row_scales(r.up) || has_row_scales(r.down);
-  if (r.call.column_codes == ColumnCodes::FROM_ROW_CODES && has_codes) {
+  if (r.column_codes == ColumnCodes::FROM_ROW_CODES && has_codes) {
     return "its products quantize values only, not codes along rows again";
   }
   return std::nullopt;
