@@ -89,8 +89,8 @@ void swiglu_backward(const SwigluRow& row, const BFloat16* grad, SwigluGradient&
     out.hidden[at.gate] = from_float<BFloat16>(input * dh.gate);
     out.hidden[at.up] = from_float<BFloat16>(input * dh.up);
     out.activation[i] = from_float<BFloat16>(output * a.value);
-    out.score += is_input(row) ? double{dh.gate} * h.gate + double{dh.up} * h.up
-                               : double{d} * a.value;
+    out.score +=
+        is_input(row) ? double{dh.gate} * h.gate + double{dh.up} * h.up : double{d} * a.value;
   }
 }
 

@@ -37,8 +37,9 @@ void check_is_text(const InputFile& file) {
   std::string first(std::min<uint64_t>(file.size(), 4096), '\0');
   file.read(first.data(), first.size(), 0);
   const std::optional<std::string> wide = wide_encoding(first);
-  MOE8_CHECK(!wide, kTextData, file.path(), "expected text of one byte per letter or in UTF-8, got ",
-             *wide, ". Convert it: iconv -f ", *wide, " -t UTF-8 FILE > NEW-FILE");
+  MOE8_CHECK(!wide, kTextData, file.path(),
+             "expected text of one byte per letter or in UTF-8, got ", *wide,
+             ". Convert it: iconv -f ", *wide, " -t UTF-8 FILE > NEW-FILE");
   MOE8_CHECK(!is_git_lfs_pointer(first), kTextData, file.path(), "expected text, got ",
              *foreign_kind(first));
 }
@@ -46,8 +47,8 @@ void check_is_text(const InputFile& file) {
 void check_positive(int64_t batch_size, int64_t seq_len) {
   constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();  // products fit int64
   for (const auto& [name, value] : {std::pair("batch_size", batch_size), {"seq_len", seq_len}}) {
-    MOE8_CHECK(value >= 1 && value <= kMaxSize, kTextData, name, "expected 1 to ", kMaxSize, ", got ",
-               value);
+    MOE8_CHECK(value >= 1 && value <= kMaxSize, kTextData, name, "expected 1 to ", kMaxSize,
+               ", got ", value);
   }
 }
 
@@ -184,8 +185,8 @@ int64_t TextData::validation_batches(int64_t batch_size, int64_t seq_len) const 
 
 Batch TextData::validation_batch(int64_t index, int64_t batch_size, int64_t seq_len) const {
   const int64_t batches = validation_batches(batch_size, seq_len);
-  MOE8_CHECK(index >= 0 && index < batches, kTextData, "index", "expected 0 to ", batches - 1, ", got ",
-             index);
+  MOE8_CHECK(index >= 0 && index < batches, kTextData, "index", "expected 0 to ", batches - 1,
+             ", got ", index);
   const Batch batch = empty_batch(batch_size, seq_len);
   for (int64_t row = 0; row < batch_size; ++row) {
     fill_row(batch, row, read(validation_window(index * batch_size + row, seq_len), seq_len));
@@ -210,8 +211,8 @@ std::vector<double> TextData::bigram_table() const {
 
 double TextData::bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_len) const {
   const int64_t most = validation_batches(batch_size, seq_len);
-  MOE8_CHECK(batches >= 1 && batches <= most, kTextData, "batches", "expected 1 to ", most, ", got ",
-             batches);
+  MOE8_CHECK(batches >= 1 && batches <= most, kTextData, "batches", "expected 1 to ", most,
+             ", got ", batches);
   const std::vector<double> table = bigram_table();
   double sum = 0;
   for (int64_t index = 0; index < batches * batch_size; ++index) {

@@ -236,8 +236,8 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
-  MOE8_CHECK(std::isfinite(value), kTrain, what, "expected a finite number, got ", value, " at step ",
-             number, " (recipe ", config_.training.recipe, ", learning rate ",
+  MOE8_CHECK(std::isfinite(value), kTrain, what, "expected a finite number, got ", value,
+             " at step ", number, " (recipe ", config_.training.recipe, ", learning rate ",
              learning_rate(config_.optimizer, config_.training.steps, number),
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
 }

@@ -331,8 +331,8 @@ void RunConfig::validate() const {
                    });
   model.validate();
   constexpr int64_t kBytes = 256;  // a token is a byte
-  MOE8_CHECK(model.vocab_size >= kBytes, kRunConfig, "model.vocab_size", "expected at least ", kBytes,
-             " (tokens are bytes), got ", model.vocab_size);
+  MOE8_CHECK(model.vocab_size >= kBytes, kRunConfig, "model.vocab_size", "expected at least ",
+             kBytes, " (tokens are bytes), got ", model.vocab_size);
   MOE8_CHECK(training.seq_len <= model.max_seq_len, kRunConfig, "training.seq_len",
              "expected at most model.max_seq_len = ", model.max_seq_len, ", got ",
              training.seq_len);
@@ -342,9 +342,9 @@ void RunConfig::validate() const {
              optimizer.min_learning_rate);
   MOE8_CHECK(!output.folder.empty(), kRunConfig, "output.folder",
              "expected a folder, got an empty string");
-  MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom", kRunConfig,
-             "training.recipe", "expected none beside [[convert]] tables, got '", training.recipe,
-             "'");
+  MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom",
+             kRunConfig, "training.recipe", "expected none beside [[convert]] tables, got '",
+             training.recipe, "'");
   MOE8_CHECK(!convert.empty() || training.recipe != "custom", kRunConfig, "training.recipe",
              "expected [[convert]] tables beside recipe = \"custom\", got none");
   to_fqn_config(conversion());

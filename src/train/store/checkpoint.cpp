@@ -110,13 +110,14 @@ CheckpointInfo read_checkpoint_info(const std::string& path) {
   try {
     const Json json = Json::parse(read_text_file(kCheckpoint, files.state()));
     const auto format = json.at("format").get<int64_t>();
-    MOE8_CHECK(format == kFormat, kCheckpoint, files.state(), "expected format ", kFormat, ", got ", format,
-               ". Another version of moe8 wrote it.");
+    MOE8_CHECK(format == kFormat, kCheckpoint, files.state(), "expected format ", kFormat, ", got ",
+               format, ". Another version of moe8 wrote it.");
     info.state = state_from(json);
     info.text = json.at("text").get<std::vector<std::string>>();
     info.environment = json.at("environment").get<Environment>();
   } catch (const nlohmann::json::exception& error) {
-    fail(kCheckpoint, files.state(), std::string("expected the state of a run, got: ") + error.what());
+    fail(kCheckpoint, files.state(),
+         std::string("expected the state of a run, got: ") + error.what());
   }
   info.config = load_run_config(files.config());
   return info;

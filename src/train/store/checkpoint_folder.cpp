@@ -71,15 +71,16 @@ std::optional<CheckpointFolder::Entry> CheckpointFolder::newest_good() const {
       if (&entry != &all.back()) log_warning(problem + ". Going back to the checkpoint before it.");
     }
   }
-  MOE8_CHECK(all.empty(), kCheckpointFolder, path_, "expected at least one whole checkpoint, got ", all.size(),
-             " damaged ", all.size() == 1 ? "one: " : "ones; the oldest: ", problem);
+  MOE8_CHECK(all.empty(), kCheckpointFolder, path_, "expected at least one whole checkpoint, got ",
+             all.size(), " damaged ", all.size() == 1 ? "one: " : "ones; the oldest: ", problem);
   return std::nullopt;
 }
 
 void CheckpointFolder::prepare() {
   std::error_code error;
   fs::create_directories(path_, error);
-  MOE8_CHECK(!error, kCheckpointFolder, path_, "expected to make the folder, got: ", error.message());
+  MOE8_CHECK(!error, kCheckpointFolder, path_,
+             "expected to make the folder, got: ", error.message());
   remove_leftovers(path_);
 }
 

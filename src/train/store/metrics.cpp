@@ -29,7 +29,8 @@ double rounded(double value) {
 }
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
-  fail(kMetricsFile, path, "expected a writable file, got: " + std::generic_category().message(error));
+  fail(kMetricsFile, path,
+       "expected a writable file, got: " + std::generic_category().message(error));
 }
 
 // Where the lines of the steps up to `last_step` end.

@@ -27,16 +27,17 @@ NamedTensors learned_tensors(const torch::nn::Module& model) {
 at::Tensor read_like(const SafetensorsReader& file, const std::string& path,
                      const std::string& name, const at::Tensor& like) {
   const at::Tensor tensor = file.tensor(name);
-  MOE8_CHECK(tensor.sizes() == like.sizes() && tensor.scalar_type() == like.scalar_type(), kNamedTensors,
-             path, "tensor '", name, "': expected ", like.scalar_type(), " ", like.sizes(),
-             ", as in this run's model, got ", tensor.scalar_type(), " ", tensor.sizes());
+  MOE8_CHECK(tensor.sizes() == like.sizes() && tensor.scalar_type() == like.scalar_type(),
+             kNamedTensors, path, "tensor '", name, "': expected ", like.scalar_type(), " ",
+             like.sizes(), ", as in this run's model, got ", tensor.scalar_type(), " ",
+             tensor.sizes());
   return tensor;
 }
 
 void load_into(const NamedTensors& tensors, const std::string& path) {
   const SafetensorsReader file(path);
-  MOE8_CHECK(file.entries().size() == tensors.size(), kNamedTensors, path, "expected the ", tensors.size(),
-             " tensors of this run's model, got ", file.entries().size());
+  MOE8_CHECK(file.entries().size() == tensors.size(), kNamedTensors, path, "expected the ",
+             tensors.size(), " tensors of this run's model, got ", file.entries().size());
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : tensors) values.push_back(read_like(file, path, name, tensor));
   const at::NoGradGuard no_grad;

@@ -34,8 +34,8 @@ RunLock::RunLock(const std::string& path)
              "': ", std::generic_category().message(errno));
   if (::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) {
     const int error = errno;
-    MOE8_CHECK(error != EWOULDBLOCK, kRunLock, "output.folder", "expected no other run in '", folder,
-               "', but one is going on", holder(fd_));
+    MOE8_CHECK(error != EWOULDBLOCK, kRunLock, "output.folder", "expected no other run in '",
+               folder, "', but one is going on", holder(fd_));
     fail(kRunLock, path, "cannot be locked: " + std::generic_category().message(error));
   }
   // Only for the message above, so a failure to write it does not matter.

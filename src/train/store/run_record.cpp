@@ -55,7 +55,8 @@ RunRecord read_run(const std::string& folder) {
 }
 
 std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
-  MOE8_CHECK(!folders.empty(), kRunRecord, "DIR", "expected at least one folder of a run, got none");
+  MOE8_CHECK(!folders.empty(), kRunRecord, "DIR",
+             "expected at least one folder of a run, got none");
   std::vector<RunRecord> runs;
   runs.reserve(folders.size());
   for (const std::string& folder : folders) runs.push_back(read_run(folder));
