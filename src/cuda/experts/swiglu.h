@@ -69,8 +69,13 @@ LaunchStatus launch_swiglu(const SwigluArgs& args, cudaStream_t stream);
 ///   dH' = act'(dact);  hidden_grad = bf16(s * dH') when scores are on the INPUT, else bf16(dH')
 /// scored_activation is the right operand of the second product's weight gradient, whose left one
 /// is the unscaled gradient of the outputs. <dO, b2>, which a bias of the second product adds to
-/// score_grad, is not in it. The order of its sum depends on `columns` and on alignment alone. Cost
-/// floor per row: 6 h bytes read; 3 h written as codes of both, 6 h as values of both.
+/// score_grad, is not in it. The order of its sum depends on `columns` and on alignment alone.
+///
+/// In place: hidden_grad.codes of pitch 2 h may lie where `grad` lies, as both have 2 h bytes per
+/// row, when choose_swiglu_backward() says row_threads > 0: a row is read whole before it is
+/// written.
+///
+/// Cost floor per row: 6 h bytes read; 3 h written as codes of both, 6 h as values of both.
 struct SwigluBackwardArgs : SwigluSource {
   const void* grad;  // dA: bf16 [rows, columns], contiguous
 

@@ -380,6 +380,22 @@ void compare_backward(const Problem& p, const BackwardOutputs& out) {
   }
 }
 
+// The codes of hidden_grad in the memory of the gradients that they are made from.
+void check_in_place(const Problem& p, SwigluBackwardArgs args, const RowsExpected& expected) {
+  DeviceBytes both(expected.codes.size());
+  args.grad = both.get();
+  args.hidden_grad.codes = both.as<uint8_t>();
+  if (choose_swiglu_backward(args).row_threads == 0) return;
+  for (int time = 0; time < 2; ++time) {
+    both.poison();
+    const Bytes grad = bytes_of(p.grad);
+    require(cudaMemcpy(both.get(), grad.data(), grad.size(), cudaMemcpyHostToDevice), "grad");
+    require(launch_swiglu_backward(args, nullptr), "in place");
+    require(cudaDeviceSynchronize(), "in place");
+    expect_equal(p.name() + " backward in place", both, expected.codes);
+  }
+}
+
 void check_backward(const Problem& p, int64_t pitch_more) {
   const std::string what = p.name() + " backward";
   BackwardOutputs out(p.layer, pitch_more);
@@ -401,6 +417,7 @@ void check_backward(const Problem& p, int64_t pitch_more) {
   scored.push_back({&out.score, &score});
   run(what, scored, launch);
 
+  if (h.pitch == h.columns && h.columns % 16 == 0) check_in_place(p, args, eh);
   const Shifted hidden(bytes_of(p.hidden));
   args.hidden = hidden.get();
   expect(choose_swiglu_backward(args).row_threads == 0,
