@@ -152,7 +152,7 @@ TEST_F(TrainCommand, ARunInHighPrecisionIsAFailure) {
   words.insert(words.end(), {"--recipe", "mxfp8_rceil"});
   const Ran ran = run_moe8(words, environment);
   expect_one_line(ran, 1, "moe8: [train] convert: expected products in low precision of every");
-  EXPECT_THAT(ran.err, HasSubstr("layers.1.moe.experts.w2 (4, 32, 32)"));
+  EXPECT_THAT(ran.err, HasSubstr("layers.1.moe.shared_experts.w2.weight (32, 32)"));
   EXPECT_THAT(ran.err, HasSubstr("Training stopped after the first step."));
   EXPECT_EQ(lines("run"), 0u);
   EXPECT_FALSE(fs::exists(folder_ / "run/model.safetensors"));

@@ -124,11 +124,19 @@ int64_t left_out(const TransformerConfig& c) {
   return (c.n_layers - c.n_dense_layers) * c.n_experts * 4 + 8;
 }
 
+// As a trainer's: backward, and a change of every weight in place.
+void step(Transformer& model, const Batch& batch) {
+  loss_of(model, batch).backward();
+  const torch::NoGradGuard no_grad;
+  for (at::Tensor& weight : model->parameters()) weight.mul_(1);
+}
+
 // Of a forward pass and its loss, which are alive.
 void expect_planned(const RunConfig& config, const Batch& batch) {
   Transformer model(config.model, 1, dtype_of(config.training.weights));
   const FqnToConfig keys = to_fqn_config(config.conversion());
   if (!keys.empty()) quantize_(*model, keys);
+  step(model, batch);  // from then on quantized weights are kept for later batches
   clear_weight_cache();
   const int64_t before = CountingAllocator::get().alive();
   const at::Tensor loss = loss_of(model, batch);
