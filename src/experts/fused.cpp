@@ -88,6 +88,10 @@ struct Layer : torch::CustomClassHolder {
     return needs[kX] || needs_gate_up() || needs[kBias13] || needs[kScores];
   }
   bool has_separate_gate_up() const { return has(kUp); }
+  /// Whether products of W13 have to be shown to observers weight by weight.
+  bool shows_parts() const {
+    return has_separate_gate_up() && weights[kGate] != WeightId{} && numerics_observed();
+  }
 
   /// The operands of the six products while they do not exist yet.
   Operand rows_to_come(int64_t columns, at::ScalarType dtype) const {
@@ -139,7 +143,7 @@ using LayerPtr = c10::intrusive_ptr<Layer>;
 // Each of two weights that were multiplied as one gets its part of the product.
 void show_out_parts(const Layer& layer, const Operand& X, at::TensorList parts,
                     const at::Tensor& H) {
-  if (!layer.has_separate_gate_up() || !numerics_observed() || !X.has_source()) return;
+  if (!layer.shows_parts() || !X.has_source()) return;
   const int64_t h = layer.call.hidden;
   for (const Input input : {kGate, kUp}) {
     GemmProblem part = layer.out13(X, parts[input - kGate]);
@@ -150,7 +154,7 @@ void show_out_parts(const Layer& layer, const Operand& X, at::TensorList parts,
 
 // dX is the sum of both: the whole is shown as the product of either weight.
 void show_grad_input(const Layer& layer, GemmProblem problem, const at::Tensor& dX) {
-  if (!layer.has_separate_gate_up() || !numerics_observed()) return;
+  if (!layer.shows_parts()) return;
   if (!problem.left.has_source() || !problem.right.has_source()) return;
   for (const Input input : {kGate, kUp}) {
     problem.weight = layer.weights[input];
@@ -450,13 +454,20 @@ variable_list FusedExperts::backward(AutogradContext* ctx, variable_list grad_ou
   return grads;
 }
 
+bool is_low_precision(const TrainingFormats& formats) {
+  const GemmFormats high{};
+  return formats.out != high || formats.grad_input != high || formats.grad_weight != high;
+}
+
 }  // namespace
 
 at::Tensor fused_experts(ExpertsCall call, const ExpertsTensors& tensors) {
   const std::array<at::Tensor, kInputs> all{
       tensors.x, tensors.w1, tensors.w3, tensors.w2, tensors.bias13, tensors.bias2, tensors.scores};
   call.order.counts = at::Tensor();  // nobody asks for them any more
-  call.is_observed = numerics_observed();
+  const bool is_gate_up_low = is_low_precision(call.gate_up);
+  const bool is_down_low = is_low_precision(call.down);
+  call.is_observed = numerics_observed() && (is_gate_up_low || is_down_low);
   auto layer = c10::make_intrusive<Layer>(std::move(call));
   layer->stages = &choose_expert_stages(layer->call);
   variable_list inputs;
@@ -470,7 +481,8 @@ at::Tensor fused_experts(ExpertsCall call, const ExpertsTensors& tensors) {
   }
   for (const Input weight : {kGate, kUp, kDown}) {
     if (!layer->has(weight)) continue;
-    if (layer->call.is_observed) layer->weights[weight] = weight_id(all[weight]);
+    const bool is_low = weight == kDown ? is_down_low : is_gate_up_low;
+    if (layer->call.is_observed && is_low) layer->weights[weight] = weight_id(all[weight]);
     note_use(all[weight]);
   }
   return FusedExperts::apply(at::TensorList(inputs), layer);

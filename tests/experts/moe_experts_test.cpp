@@ -306,6 +306,22 @@ TEST(MoeExperts, ASecondDerivativeIsAnErrorOrRight) {
   EXPECT_GT(sqnr_db(expected[1], second[1]), 100);
 }
 
+TEST(MoeExperts, AGraphThatIsKeptGivesTheSameTwice) {
+  for (const SavedHidden how : {SavedHidden::SOURCE, SavedHidden::FLOAT8}) {
+    const ExpertsProblem p = experts_problem({}, at::kFloat, 12, true);
+    const at::Tensor out = testing::call_experts(p, {.saved_hidden = how});
+    const auto grad = [&](bool keep) {
+      return torch::autograd::grad({out}, p.leaves(), {p.upstream}, keep);
+    };
+    const auto first = grad(true), second = grad(true), third = grad(false);
+    for (size_t i = 0; i < first.size(); ++i) {
+      EXPECT_TRUE(same_bits(first[i], second[i])) << i;
+      EXPECT_TRUE(same_bits(first[i], third[i])) << i;
+    }
+    EXPECT_THAT(error_of([&] { grad(false); }), HasSubstr("retain_graph"));
+  }
+}
+
 // ---- dtypes -------------------------------------------------------------------
 TEST(MoeExperts, DtypesOfResultsAndGradients) {
   ExpertsProblem p = experts_problem({}, at::kBFloat16, 9, true);
@@ -392,8 +408,9 @@ TEST(MoeExperts, MisuseIsToldInWords) {
   EXPECT_ERROR(o.config = MXLinearConfig{},
                "options.config: expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig");
   EXPECT_ERROR(o.config = FP8GroupedMMConfig{.out_dtype = at::kHalf}, "out_dtype");
-  EXPECT_ERROR(o.saved_hidden = SavedHidden::FLOAT8,
-               "not fused: stages 'composite': it saves hidden rows as they are only");
+  EXPECT_ERROR(
+      (o.saved_hidden = SavedHidden::FLOAT8, o.implementation = ExpertsImplementation::UNFUSED),
+      "not unfused: its operations save what LibTorch's do");
 #undef EXPECT_ERROR
   ExpertOrder other = expert_order(good.experts, 5);
   EXPECT_THAT(

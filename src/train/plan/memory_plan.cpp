@@ -104,6 +104,7 @@ class Conversion {
   }
 
   at::ScalarType dtype() const { return dtype_; }
+  bool is_on_gpu() const { return on_gpu_; }
   const Config* config(const std::string& fqn) const {
     const auto found = configs_.find(fqn);
     return found == configs_.end() ? nullptr : &found->second;
@@ -164,6 +165,10 @@ class SavedList {
     const Config* const a = conversion_.config(weight);
     const Config* const b = conversion_.config(other);
     return a && b ? *a == *b : a == b;
+  }
+  /// Whether a fused layer of experts keeps codes of its input, as on a GPU with kernels of moe8.
+  bool keeps_codes_of_input(const std::string& weight) const {
+    return conversion_.is_on_gpu() && conversion_.forms(weight).of_input == 1;
   }
   double model_itemsize() const { return itemsize(conversion_.dtype()); }
   double out_itemsize(const std::string& weight) const {
@@ -239,7 +244,10 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   std::vector<const char*> readers{"router.gate.weight"};
   if (shared)
     readers.insert(readers.end(), {"shared_experts.w1.weight", "shared_experts.w3.weight"});
-  if (fused) readers.push_back(kOther);  // the experts save it as it is
+  const bool as_codes = list.keeps_codes_of_input(experts + "w1");
+  // The experts save it as it is, once for gate and up; or codes with a scale.
+  if (fused) readers.push_back(as_codes ? "experts.w1" : kOther);
+  if (fused && as_codes) list.add("router: input", kFloat);
   list.add_input("router: input", c.dim, part, readers);
   list.add("router: scores of all experts", kFloat * double(c.n_experts));
   list.add("router: scores of the chosen", kFloat * (c.route_norm ? 2 * k + 1 : k));
