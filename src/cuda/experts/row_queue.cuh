@@ -64,8 +64,12 @@ struct RowQueue {
   }
 
  private:
-  __device__ uint32_t index_of(int32_t row) const { return static_cast<uint32_t>(row - first); }
-  __device__ uint32_t stage_of(int32_t row) const { return index_of(row) % kStages; }
+  __device__ uint32_t index_of(int32_t row) const {
+    return static_cast<uint32_t>(row - first);
+  }
+  __device__ uint32_t stage_of(int32_t row) const {
+    return index_of(row) % kStages;
+  }
 
   __device__ void fetch(int32_t row) {
     if (threadIdx.x != 0 || row >= last) return;

@@ -72,8 +72,8 @@ struct GroupCursor {
   }
 };
 
-/// The scores of consecutive rows in groups, read ahead: each is two loads, of which the second waits
-/// for the first.
+/// The scores of consecutive rows in groups, read ahead: each is two loads, of which the second
+/// waits for the first.
 struct ScoreCursor {
   const int32_t* slots;
   const float* scores;
