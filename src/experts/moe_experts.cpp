@@ -136,12 +136,6 @@ TrainingFormats formats_for(const std::optional<Config>& config) {
   return config ? training_formats(*config) : TrainingFormats{};
 }
 
-// Products read a weight by way of detach(). Of the weight itself that would make an alias, which
-// could write it unseen (memory.h); of a view it does not.
-at::Tensor as_view(const at::Tensor& w) {
-  return !w.defined() || w.is_view() || w.is_inference() ? w : w.view(w.sizes());
-}
-
 // b13 [E, 2h] float32, or undefined.
 at::Tensor joined_bias(const Arguments& a) {
   if (!a.w3.defined()) return a.b1.defined() ? a.b1.to(at::kFloat) : at::Tensor();
@@ -188,9 +182,9 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
                    .hidden_dtype = hidden_dtype,
                    .row_dtype = out_dtype(down, hidden_dtype)};
   ExpertsTensors tensors{.x = a.x,
-                         .w1 = as_view(a.w1),
-                         .w3 = as_view(a.w3),
-                         .w2 = as_view(a.w2),
+                         .w1 = a.w1,
+                         .w3 = a.w3,
+                         .w2 = a.w2,
                          .bias13 = joined_bias(a),
                          .bias2 = a.b2.defined() ? a.b2.to(at::kFloat) : a.b2,
                          .scores = scores.defined() ? scores.to(at::kFloat) : scores};
