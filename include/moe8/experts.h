@@ -52,7 +52,7 @@ enum class SavedHidden {
 /// Who computes: AUTO is the first of FUSED, UNFUSED that does not refuse the call.
 enum class ExpertsImplementation {
   AUTO,
-  FUSED,    // one autograd function over three (or two) products: docs/numerics.md, section 6
+  FUSED,    // one autograd function over the products: docs/numerics.md, section 6
   UNFUSED,  // at::_grouped_mm and LibTorch's operations, each with its own gradient
 };
 
@@ -96,13 +96,14 @@ struct ExpertsOptions {
 ///
 /// Under autocast x, weights and biases are cast to its dtype first.
 /// Separate weights, and one weight by halves, give the same bits. An interleaved one has the same
-/// out and gradients of weights, biases and scores; the gradient of x adds up in another order, and
-/// of MX recipes in other blocks.
+/// products but that of the gradient of x, which adds up in another order and has other MX blocks;
+/// sums over h, such as the gradients of scores, add up in another order as well.
 /// @throws c10::Error when a rank, dtype, device or size is wrong, naming argument, expected and got;
 /// when options.config is that of a linear; when FUSED is asked for and refuses, with the reason.
 /// Differentiable once in x, weights, biases and scores, in any combination; gradients have their
 /// dtypes; an expert without tokens has gradients of exactly 0. Twice is an error, but by UNFUSED.
-/// Deterministic. No host synchronisation where moe8 has kernels. Source: docs/numerics.md,
+/// Deterministic. A second backward needs retain_graph, as everywhere: what forward kept goes as soon
+/// as it has been read. No host synchronisation where moe8 has kernels. Source: docs/numerics.md,
 /// section 6. MOE8_LOG=dispatch prints who computes, and why others do not.
 at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
                        const at::Tensor& w2, const at::Tensor& experts, const at::Tensor& scores,

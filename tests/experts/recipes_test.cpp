@@ -433,7 +433,7 @@ TEST(ColumnCodes, FromRowCodesChangeTheWeightsGradientsOnly) {
   }
 }
 
-TEST(ColumnCodes, UnfusedRefuses) {
+TEST(ColumnCodes, ByOperationsThereAreNone) {
   const ExpertsProblem p = problems(at::kBFloat16)[0];
   EXPECT_THAT(error_of([&] {
                 run_experts(p, {.config = recipe("fp8_rowwise"),
@@ -441,6 +441,27 @@ TEST(ColumnCodes, UnfusedRefuses) {
                                 .implementation = ExpertsImplementation::UNFUSED});
               }),
               HasSubstr("not unfused: its products quantize values only"));
+}
+
+// H is rounded between forward and backward: out is the same, gradients lose.
+TEST(SavedHidden, AsCodes) {
+  for (const std::optional<Config>& config : high_and_low()) {
+    for (const ExpertsProblem& p : problems(at::kBFloat16)) {
+      const ExpertsResults exact = in_float64(p);
+      const ExpertsResults source = run_experts(p, {.config = config});
+      const ExpertsResults codes =
+          run_experts(p, {.config = config, .saved_hidden = SavedHidden::FLOAT8});
+      EXPECT_TRUE(same_bits(source.out, codes.out));
+      for (size_t i = 0; i < codes.grads.size(); ++i) {
+        if (i == kB2) {
+          EXPECT_TRUE(same_bits(source.grads[i], codes.grads[i]));
+        } else {
+          EXPECT_FALSE(same_bits(source.grads[i], codes.grads[i])) << i;
+          EXPECT_GT(sqnr_db(exact.grads[i], codes.grads[i]), 20) << i;
+        }
+      }
+    }
+  }
 }
 
 TEST(ExpertsRecipes, OutDtypeOfTheConfig) {
