@@ -85,7 +85,7 @@ struct ExpertsOptions {
 /// nothing and get zero gradients.
 ///
 /// @param x        [T, d] bf16 or float32; T may be 0
-/// @param w1       [E, h, d] the gate's weight; or gate and up in one weight [E, 2h, d], see gate_up
+/// @param w1       [E, h, d] the gate's weight; or gate and up in one [E, 2h, d], see gate_up
 /// @param w3       [E, h, d] the up projection's weight; undefined where w1 holds both
 /// @param w2       [E, d, h]
 /// Weights are bf16 or float32 of any strides; without conversion and config of x's dtype. One that
@@ -98,12 +98,12 @@ struct ExpertsOptions {
 /// Separate weights, and one weight by halves, give the same bits. An interleaved one has the same
 /// products but that of the gradient of x, which adds up in another order and has other MX blocks;
 /// sums over h, such as the gradients of scores, add up in another order as well.
-/// @throws c10::Error when a rank, dtype, device or size is wrong, naming argument, expected and got;
+/// @throws c10::Error when a rank, dtype, device or size is wrong, naming argument, expected, got;
 /// when options.config is that of a linear; when FUSED is asked for and refuses, with the reason.
 /// Differentiable once in x, weights, biases and scores, in any combination; gradients have their
 /// dtypes; an expert without tokens has gradients of exactly 0. Twice is an error, but by UNFUSED.
-/// Deterministic. A second backward needs retain_graph, as everywhere: what forward kept goes as soon
-/// as it has been read. No host synchronisation where moe8 has kernels. Source: docs/numerics.md,
+/// Deterministic. A second backward needs retain_graph, as everywhere: what forward kept goes once
+/// it has been read. No host synchronisation where moe8 has kernels. Source: docs/numerics.md,
 /// section 6. MOE8_LOG=dispatch prints who computes, and why others do not.
 at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
                        const at::Tensor& w2, const at::Tensor& experts, const at::Tensor& scores,

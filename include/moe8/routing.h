@@ -53,8 +53,8 @@ at::Tensor permute_tokens(const at::Tensor& x, const ExpertOrder& order);
 ///
 ///   out[t, :] = sum_j scores[t, j] * rows[row_of_slot[t * k + j], :]
 ///
-/// in float32, j from 0 to k - 1, rounded once. Slots of no expert add nothing, whatever their score
-/// and row hold.
+/// in float32, j from 0 to k - 1, rounded once. Slots of no expert add nothing, whatever their
+/// score and row hold.
 /// @param rows       [R, N] bf16 or float32 on the order's device
 /// @param scores     [T, k] floating-point, or nothing for 1
 /// @param out_dtype  bf16 or float32; not set: that of rows

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The activation between the two products of experts and its backward, in LibTorch's operations: the
-// definition of their arithmetic (docs/numerics.md, section 6).
+// The activation between the two products of experts and its backward, in LibTorch's operations:
+// the definition of their arithmetic (docs/numerics.md, section 6).
 #pragma once
 
 #include <ATen/core/Tensor.h>

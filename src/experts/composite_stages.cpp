@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The stages in LibTorch's operations: their definition. Every operand has its source, from which its
-// forms are made as those of any product; the codes along columns that are made from codes along rows
-// are made here.
+// The stages in LibTorch's operations: their definition. Every operand has its source, from which
+// its forms are made as those of any product; the codes along columns that are made from codes along
+// rows are made here.
 
 #include <variant>
 

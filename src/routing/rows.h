@@ -12,8 +12,8 @@
 
 namespace moe8 {
 
-/// Calls f(begin, size) for blocks that make up [0, rows): on a CPU such that an intermediate result
-/// in float32 of `columns` per row stays in its caches, elsewhere one block.
+/// Calls f(begin, size) for blocks that make up [0, rows): on a CPU such that an intermediate
+/// result in float32 of `columns` per row stays in its caches, elsewhere one block.
 template <typename F>
 void for_row_blocks(int64_t rows, int64_t columns, const at::Device& device, F f) {
   constexpr int64_t kElements = int64_t{1} << 17;
@@ -34,7 +34,8 @@ at::Tensor gather_tokens(const at::Tensor& x, const ExpertOrder& order);
 /// out[r] = of_slots[slot_of_row[r]]: float32 [R] of [T, k]; 0 for rows in no group.
 at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order);
 
-/// out[t, :] = sum_j w[t, j] * rows[row_of_slot[t * k + j], :] in float32, j ascending, rounded once.
+/// out[t, :] = sum_j w[t, j] * rows[row_of_slot[t * k + j], :] in float32, j ascending, rounded
+/// once.
 /// Rows in no group must hold 0.
 /// @param scores  w, float32 [T, k], or undefined for 1; those of slots in no group count as 0
 at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,

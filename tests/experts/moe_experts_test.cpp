@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// moe_experts in high precision, against the definition in float64: values, gradients, edges, misuse.
+// moe_experts in high precision, against the definition in float64: values, gradients, edges,
+// misuse.
 #include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// moe_experts in low precision: accuracy of every recipe, layouts of weights, converted weights, what
-// observers see, and the settings of its arithmetic.
+// moe_experts in low precision: accuracy of every recipe, layouts of weights, converted weights,
+// what observers see, and the settings of its arithmetic.
 #include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
@@ -51,8 +51,8 @@ std::vector<ExpertsProblem> problems(at::ScalarType dtype) {
 }
 
 // ---- accuracy -------------------------------------------------------------------
-/// SQNR in dB against float64. Two products lie one behind the other, so the bars are below those of
-/// one product (docs/numerics.md, section 7).
+/// SQNR in dB against float64. Two products lie one behind the other, so the bars are below those
+/// of one product (docs/numerics.md, section 7).
 struct Bars {
   double out, grad_x, grad_w;
 };
