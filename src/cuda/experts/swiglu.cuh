@@ -36,6 +36,7 @@ template <typename Args>
 struct SwigluKernelArgs {
   Args args;
   GateNumbers gate;
+  int stages;  // of the RowQueue
 };
 
 // ---- rows
@@ -72,35 +73,36 @@ struct GroupCursor {
   }
 };
 
-/// The scores of consecutive rows in groups, read ahead: each is two loads, of which the second
-/// waits for the first.
+/// The scores of consecutive rows, read ahead: each is two loads, of which the second waits for the
+/// first.
 struct ScoreCursor {
   const int32_t* slots;
   const float* scores;
   int32_t last;
 
-  int32_t slot = 0, next_slot = 0;
-  float score = 1;
+  int32_t slot = 0, next_slot = 0, slot_after = 0;
+  float score = 1, next_score = 1;
 
   __device__ ScoreCursor(const SwigluSource& a, const RowSpan& span)
-      : slots(a.slot_of_row), scores(a.scores), last(span.grouped) {
+      : slots(a.slot_of_row), scores(a.scores), last(span.last) {
     next_slot = slot_at(span.first);
-    finish_row();
+    next_score = score_at(next_slot);
+    slot_after = slot_at(span.first + 1);
   }
   /// To `row`, the first one or the one after the current one.
   __device__ void advance(int32_t row) {
     slot = next_slot;
-    next_slot = slot_at(row + 1);
-  }
-  /// After the last use of the current row's score.
-  __device__ void finish_row() {
-    if (scores != nullptr) score = scores[next_slot];
+    score = next_score;
+    next_slot = slot_after;
+    next_score = score_at(next_slot);
+    slot_after = slot_at(row + 2);
   }
 
  private:
   __device__ int32_t slot_at(int32_t row) const {
     return slots != nullptr && row < last ? slots[row] : 0;
   }
+  __device__ float score_at(int32_t s) const { return scores != nullptr ? scores[s] : 1.0f; }
 };
 
 /// Where a thread's packets lie: packet v is that of the eight pairs from pair(v) on, its two
@@ -180,68 +182,38 @@ __device__ PairGradient differentiate(const GateNumbers& n, const RowFactors& f,
           __fmaf_rn(d.gate, h.gate, __fmaf_rn(d.up, h.up, score))};
 }
 
-// ---- biases
+// ---- packets
 using Packet32 = Packet<float>;
 
+/// Eight biases. Unlike rows they are read again and again: they stay in L1.
 __device__ inline Packet32 load_bias(const SwigluSource& a, int64_t at) {
-  if (a.bias_type == FloatType::F32) return load_packet(static_cast<const float*>(a.bias) + at);
-  const Packet16 half = load_packet(static_cast<const BFloat16*>(a.bias) + at);
+  if (a.bias_type == FloatType::F32) {
+    const uint4* p = reinterpret_cast<const uint4*>(static_cast<const float*>(a.bias) + at);
+    const uint4 low = p[0], high = p[1];
+    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+  }
+  const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const BFloat16*>(a.bias) + at);
+  const Packet16 half{{v.x, v.y, v.z, v.w}};
   Packet32 bias;
 #pragma unroll
   for (int i = 0; i < 8; ++i) bias.words[i] = __float_as_uint(half.get(i));
   return bias;
 }
 
-struct TwoPairs {
-  Pair pairs[2];
-};
-
-/// A group's biases of a thread's pairs, in shared memory that no other thread touches. Without a
-/// bias they are -0.0, which adds nothing to anything. The plain kinds have none.
+/// The biases of packet v of a group; without any -0.0, which adds nothing to anything.
 template <typename Kind>
-class ThreadBiases {
- public:
-  __device__ explicit ThreadBiases(uint8_t* shared)
-      : own_(reinterpret_cast<float4*>(shared) + threadIdx.x) {}
-
-  __device__ void load(const SwigluSource& a, int32_t group, const ThreadColumns<Kind>& at) {
-    if (Kind::kPlain) return;
+__device__ PairsOf<Packet32> load_biases(const SwigluSource& a, int32_t group,
+                                         const ThreadColumns<Kind>& at, int v) {
+  PairsOf<Packet32> bias{};
+  if (Kind::kPlain) return bias;
+  if (a.bias != nullptr) {
     const int64_t row = group * 2 * a.columns;
+    return {load_bias(a, row + at.first(v)), load_bias(a, row + at.second(v))};
+  }
 #pragma unroll
-    for (int v = 0; v < Kind::kPackets; ++v) {
-      if (!at.has(v)) continue;
-      PairsOf<Packet32> bias;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) bias.first.words[i] = bias.second.words[i] = 0x80000000u;
-      if (a.bias != nullptr) {
-        bias = {load_bias(a, row + at.first(v)), load_bias(a, row + at.second(v))};
-      }
-      for (int w = 0; w < Packet16::kWords; ++w) {
-        const Pair even = pair_of<Kind::kLayout>(bias, 2 * w);
-        const Pair odd = pair_of<Kind::kLayout>(bias, 2 * w + 1);
-        two_pairs(v, w) = make_float4(even.gate, even.up, odd.gate, odd.up);
-      }
-    }
-  }
-  /// Those of pairs 2 w and 2 w + 1 of packet v.
-  __device__ TwoPairs get(int v, int w) const {
-    if (Kind::kPlain) return {};
-    const float4 b = two_pairs(v, w);
-    return {{{b.x, b.y}, {b.z, b.w}}};
-  }
-
-  static constexpr int64_t bytes(int64_t threads) {
-    return Kind::kPlain ? 0 : threads * Kind::kPackets * int64_t{2 * sizeof(Packet32)};
-  }
-
- private:
-  // Those of neighbouring threads lie side by side.
-  __device__ float4& two_pairs(int v, int w) const {
-    return own_[(v * Packet16::kWords + w) * blockDim.x];
-  }
-
-  float4* own_;
-};
+  for (int i = 0; i < 8; ++i) bias.first.words[i] = bias.second.words[i] = 0x80000000u;
+  return bias;
+}
 
 // ---- results
 /// elem to a template argument: f.operator()<elem>().
@@ -326,8 +298,7 @@ LaunchStatus launch_any_swiglu_backward(const SwigluBackwardArgs& args, cudaStre
 template <typename Args>
 struct SwigluChoice {
   void (*kernel)(SwigluKernelArgs<Args>);
-  int64_t (*bias_bytes)(int64_t threads);  // of shared memory
-  int packets;                             // as in SwigluKind
+  int packets;  // as in SwigluKind
   GateLayout layout;
   bool plain;
 
@@ -357,25 +328,26 @@ const SwigluChoice<Args>* fittest(const SwigluChoice<Args> (&choices)[kCount],
   return best;
 }
 
-/// Launches whole waves of blocks that fill the device, each of about kRowsPerBlock rows, so that
-/// all multiprocessors end together.
+/// Launches with as many stages and blocks as fill the device: whole waves of blocks of about
+/// kRowsPerBlock rows, so that all multiprocessors end together.
 template <typename Args>
 LaunchStatus launch_rows(const SwigluChoice<Args>& choice, const Args& args, int64_t row_bytes,
                          int64_t more_bytes, cudaStream_t stream) {
   const auto threads = static_cast<int>(choice.row_threads(args.columns));
-  const int64_t bytes = kStages * row_bytes + choice.bias_bytes(threads) + more_bytes;
-  cudaError_t error = cudaFuncSetAttribute(
-      choice.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  constexpr int64_t kSharedBytes = 200 * 1024;
+  const int stages = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, 2));
+  const int bytes = static_cast<int>(stages * row_bytes + more_bytes);
+  cudaError_t error =
+      cudaFuncSetAttribute(choice.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return {error, "cudaFuncSetAttribute"};
   int resident = 0;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, choice.kernel, threads,
-                                                        static_cast<size_t>(bytes));
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, choice.kernel, threads, bytes);
   if (error != cudaSuccess) return {error, "cudaOccupancyMaxActiveBlocksPerMultiprocessor"};
   const int64_t wave = std::max(resident, 1) * int64_t{multiprocessor_count()};
   const int64_t waves = std::max<int64_t>(args.groups.rows / (wave * kRowsPerBlock), 1);
   const int64_t blocks = std::min(args.groups.rows, wave * waves);
   return launch_early(choice.kernel, blocks, threads, static_cast<size_t>(bytes), stream,
-                      SwigluKernelArgs<Args>{args, GateNumbers::of(args.activation)});
+                      SwigluKernelArgs<Args>{args, GateNumbers::of(args.activation), stages});
 }
 
 }  // namespace moe8::cuda

@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Args>
 LaunchStatus launch(void (*kernel)(SwigluKernelArgs<Args>), const Args& args, cudaStream_t stream) {
   return launch_early(kernel, ceil_div(args.groups.rows, kRows), kThreads, 0, stream,
-                      SwigluKernelArgs<Args>{args, GateNumbers::of(args.activation)});
+                      SwigluKernelArgs<Args>{args, GateNumbers::of(args.activation), 0});
 }
 
 }  // namespace

@@ -82,35 +82,27 @@ __device__ RowTotals block_totals(RowTotals t, RowTotals (&shared)[kMaxRowWarps]
           threadIdx.x < 32 ? warp_sum(t.score_grad) : 0.0f};
 }
 
-// Packet v of a row: eight pairs of gradients and eight activations. Returns `score` and what they
-// add to it.
+// Eight pairs of gradients and eight activations. Returns `score` and what they add to it.
 template <typename Kind, bool kInput>
 __device__ float differentiate(const GateNumbers& n, const RowFactors& factors, const Pairs& h,
-                               const ThreadBiases<Kind>& biases, int v, const BFloat16* grad,
-                               float score, Part<Kind::kPackets>& part) {
+                               const PairsOf<Packet32>& bias, const Packet16& grad, float score,
+                               Pairs& hidden, Packet16& activation) {
   constexpr GateLayout kLayout = Kind::kLayout;
-  Packet16 d;
 #pragma unroll
   for (int w = 0; w < Packet16::kWords; ++w) {
-    if (w % 2 == 0) {  // as late as can be: registers are short
-      const uint2 half = reinterpret_cast<const uint2*>(grad)[w / 2];
-      d.words[w] = half.x;
-      d.words[w + 1] = half.y;
-    }
-    const TwoPairs bias = biases.get(v, w);
     float gate[2], up[2], value[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int at = 2 * w + i;
-      const PairGradient r = differentiate<Kind::kPlain, kInput>(
-          n, factors, pair_of<kLayout>(h, at), bias.pairs[i], d.get(at), score);
-      gate[i] = r.hidden.gate;
-      up[i] = r.hidden.up;
-      value[i] = r.activation;
-      score = r.score;
+      const PairGradient d = differentiate<Kind::kPlain, kInput>(
+          n, factors, pair_of<kLayout>(h, at), pair_of<kLayout>(bias, at), grad.get(at), score);
+      gate[i] = d.hidden.gate;
+      up[i] = d.hidden.up;
+      value[i] = d.activation;
+      score = d.score;
     }
-    part.hidden[v].template set<kLayout>(w, gate, up);
-    part.activation[v].words[w] = round_pair(value[0], value[1]);
+    hidden.template set<kLayout>(w, gate, up);
+    activation.words[w] = round_pair(value[0], value[1]);
   }
   return score;
 }
@@ -118,25 +110,31 @@ __device__ float differentiate(const GateNumbers& n, const RowFactors& factors, 
 // A thread's part of the row at `staged`: 2 * columns of H, columns of dA. Returns its score_grad.
 template <typename Kind>
 __device__ float differentiate_row(const Params& p, const ThreadColumns<Kind>& at,
-                                   const ThreadBiases<Kind>& biases, const uint8_t* staged,
-                                   float score, Part<Kind::kPackets>& part) {
+                                   const uint8_t* staged, int32_t group, float score,
+                                   Part<Kind::kPackets>& part) {
   const RowFactors factors(p.args, score);
   const auto* hidden = reinterpret_cast<const BFloat16*>(staged);
   const BFloat16* grad = hidden + 2 * at.columns;
-  float sum = 0;
+  float score_grad = 0;
 #pragma unroll
   for (int v = 0; v < Kind::kPackets; ++v) {
-    part.hidden[v] = {};
-    part.activation[v] = {};
+    Pairs& pairs = part.hidden[v];
+    Packet16& activation = part.activation[v];
+    pairs = {};
+    activation = {};
     if (!at.has(v)) continue;
     const Pairs h{{load_shared(hidden + at.first(v)), load_shared(hidden + at.second(v))}};
-    sum =
-        !Kind::kPlain && factors.is_input
-            ? differentiate<Kind, true>(p.gate, factors, h, biases, v, grad + at.pair(v), sum, part)
-            : differentiate<Kind, false>(p.gate, factors, h, biases, v, grad + at.pair(v), sum,
-                                         part);
+    const Packet16 d = load_shared(grad + at.pair(v));
+    const PairsOf<Packet32> bias = load_biases(p.args, group, at, v);
+    if (!Kind::kPlain && factors.is_input) {
+      score_grad =
+          differentiate<Kind, true>(p.gate, factors, h, bias, d, score_grad, pairs, activation);
+    } else {
+      score_grad =
+          differentiate<Kind, false>(p.gate, factors, h, bias, d, score_grad, pairs, activation);
+    }
   }
-  return sum;
+  return score_grad;
 }
 
 template <typename Kind>
@@ -252,47 +250,46 @@ template <typename Kind>
 __global__ void __launch_bounds__(resident_threads(Kind::kPackets), 1)
     swiglu_backward(const __grid_constant__ Params p) {
   extern __shared__ uint4 stages[];
-  __shared__ uint64_t ready[kStages];
+  __shared__ uint64_t ready[kMaxStages];
   __shared__ RowTotals exchange[2][kMaxRowWarps];
   const SwigluBackwardArgs& a = p.args;
   const auto row_bytes = static_cast<uint32_t>(a.columns * sizeof(BFloat16));
-  RowQueue<2> queue{
-      {{a.hidden, 2 * row_bytes}, {a.grad, row_bytes}}, reinterpret_cast<uint8_t*>(stages), ready};
-  uint8_t* const behind_stages = queue.memory + kStages * queue.stage_bytes();
-  ThreadBiases<Kind> biases(behind_stages);
-  auto* turned = reinterpret_cast<TurnedPackets*>(behind_stages + biases.bytes(blockDim.x));
+  RowQueue<2> queue{{{a.hidden, 2 * row_bytes}, {a.grad, row_bytes}},
+                    reinterpret_cast<uint8_t*>(stages),
+                    ready,
+                    p.stages};
+  auto* turned = reinterpret_cast<TurnedPackets*>(queue.memory + p.stages * queue.stage_bytes());
   queue.prepare();
   follow_stream();
   const RowSpan span = rows_of_block(a.groups);
-  queue.begin(span.first, span.grouped);
-  for (int32_t row = span.grouped; row < span.last; ++row) {
-    store_zero_row<true>(a.hidden_grad, row, 2 * a.columns, a);
-    store_zero_row<true>(a.scored_activation, row, a.columns, a);
-    if (threadIdx.x == 0 && a.score_grad != nullptr) a.score_grad[a.slot_of_row[row]] = 0;
-  }
+  queue.fetch_first(span.first, span.grouped);
   GroupCursor group(a.groups, span);
   ScoreCursor scores(a, span);
   const ThreadColumns<Kind> at(a.columns);
 
   const bool wants_maxima = a.hidden_grad.column_amax || a.scored_activation.column_amax;
+  int turn = 0;
   for (int32_t row = span.first; row < span.grouped;) {
     group.advance(row);
-    biases.load(a, group.group, at);
     Part<Kind::kPackets> maxima{};
-    for (; row < min(span.grouped, group.end); ++row) {
+    for (const int32_t last = min(span.grouped, group.end); row < last; ++row, turn ^= 1) {
       scores.advance(row);
       Part<Kind::kPackets> part;
       const float score_grad =
-          differentiate_row(p, at, biases, queue.wait(row), scores.score, part);
+          differentiate_row(p, at, queue.wait(), group.group, scores.score, part);
       if (wants_maxima) maxima.update(part);
       const RowTotals totals =
-          block_totals({part.hidden_amax(), part.activation_amax(), score_grad}, exchange[row % 2]);
-      queue.release(row);
-      scores.finish_row();
+          block_totals({part.hidden_amax(), part.activation_amax(), score_grad}, exchange[turn]);
+      queue.advance(row);
       if (threadIdx.x == 0 && a.score_grad) a.score_grad[scores.slot] = totals.score_grad;
       store_row(a, at, part, row, totals);
     }
     if (wants_maxima) flush_columns(a, at, maxima, group.group, turned);
+  }
+  for (int32_t row = span.grouped; row < span.last; ++row) {
+    store_zero_row<true>(a.hidden_grad, row, 2 * a.columns, a);
+    store_zero_row<true>(a.scored_activation, row, a.columns, a);
+    if (threadIdx.x == 0 && a.score_grad != nullptr) a.score_grad[a.slot_of_row[row]] = 0;
   }
 }
 
@@ -301,20 +298,18 @@ using Choice = SwigluChoice<SwigluBackwardArgs>;
 
 template <int kPackets, GateLayout kLayout, bool kPlain>
 constexpr Choice choice() {
-  using Kind = SwigluKind<kPackets, kLayout, kPlain>;
-  return {swiglu_backward<Kind>, ThreadBiases<Kind>::bytes, kPackets, kLayout, kPlain};
+  return {swiglu_backward<SwigluKind<kPackets, kLayout, kPlain>>, kPackets, kLayout, kPlain};
 }
 
-// Those of three packets first: fewer threads share what a row costs beside its pairs. One is left
-// out: its registers would spill.
+// Registers hold two packets: what becomes of a row and the column maxima, twelve each per packet.
+// Three fit into the plainest kernel.
 const Choice* choose(const SwigluBackwardArgs& a) {
   using enum GateLayout;
   static constexpr Choice kChoices[] = {
-      choice<3, HALVES, true>(),       choice<2, HALVES, true>(),
-      choice<1, HALVES, true>(),       choice<3, HALVES, false>(),
-      choice<2, HALVES, false>(),      choice<1, HALVES, false>(),
-      choice<2, INTERLEAVED, true>(),  choice<1, INTERLEAVED, true>(),
-      choice<3, INTERLEAVED, false>(), choice<2, INTERLEAVED, false>(),
+      choice<2, HALVES, true>(),      choice<3, HALVES, true>(),
+      choice<1, HALVES, true>(),      choice<2, HALVES, false>(),
+      choice<1, HALVES, false>(),     choice<2, INTERLEAVED, true>(),
+      choice<1, INTERLEAVED, true>(), choice<2, INTERLEAVED, false>(),
       choice<1, INTERLEAVED, false>()};
   const bool wide =
       is_wide(a) && is_wide(a.grad) && is_wide(a.hidden_grad) && is_wide(a.scored_activation);

@@ -14,17 +14,16 @@ constexpr int kResidentThreads = 1024;  // on a multiprocessor, that the registe
 // ---- device helpers
 template <typename Kind>
 __device__ Packet16 activate(const GateNumbers& n, const RowFactors& factors, const Pairs& h,
-                             const ThreadBiases<Kind>& biases, int v) {
+                             const PairsOf<Packet32>& bias) {
   constexpr GateLayout kLayout = Kind::kLayout;
   Packet16 out;
 #pragma unroll
   for (int w = 0; w < Packet16::kWords; ++w) {
-    const TwoPairs bias = biases.get(v, w);
     float value[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int at = 2 * w + i;
-      value[i] = activate<Kind::kPlain>(n, factors, pair_of<kLayout>(h, at), bias.pairs[i]).value;
+      const Pair pair = pair_of<kLayout>(h, 2 * w + i), b = pair_of<kLayout>(bias, 2 * w + i);
+      value[i] = activate<Kind::kPlain>(n, factors, pair, b).value;
     }
     out.words[w] = round_pair(value[0], value[1]);
   }
@@ -33,9 +32,8 @@ __device__ Packet16 activate(const GateNumbers& n, const RowFactors& factors, co
 
 // A thread's packets of the row at `staged`.
 template <typename Kind>
-__device__ void activate_row(const Params& p, const ThreadColumns<Kind>& at,
-                             const ThreadBiases<Kind>& biases, const uint8_t* staged, float score,
-                             Packet16 (&part)[Kind::kPackets]) {
+__device__ void activate_row(const Params& p, const ThreadColumns<Kind>& at, const uint8_t* staged,
+                             int32_t group, float score, Packet16 (&part)[Kind::kPackets]) {
   const RowFactors factors(p.args, score);
   const auto* hidden = reinterpret_cast<const BFloat16*>(staged);
 #pragma unroll
@@ -43,7 +41,7 @@ __device__ void activate_row(const Params& p, const ThreadColumns<Kind>& at,
     part[v] = {};
     if (!at.has(v)) continue;
     const Pairs h{{load_shared(hidden + at.first(v)), load_shared(hidden + at.second(v))}};
-    part[v] = activate(p.gate, factors, h, biases, v);
+    part[v] = activate<Kind>(p.gate, factors, h, load_biases(p.args, group, at, v));
   }
 }
 
@@ -93,36 +91,33 @@ __device__ void store_row(const SwigluArgs& a, const ThreadColumns<Kind>& at,
 template <typename Kind>
 __global__ void __launch_bounds__(kResidentThreads, 1) swiglu(const __grid_constant__ Params p) {
   extern __shared__ uint4 stages[];
-  __shared__ uint64_t ready[kStages];
+  __shared__ uint64_t ready[kMaxStages];
   __shared__ uint32_t exchange[2][kMaxRowWarps];
   const SwigluArgs& a = p.args;
   RowQueue<1> queue{{{a.hidden, static_cast<uint32_t>(2 * a.columns * sizeof(BFloat16))}},
                     reinterpret_cast<uint8_t*>(stages),
-                    ready};
-  ThreadBiases<Kind> biases(queue.memory + kStages * queue.stage_bytes());
+                    ready,
+                    p.stages};
   queue.prepare();
   follow_stream();
   const RowSpan span = rows_of_block(a.groups);
-  queue.begin(span.first, span.grouped);
-  for (int32_t row = span.grouped; row < span.last; ++row) {
-    store_zero_row<true>(a.out, row, a.columns, a);
-  }
+  queue.fetch_first(span.first, span.grouped);
   GroupCursor group(a.groups, span);
   ScoreCursor scores(a, span);
   const ThreadColumns<Kind> at(a.columns);
 
-  for (int32_t row = span.first; row < span.grouped;) {
+  int turn = 0;
+  for (int32_t row = span.first; row < span.grouped; ++row, turn ^= 1) {
     group.advance(row);
-    biases.load(a, group.group, at);
-    for (; row < min(span.grouped, group.end); ++row) {
-      scores.advance(row);
-      Packet16 part[Kind::kPackets];
-      activate_row(p, at, biases, queue.wait(row), scores.score, part);
-      const uint32_t amax = block_max(largest(part), exchange[row % 2]);
-      queue.release(row);
-      scores.finish_row();
-      store_row(a, at, part, row, amax);
-    }
+    scores.advance(row);
+    Packet16 part[Kind::kPackets];
+    activate_row(p, at, queue.wait(), group.group, scores.score, part);
+    const uint32_t amax = block_max(largest(part), exchange[turn]);
+    queue.advance(row);
+    store_row(a, at, part, row, amax);
+  }
+  for (int32_t row = span.grouped; row < span.last; ++row) {
+    store_zero_row<true>(a.out, row, a.columns, a);
   }
 }
 
@@ -131,19 +126,18 @@ using Choice = SwigluChoice<SwigluArgs>;
 
 template <int kPackets, GateLayout kLayout, bool kPlain>
 constexpr Choice choice() {
-  using Kind = SwigluKind<kPackets, kLayout, kPlain>;
-  return {swiglu<Kind>, ThreadBiases<Kind>::bytes, kPackets, kLayout, kPlain};
+  return {swiglu<SwigluKind<kPackets, kLayout, kPlain>>, kPackets, kLayout, kPlain};
 }
 
 const Choice* choose(const SwigluArgs& a) {
   using enum GateLayout;
   static constexpr Choice kChoices[] = {
-      choice<3, HALVES, true>(),       choice<2, HALVES, true>(),
-      choice<1, HALVES, true>(),       choice<3, HALVES, false>(),
-      choice<2, HALVES, false>(),      choice<1, HALVES, false>(),
-      choice<3, INTERLEAVED, true>(),  choice<2, INTERLEAVED, true>(),
-      choice<1, INTERLEAVED, true>(),  choice<3, INTERLEAVED, false>(),
-      choice<2, INTERLEAVED, false>(), choice<1, INTERLEAVED, false>()};
+      choice<2, HALVES, true>(),       choice<3, HALVES, true>(),
+      choice<1, HALVES, true>(),       choice<2, HALVES, false>(),
+      choice<3, HALVES, false>(),      choice<1, HALVES, false>(),
+      choice<2, INTERLEAVED, true>(),  choice<3, INTERLEAVED, true>(),
+      choice<1, INTERLEAVED, true>(),  choice<2, INTERLEAVED, false>(),
+      choice<3, INTERLEAVED, false>(), choice<1, INTERLEAVED, false>()};
   return is_wide(a) && is_wide(a.out) ? fittest(kChoices, a) : nullptr;
 }
 

@@ -40,7 +40,7 @@ __device__ float scale_of(uint32_t amax_bits, bool pow2) {
 
 /// What the GEMM multiplies by. The NaN is spelled out: the hardware's own has other bits.
 __device__ inline float inverse_of(float scale) {
-  return isnan(scale) ? __uint_as_float(0x7FC00000u) : __frcp_rn(scale);
+  return isnan(scale) ? __uint_as_float(0x7FC00000u) : __fdiv_rn(1.0f, scale);
 }
 
 /// Whether the hardware converts to the format.
