@@ -60,7 +60,7 @@ std::string said(const std::function<void()>& call) {
 
 size_t count(const std::string& text, const std::string& part) {
   size_t n = 0;
-  for (size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++n;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
   return n;
 }
 
@@ -238,6 +238,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
                                                  const torch::autograd::variable_list& grads) {
     const at::AutoGradMode grad_mode(true);
     const Tensor x = ctx->get_saved_variables()[0].detach().requires_grad_();
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): saved_data takes no pointers
     auto* layer = reinterpret_cast<nn::Module*>(ctx->saved_data["layer"].toInt());
     layer->as<nn::Linear>()->forward(x).backward(grads[0]);
     return {x.grad(), Tensor()};
@@ -311,11 +312,11 @@ TEST(Unused, TwoModelsAreJudgedEachByItsOwnBackward) {
 TEST(Unused, ThreadsThatTrainAtTheSameTime) {
   std::vector<std::thread> threads;
   std::vector<std::string> errors(4);
-  for (size_t i = 0; i < errors.size(); ++i) {
-    threads.emplace_back([&errors, i] {
+  for (std::string& error : errors) {
+    threads.emplace_back([&error] {
       Model model;
       quantize_(model, kLinear, is_linear, kError);
-      errors[i] = error_of([&] {
+      error = error_of([&] {
         for (int step = 0; step < 10; ++step) model.first(input()).sum().backward();
         at::mm(input(), scaled(model.second->weight)).sum().backward();
       });

@@ -2,6 +2,7 @@
 #include "train/store/speed.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/plain_text.h"
 
@@ -13,7 +14,7 @@ Rate rate_of(std::vector<double> rates) {
   if (rates.empty()) return rate;
   std::ranges::sort(rates);
   const auto at = [&](double part) {
-    return rates[static_cast<size_t>(part * static_cast<double>(rates.size() - 1) + 0.5)];
+    return rates[static_cast<size_t>(std::lround(part * static_cast<double>(rates.size() - 1)))];
   };
   rate.median = at(0.5);
   if (at(0.1) > 0) rate.spread = at(0.9) / at(0.1);
