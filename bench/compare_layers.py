@@ -4,19 +4,22 @@
 
     python3 bench/compare_layers.py [--bench build/cuda/bench/moe_layer_cuda_bench] [--layers dsv3,gpt-oss]
 
-What is not installed is left out and said. All take turns, layer by layer and round by round; moe8's turn is
-a process of its own. A time is a step, forward + backward with the router, in milliseconds: the median over
-all rounds, with the host waiting after each step, as moe8's benchmark waits. Memory is the peak above what was
-there before the step (weights and input), gradients counted. Ratios are to torch.compile.
+What is not installed is left out and said. Each layer has a process: they compile and tune side by side, then
+measure one after the other. In a layer all take turns, round by round; moe8's turn is a program of its own. A
+time is a step, forward + backward with the router, in milliseconds: the median over all rounds, with the host
+waiting after each step, as moe8's benchmark waits. Memory is the peak above what was there before the step
+(weights and input), gradients counted. Ratios are to torch.compile.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import re
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 
 # Name to T, d, h, E, k: the rows of kGpuExpertLayerShapes in bench/shapes.h.
@@ -79,8 +82,25 @@ def torchao_layer(shape):
     return layer
 
 
+def few_sonic_tiles(epilogue=None, tune_coop=True):
+    """The tiles that won on these layers; SonicMoE's tuner compiles 44 for each of six products otherwise."""
+    from quack.gemm_config import GemmConfig
+
+    pingpong = [(128, 128), (128, 160), (128, 192), (192, 128)]
+    mixed = [(128, 192), (128, 128)]
+    tiles = [(m, n, True) for m, n in (mixed if tune_coop and epilogue != "dgated" else pingpong)]
+    if tune_coop and epilogue != "dgated":
+        tiles += [(128, 256, False), (256, 128, False)]
+    return [GemmConfig(tile_m=m, tile_n=n, pingpong=alternate, cluster_m=2, cluster_n=1, swap_ab=False,
+                       device_capacity=9, is_dynamic_persistent=False, use_tma_gather=False)
+            for m, n, alternate in tiles]
+
+
 def sonic_layer(shape):
+    import quack.gemm_config
     import torch
+
+    quack.gemm_config._get_sm90_configs = few_sonic_tiles  # before sonicmoe asks for them
     from sonicmoe import MoE
     from sonicmoe.enums import ActivationType
 
@@ -148,45 +168,69 @@ def moe8_times(bench, layer, repeats):
     return times, peaks
 
 
-def compare(layer, options):
-    shape = LAYERS[layer]
-    peers, peaks, times = {}, {}, {}
+def prepared(layer):
+    """The peers that take this layer, compiled and tuned, and the peak memory of each."""
+    peers, peaks = {}, {}
     for name, make in PEERS.items():
         try:
-            peer = Peer(make, shape)
+            peer = Peer(make, LAYERS[layer])
             peer.step()  # compiles and tunes
             peer.step()
-            peers[name], peaks[name], times[name] = peer, peer.peak(), []
+            peers[name], peaks[name] = peer, peer.peak()
         except Exception as error:  # what is not installed, or refuses the shape: others go on
-            print(f"{layer}: {name} left out: {type(error).__name__}: {str(error)[:200]}".splitlines()[0])
+            print(f"{layer}: {name} left out: {type(error).__name__}: {str(error)[:200]}".splitlines()[0], flush=True)
+    return peers, peaks
+
+
+def measured(layer, peers, peaks, options):
+    """Prints the rows of a layer."""
+    times = {name: [] for name in peers}
     for _ in range(options.rounds):
         for name, peer in peers.items():
             times[name] += peer.times(options.repeats)
-        if not options.bench:
-            continue
-        ours, memory = moe8_times(options.bench, layer, options.repeats)
-        peaks |= memory
-        for name, milliseconds in ours.items():
-            times.setdefault(name, []).append(milliseconds)
+        if options.bench:
+            ours, memory = moe8_times(options.bench, layer, options.repeats)
+            peaks |= memory
+            for name, milliseconds in ours.items():
+                times.setdefault(name, []).append(milliseconds)
     base = times.get("torch bf16, compiled")
-    for name, measured in times.items():
-        median = statistics.median(measured)
+    for name, all_times in times.items():
+        median = statistics.median(all_times)
         ratio = f"{statistics.median(base) / median:.2f}" if base else "-"
         peak = f"{peaks[name]:.2f}" if name in peaks else "-"
         print(f"| {layer} | {name} | {median:.3f} | {ratio} | {peak} |", flush=True)
 
 
+def compare(layer, options, all_ready, gpu):
+    """One layer, in a process of its own. all_ready: nobody measures while somebody compiles."""
+    peers, peaks = prepared(layer)
+    try:
+        all_ready.wait(options.patience)
+    except threading.BrokenBarrierError:
+        print(f"{layer}: measured although other layers still compile", flush=True)
+    with gpu:
+        measured(layer, peers, peaks, options)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bench", default="build/cuda/bench/moe_layer_cuda_bench", help="empty: peers alone")
-    parser.add_argument("--layers", default=",".join(LAYERS))
+    parser.add_argument("--layers", default=",".join(LAYERS), help="e.g. dsv3,gpt-oss")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--repeats", type=int, default=7, help="steps timed in a turn")
+    parser.add_argument("--patience", type=float, default=600, help="seconds a layer waits for others to compile")
     options = parser.parse_args()
     print("| layer | who | ms | x torch compiled | peak GiB |")
     print("|---|---|---|---|---|")
-    for layer in options.layers.split(","):
-        compare(layer, options)
+    layers = options.layers.split(",")
+    spawn = multiprocessing.get_context("spawn")
+    all_ready, gpu = spawn.Barrier(len(layers)), spawn.Lock()
+    processes = [spawn.Process(target=compare, args=(layer, options, all_ready, gpu)) for layer in layers]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    raise SystemExit(any(process.exitcode for process in processes))
 
 
 if __name__ == "__main__":
