@@ -42,6 +42,24 @@ bool is_transposed(const at::Tensor& x) {
   return x.dim() == 3 && !x.is_contiguous() && x.transpose(1, 2).is_contiguous();
 }
 
+// ---- joined weights ---------------------------------------------------------
+// Rows of a group of the result.
+int64_t group_rows(const std::vector<Source>& parts) {
+  int64_t rows = 0;
+  for (const Source& part : parts) rows += part.groups.group_rows;
+  return rows;
+}
+
+// Calls launch(part, where its rows are in the result) for each part.
+template <class Launch>
+void for_each_part(const std::vector<Source>& parts, Launch launch) {
+  cuda::JoinedRows joined{parts.size() > 1 ? group_rows(parts) : 0, 0};
+  for (const Source& part : parts) {
+    launch(part, joined);
+    joined.first += part.groups.group_rows;
+  }
+}
+
 // ---- FP8 --------------------------------------------------------------------
 // Which kernel takes the rows.
 std::string describe(const cuda::Float8RowsArgs& args) {
@@ -84,29 +102,13 @@ class Float8Forms {
     return args<Args>(s_);
   }
 
-  // Rows of a group of the result.
-  int64_t group_rows() const {
-    int64_t rows = 0;
-    for (const Source& part : parts_) rows += part.groups.group_rows;
-    return rows;
-  }
-  // Calls launch(part, where its rows are in the result) for each part.
-  template <class Launch>
-  void for_each_part(Launch launch) const {
-    cuda::JoinedRows joined{parts_.size() > 1 ? group_rows() : 0, 0};
-    for (const Source& part : parts_) {
-      launch(part, joined);
-      joined.first += part.groups.group_rows;
-    }
-  }
-
   std::vector<int64_t> row_sizes() const {
     if (s_.is_matrix) return {s_.groups.rows};
-    return {s_.groups.groups, group_rows()};
+    return {s_.groups.groups, group_rows(parts_)};
   }
   std::vector<int64_t> transposed_sizes() const {
     if (s_.is_matrix) return {s_.columns, s_.groups.transposed_columns()};
-    const auto all = cuda::RowGroups::equal(s_.groups.groups, group_rows());
+    const auto all = cuda::RowGroups::equal(s_.groups.groups, group_rows(parts_));
     return {s_.groups.groups, s_.columns, all.transposed_columns()};
   }
 
@@ -139,7 +141,7 @@ class Float8Forms {
   void make_rows(Form& form, bool wants_columns) {
     allocate_rows(form);
     if (wants_columns) amax_ = empty_on(s_.x, s_.by_group(), at::kInt);
-    for_each_part([&](const Source& part, const cuda::JoinedRows& joined) {
+    for_each_part(parts_, [&](const Source& part, const cuda::JoinedRows& joined) {
       auto args = this->args<cuda::Float8RowsArgs>(part);
       args.codes = form.data.mutable_data_ptr<uint8_t>();
       args.pitch = code_pitch(s_.columns);
@@ -157,7 +159,7 @@ class Float8Forms {
     form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
     form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
     if (rows) allocate_rows(*rows);
-    for_each_part([&](const Source& part, const cuda::JoinedRows& joined) {
+    for_each_part(parts_, [&](const Source& part, const cuda::JoinedRows& joined) {
       auto args = this->args<cuda::Float8TransposedArgs>(part);
       args.amax = amax_bits(amax_);
       args.one_scale = one_scale();
@@ -182,19 +184,21 @@ class Float8Forms {
 
 // ---- MX ---------------------------------------------------------------------
 // Values of both directions in one pass.
-void make_mx(const Source& s, const MxFormat& format, at::ScalarType dtype, Form* rows,
-             Form* columns, cudaStream_t stream) {
-  cuda::MxArgs args = mx_args(s.x, s.columns, s.groups, format.elem, format.mode);
-  args.values_type = float_type(dtype);
-  if (rows) {
-    rows->data = empty_on(s.x, s.x.sizes(), dtype);
-    args.row_blocks.values = rows->data.mutable_data_ptr();
+void make_mx(const std::vector<Source>& parts, const MxFormat& format, at::ScalarType dtype,
+             Form* rows, Form* columns, cudaStream_t stream) {
+  std::vector<int64_t> sizes = parts.front().x.sizes().vec();
+  if (parts.size() > 1) sizes[1] = group_rows(parts);
+  for (Form* form : {rows, columns}) {
+    if (form) form->data = empty_on(parts.front().x, sizes, dtype);
   }
-  if (columns) {
-    columns->data = empty_on(s.x, s.x.sizes(), dtype);
-    args.column_blocks.values = columns->data.mutable_data_ptr();
-  }
-  if (s.x.numel() > 0) check_launch(kOp, cuda::launch_mx(args, stream));
+  for_each_part(parts, [&](const Source& part, const cuda::JoinedRows& joined) {
+    cuda::MxArgs args = mx_args(part.x, part.columns, part.groups, format.elem, format.mode);
+    args.values_type = float_type(dtype);
+    args.joined = joined;
+    if (rows) args.row_blocks.values = rows->data.mutable_data_ptr();
+    if (columns) args.column_blocks.values = columns->data.mutable_data_ptr();
+    if (part.x.numel() > 0) check_launch(kOp, cuda::launch_mx(args, stream));
+  });
 }
 
 // ---- pairs ------------------------------------------------------------------
@@ -226,17 +230,23 @@ void make_pair(const std::vector<Source>& parts, Form* rows, Form* columns, cons
   std::visit(
       Overloaded{[](const HighPrecision&) {},  // never here, see needs_source_groups
                  [&](const MxFormat& f) {
-                   make_mx(parts.front(), f, dtype_of(key.encoding), rows, columns, stream);
+                   make_mx(parts, f, dtype_of(key.encoding), rows, columns, stream);
                  },
                  [&](const Float8Format& f) { Float8Forms(parts, f, stream).make(rows, columns); }},
       key.format);
 }
 
-// Codes with a scale per row or column, of any part of a tensor by itself.
-bool is_made_of_parts(const FormKey& key) {
+// Codes with a scale per row or column: of a tensor as it lies, transposed or in parts.
+bool are_codes_of_vectors(const FormKey& key) {
   const auto* format = std::get_if<Float8Format>(&key.format);
   return format && key.encoding == Encoding::FLOAT8 &&
          format->granularity != ScalingGranularity::TENSORWISE;
+}
+
+// MX blocks along columns start in each part where they start in the joined weight.
+bool are_whole_blocks(at::TensorList parts) {
+  return std::all_of(parts.begin(), parts.end(),
+                     [](const at::Tensor& part) { return part.size(1) % kMxBlock == 0; });
 }
 
 }  // namespace
@@ -247,9 +257,13 @@ std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKe
   std::vector<Form> forms;
   forms.reserve(keys.size());
   for (const FormKey& key : keys) forms.push_back({key, {}, {}});
-  const bool by_parts = std::all_of(keys.begin(), keys.end(), is_made_of_parts);
+  const bool codes = std::all_of(keys.begin(), keys.end(), are_codes_of_vectors);
+  const bool mx = std::all_of(keys.begin(), keys.end(), [](const FormKey& key) {
+    return std::holds_alternative<MxFormat>(key.format);
+  });
+  const bool by_parts = codes || (mx && parts.size() > 1 && are_whole_blocks(parts));
   // Only codes may come from what lies transposed: values have the shape of their source.
-  const bool turned = by_parts && parts.size() == 1 && is_transposed(parts.front());
+  const bool turned = codes && parts.size() == 1 && is_transposed(parts.front());
   const at::Tensor whole = turned     ? parts.front().transpose(1, 2)
                            : by_parts ? at::Tensor()
                                       : join(parts);

@@ -5,11 +5,14 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/torch.h>
 
+#include <cmath>
+#include <map>
 #include <random>
 
 #include "cuda/graph.h"
 #include "device/cuda_backend.h"
 #include "experts/problem.h"
+#include "experts/torchao_layer.h"
 #include "moe8/moe8.h"
 #include "testing/compare.h"
 
@@ -127,6 +130,21 @@ void expect_above(const std::vector<double>& got, double bar) {
   }
 }
 
+// Errors of many small tensors, as those of one: the dB of a few numbers are chance, above all of
+// scores, whose gradients are sums of products that may cancel.
+class Pooled {
+ public:
+  void add(const at::Tensor& expected, const at::Tensor& got) {
+    const at::Tensor exact = expected.to(at::kDouble);
+    signal_ += exact.square().sum().item<double>();
+    noise_ += (got.cpu().to(at::kDouble) - exact).square().sum().item<double>();
+  }
+  double decibels() const { return 10 * std::log10(signal_ / noise_); }
+
+ private:
+  double signal_ = 0, noise_ = 0;
+};
+
 std::vector<ExpertsProblem> variants(const ExpertsShape& shape) {
   std::vector<ExpertsProblem> list;
   for (const Activation activation : {Activation::SWIGLU, Activation::CLAMPED_SWIGLU}) {
@@ -172,6 +190,12 @@ TEST_F(ExpertsOnGpu, LayersAreAsGoodAsTheirProducts) {
   }
 }
 
+TEST_F(ExpertsOnGpu, TorchaosBars) {
+  for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
+    testing::expect_torchao_bars(name, /*tokens=*/4096, /*dim=*/2048, /*hidden=*/4096, at::kCUDA);
+  }
+}
+
 // The arithmetic is one; what differs are sums of products and the last bit of an exponential.
 TEST_F(ExpertsOnGpu, LayersAgreeWithTheCpu) {
   const ExpertsShape shape{.tokens = 200, .top_k = 2, .experts = 5, .dim = 320, .hidden = 96};
@@ -192,6 +216,7 @@ TEST_F(ExpertsOnGpu, RandomLayersAgreeWithFloat64AndRepeat) {
   const int count = wanted ? std::atoi(wanted) : 60;
   std::mt19937 random(7);
   const auto pick = [&](std::vector<int64_t> of) { return of[random() % of.size()]; };
+  std::map<std::string, Pooled> few_scores;  // by recipe
   for (int i = 0; i < count; ++i) {
     const ExpertsShape shape{.tokens = pick({1, 2, 17, 63, 64, 65, 200, 511}),
                              .top_k = pick({1, 2, 3, 8}),
@@ -208,12 +233,20 @@ TEST_F(ExpertsOnGpu, RandomLayersAgreeWithFloat64AndRepeat) {
                                  .column_codes = ColumnCodes::FROM_ROW_CODES};
     const ExpertsProblem on_gpu = gpu(p);
     const ExpertsResults once = run_experts(on_gpu, options), again = run_experts(on_gpu, options);
-    expect_above(decibels(in_float64(p), once), 17);
+    const ExpertsResults expected = in_float64(p);
+    std::vector<double> reached = decibels(expected, once);
+    constexpr int64_t kFewScores = 32;
+    if (p.scores.numel() < kFewScores) {
+      few_scores[name].add(expected.grads[kScoresResult - 1], once.grads[kScoresResult - 1]);
+      reached.erase(reached.begin() + kScoresResult);
+    }
+    expect_above(reached, 17);
     EXPECT_TRUE(same_bits(once.out, again.out));
     for (size_t g = 0; g < once.grads.size(); ++g) {
       EXPECT_TRUE(same_bits(once.grads[g], again.grads[g])) << g;
     }
   }
+  for (const auto& [name, errors] : few_scores) EXPECT_GE(errors.decibels(), 17) << name;
 }
 
 TEST_F(ExpertsOnGpu, ColumnsFromRowCodesCostAtMostATwentiethOfADecibel) {

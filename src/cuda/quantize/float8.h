@@ -24,21 +24,6 @@ struct Float8Source {
   bool round_scales_to_power_of_2;
 };
 
-/// Equal groups of rows as a part of a larger result: two weights (E, h, K) become one (E, 2 h, K)
-/// without a copy of their values. Group g's rows become rows [first, first + their count) of the
-/// result's group g.
-struct JoinedRows {
-  int64_t group_rows = 0;  // of the result's groups; 0: not joined, the result is these rows alone
-  int64_t first = 0;
-
-  bool is_joined() const { return group_rows != 0; }
-  bool fits(const RowGroups& part) const {
-    if (!is_joined()) return first == 0;
-    return !part.is_jagged() && first >= 0 && first + part.group_rows <= group_rows;
-  }
-  bool is_last(const RowGroups& part) const { return first + part.group_rows == group_rows; }
-};
-
 /// One scale per row. In the same pass the largest magnitude per group and column, which the
 /// transposed codes need before their first byte.
 struct Float8RowsArgs : Float8Source {

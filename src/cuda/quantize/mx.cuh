@@ -249,6 +249,12 @@ struct MxTile {
 
   __device__ int row_of(int i) const { return i * kRowStep + row; }
 
+  /// From here on the rows are those of the joined result.
+  __device__ void join(const MxArgs& a) {
+    if (a.joined.group_rows == 0) return;  // not joined
+    block.row += block.group * (a.joined.group_rows - a.groups.group_rows) + a.joined.first;
+  }
+
   __device__ void load(const Mx& p) {
     const T* x = static_cast<const T*>(p.args.x) + block.row * p.args.columns + column;
     const int32_t left = static_cast<int32_t>(p.args.columns) - column;
@@ -457,6 +463,7 @@ __global__ void __launch_bounds__(kMxThreads, (kMxResident<T, Out>))
   tile.column = static_cast<int32_t>(warp % p.wide) * kWarpColumns + lane % kLanesAcross * 8;
   tile.row = lane / kLanesAcross;
   tile.load(p);
+  tile.join(p.args);
   __shared__ alignas(8) RowScales scales;
   if (p.args.row_blocks.any()) emit_rows<Out, elem>(p, tile, scales);
   if (p.args.column_blocks.any()) emit_columns<Out, elem>(p, tile);

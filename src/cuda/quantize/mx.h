@@ -40,6 +40,10 @@ struct MxArgs {
   MxOutputs column_blocks;
   int64_t column_scale_rows;  // at least the number of blocks, at most blocks_of(groups).count
   FloatType values_type;
+
+  // Joined: values [groups, joined.group_rows, columns], of which these rows alone are written.
+  // Column blocks are those of the whole result where parts are whole blocks. Values only.
+  JoinedRows joined = {};
 };
 LaunchStatus launch_mx(const MxArgs& args, cudaStream_t stream);
 

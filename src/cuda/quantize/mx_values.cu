@@ -53,6 +53,13 @@ LaunchStatus launch_mx(const MxArgs& a, cudaStream_t stream) {
   if (!a.groups.is_valid()) return refused("more rows than 32 bits count");
   if (values && codes) return refused("values and codes in one call");
   if (a.column_scale_rows > p.blocks.count) return refused("more scale rows than blocks");
+  if (!a.joined.fits(a.groups)) return refused("rows that do not fit the joined result");
+  if (a.groups.groups * a.joined.group_rows > INT32_MAX) {
+    return refused("more joined rows than 32 bits count");
+  }
+  if (a.joined.is_joined() && (codes || a.row_blocks.scale || a.column_blocks.scale)) {
+    return refused("codes or scales of joined rows");
+  }
   constexpr int64_t kColumns = kMxWarps * kWarpColumns;
   p.wide = static_cast<int32_t>((a.columns + kColumns - 1) / kColumns * kMxWarps);
   p.warps = p.blocks.count * p.wide;

@@ -100,6 +100,11 @@ MxExpected reference_mx(const Problem& p, ElemDtype elem, ScaleCalculationMode m
 void check_metadata(const Problem& p, int64_t padding);
 void check_invalid_offs();
 void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool pow2);
+/// Rows [first, first + count) of each group of `group_rows`.
+Bytes part_of(const Problem& p, int64_t group_rows, int64_t first, int64_t count);
+/// The same as check_joined of MX values; parts are whole blocks, but for the last.
+void check_joined_mx(const Problem& p, const std::vector<int64_t>& parts, ElemDtype elem,
+                     ScaleCalculationMode mode, FloatType values_type);
 /// The groups of p, cut after these many of their rows into weights of their own, and joined again.
 void check_joined(const Problem& p, const std::vector<int64_t>& parts, int64_t padding,
                   ElemDtype elem, bool pow2);

@@ -130,7 +130,6 @@ void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool p
       [&] { return launch_float8_transposed(args, nullptr); });
 }
 
-// Rows [first, first + count) of each group of `group_rows`.
 Bytes part_of(const Problem& p, int64_t group_rows, int64_t first, int64_t count) {
   const int64_t row_bytes = static_cast<int64_t>(p.x.size()) / p.rows;
   Bytes part;

@@ -96,6 +96,9 @@ void check_joined_weights(std::mt19937& rng) {
         const Fill fill = kFills[rng() % 3];
         const Problem p = make_problem(type, columns, {}, c.groups * group_rows, fill, rng);
         check_joined(p, c.parts, c.padding, rng() % 2 ? E4M3 : E5M2, rng() % 2);
+        const bool whole_blocks = std::all_of(c.parts.begin(), std::prev(c.parts.end()),
+                                              [](int64_t rows) { return rows % kMxBlock == 0; });
+        if (whole_blocks) check_joined_mx(p, c.parts, E4M3, RCEIL, FloatType::BF16);
       }
     }
   }

@@ -2,6 +2,9 @@
 // MX: codes, scales and values along both axes.
 #include "cuda/quantize/mx.h"
 
+#include <deque>
+#include <numeric>
+
 #include "cuda/quantize_check/check.h"
 #include "reference/mx.h"
 
@@ -71,6 +74,35 @@ void check_mx(const Problem& p, const RowGroups& groups, int64_t equal_groups, E
          {&column_scale, &columns.scale}},
         [&] { return launch_mx(a, nullptr); });
   }
+}
+
+void check_joined_mx(const Problem& p, const std::vector<int64_t>& parts, ElemDtype elem,
+                     ScaleCalculationMode mode, FloatType values_type) {
+  const int64_t group_rows = std::accumulate(parts.begin(), parts.end(), int64_t{0});
+  const int64_t groups = p.rows / group_rows;
+  const auto row_blocks = mx_blocks(p.columns, nullptr, 0);
+  const auto column_blocks = mx_blocks(group_rows, nullptr, 0);
+  const MxExpected rows = reference_mx(p, elem, mode, values_type, p.rows, p.columns, 1, row_blocks,
+                                       static_cast<int64_t>(row_blocks.size()));
+  const MxExpected columns =
+      reference_mx(p, elem, mode, values_type, groups, group_rows, p.columns, column_blocks,
+                   static_cast<int64_t>(column_blocks.size()));
+  DeviceBytes row_values(rows.values.size()), column_values(columns.values.size());
+  std::deque<DeviceBytes> sources;
+  std::vector<MxArgs> launches;
+  int64_t first = 0;
+  for (const int64_t count : parts) {
+    const DeviceBytes& x = sources.emplace_back(part_of(p, group_rows, first, count));
+    launches.push_back({x.get(), p.type, p.columns, RowGroups::equal(groups, count), elem, mode,
+                        MxOutputs{row_values.get()}, MxOutputs{column_values.get()}, 0, values_type,
+                        JoinedRows{group_rows, first}});
+    first += count;
+  }
+  run("mx, " + std::to_string(parts.size()) + " parts joined, " + p.name(),
+      {{&row_values, &rows.values}, {&column_values, &columns.values}}, [&] {
+        for (const MxArgs& a : launches) require(launch_mx(a, nullptr), "joined values");
+        return LaunchStatus{};
+      });
 }
 
 }  // namespace moe8::cuda
