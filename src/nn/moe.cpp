@@ -2,6 +2,7 @@
 // Router, experts and the MoE layer as modules. What they compute is in src/routing and src/experts.
 #include "moe8/transformer.h"
 #include "nn/init.h"
+#include "nn/linear.h"
 
 namespace moe8 {
 // ---- feed-forward -----------------------------------------------------------
@@ -12,7 +13,7 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
 }
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
-  return w2(at::silu(w1(x)) * w3(x));
+  return linear(at::silu(linear(x, w1)) * linear(x, w3), w2);
 }
 
 void FeedForwardImpl::init_weights(at::Generator& generator, double std) {
@@ -31,7 +32,7 @@ Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_
                               .score_function = config_.score_function,
                               .normalize = config_.route_norm,
                               .scale = config_.route_scale};
-  return route_tokens(gate(x), options, expert_bias);
+  return route_tokens(linear(x, gate), options, expert_bias);
 }
 
 // ---- experts ----------------------------------------------------------------

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "nn/init.h"
+#include "nn/linear.h"
 
 namespace moe8 {
 namespace {
@@ -50,13 +51,13 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor
   const auto heads = [&](const torch::Tensor& projected) {
     return projected.view({x.size(0), x.size(1), -1, head_dim_});  // [B, S, H, D]
   };
-  const torch::Tensor q = rotate(heads(wq(x)), freqs).transpose(1, 2);
-  const torch::Tensor k = rotate(heads(wk(x)), freqs).transpose(1, 2);
-  const torch::Tensor v = heads(wv(x)).transpose(1, 2);
+  const torch::Tensor q = rotate(heads(linear(x, wq)), freqs).transpose(1, 2);
+  const torch::Tensor k = rotate(heads(linear(x, wk)), freqs).transpose(1, 2);
+  const torch::Tensor v = heads(linear(x, wv)).transpose(1, 2);
   const torch::Tensor out = at::scaled_dot_product_attention(
       q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
       /*enable_gqa=*/q.size(1) != k.size(1));
-  return wo(out.transpose(1, 2).reshape({x.size(0), x.size(1), -1}));
+  return linear(out.transpose(1, 2).reshape({x.size(0), x.size(1), -1}), wo);
 }
 
 void AttentionImpl::init_weights(at::Generator& generator, double std) {
@@ -136,7 +137,7 @@ torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
   const torch::Tensor freqs = freqs_.narrow(0, 0, tokens.size(1));
   torch::Tensor x = tok_embeddings(tokens);
   for (const auto& layer : *layers) x = layer->as<TransformerBlockImpl>()->forward(x, freqs);
-  return output(norm(x));
+  return linear(norm(x), output);
 }
 
 void cast_parameters_(torch::nn::Module& module, at::ScalarType dtype) {

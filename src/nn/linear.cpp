@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "nn/linear.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "gemm/torch_gemm.h"
+#include "weights/tags.h"
+
+namespace moe8 {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor rows_in_float32(const at::Tensor& x) {
+  return x.reshape({-1, x.size(-1)}).to(at::kFloat);
+}
+
+// The operands are kept in bf16; float32 copies live for one product.
+struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight) {
+    ctx->save_for_backward({x, weight});
+    std::vector<int64_t> sizes = x.sizes().vec();
+    sizes.back() = weight.size(0);
+    return at::mm(rows_in_float32(x), weight.to(at::kFloat).t()).to(x.scalar_type()).view(sizes);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const at::Tensor grad = rows_in_float32(grads[0]);
+    variable_list result(2);
+    if (ctx->needs_input_grad(0)) {
+      result[0] = at::mm(grad, weight.to(at::kFloat)).to(x.scalar_type()).view(x.sizes());
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = at::mm(grad.t(), rows_in_float32(x)).to(weight.scalar_type());
+    }
+    return result;
+  }
+};
+
+}  // namespace
+
+torch::Tensor linear(const torch::Tensor& x, torch::nn::Linear& module) {
+  const torch::Tensor& weight = module->weight;
+  const bool in_float32 = x.is_cpu() && x.scalar_type() == at::kBFloat16 &&
+                          weight.scalar_type() == at::kBFloat16 && !cpu_prefers_bf16() &&
+                          !find_tag(weight);
+  return in_float32 ? LinearInFloat32::apply(x, weight) : module(x);
+}
+
+}  // namespace moe8
