@@ -10,6 +10,7 @@
 #include "moe8/grouped_mm.h"
 #include "moe8/linear.h"
 #include "moe8/memory.h"
+#include "moe8/model_ops.h"
 #include "moe8/mx.h"
 #include "moe8/numerics.h"
 #include "moe8/quantize_model.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A mixture-of-experts transformer with torchtitan's parameter names. Its routed experts are those of
-// experts.h, the rest plain LibTorch operations; quantize_() of quantize_model.h alone makes it
-// compute in low precision.
+// experts.h, what lies around its products is that of model_ops.h, the rest plain LibTorch
+// operations; quantize_() of quantize_model.h alone makes it compute in low precision.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "moe8/experts.h"
+#include "moe8/model_ops.h"
 #include "moe8/routing.h"
 #include "moe8/transformer_config.h"
 
@@ -23,6 +24,8 @@ class RMSNormImpl : public torch::nn::Module {
  public:
   RMSNormImpl(int64_t dim, double eps);
   torch::Tensor forward(const torch::Tensor& x);
+  /// x + y and its norm by add_rms_norm() of model_ops.h; without y x and its norm.
+  NormedSum add_and_norm(const torch::Tensor& x, const torch::Tensor& y = {});
 
   torch::Tensor weight;  // [dim]
 

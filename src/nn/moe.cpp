@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Router, experts and the MoE layer as modules. What they compute is in src/routing and src/experts.
+#include "moe8/model_ops.h"
 #include "moe8/transformer.h"
 #include "nn/init.h"
 #include "nn/linear.h"
@@ -13,7 +14,8 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
 }
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
-  return linear(at::silu(linear(x, w1)) * linear(x, w3), w2);
+  const torch::Tensor up = linear(x, w3), gate = linear(x, w1);
+  return linear(swiglu(gate, up), w2);
 }
 
 void FeedForwardImpl::init_weights(at::Generator& generator, double std) {

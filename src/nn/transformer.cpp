@@ -11,24 +11,17 @@
 #include "nn/linear.h"
 
 namespace moe8 {
-namespace {
-
-// Rotates pairs of neighbouring features of x [B, S, H, D] by freqs [S, D/2], in float32.
-torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& freqs) {
-  const torch::Tensor pairs = x.to(at::kFloat).view({x.size(0), x.size(1), x.size(2), -1, 2});
-  const torch::Tensor rotated = at::view_as_complex(pairs) * freqs.unsqueeze(1);
-  return at::view_as_real(rotated).flatten(3).to(x.scalar_type());
-}
-
-}  // namespace
-
 // ---- norm -------------------------------------------------------------------
 RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
   weight = register_parameter("weight", torch::ones({dim}));
 }
 
 torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
-  return at::rms_norm(x, weight.sizes(), weight, eps_);
+  return rms_norm(x, weight, eps_);
+}
+
+NormedSum RMSNormImpl::add_and_norm(const torch::Tensor& x, const torch::Tensor& y) {
+  return add_rms_norm(x, y, weight, eps_);
 }
 
 // ---- attention --------------------------------------------------------------
@@ -51,8 +44,9 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor
   const auto heads = [&](const torch::Tensor& projected) {
     return projected.view({x.size(0), x.size(1), -1, head_dim_});  // [B, S, H, D]
   };
-  const torch::Tensor q = rotate(heads(linear(x, wq)), freqs).transpose(1, 2);
-  const torch::Tensor k = rotate(heads(linear(x, wk)), freqs).transpose(1, 2);
+  const torch::Tensor projected_q = heads(linear(x, wq)), projected_k = heads(linear(x, wk));
+  const RotatedHeads rotated = rotary_embedding(projected_q, projected_k, freqs);
+  const torch::Tensor q = rotated.q.transpose(1, 2), k = rotated.k.transpose(1, 2);
   const torch::Tensor v = heads(linear(x, wv)).transpose(1, 2);
   const torch::Tensor out = at::scaled_dot_product_attention(
       q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
@@ -83,9 +77,9 @@ TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int6
 }
 
 torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
-  const torch::Tensor h = x + attention(attention_norm(x), freqs);
-  const torch::Tensor normed = ffn_norm(h);
-  return h + (moe ? moe(normed) : feed_forward(normed));
+  const NormedSum in = attention_norm->add_and_norm(x);
+  const NormedSum h = ffn_norm->add_and_norm(in.sum, attention(in.normed, freqs));
+  return h.sum + (moe ? moe(h.normed) : feed_forward(h.normed));
 }
 
 void TransformerBlockImpl::init_weights(at::Generator& generator) {

@@ -2,8 +2,6 @@
 // The training loop.
 #include "train/trainer.h"
 
-#include <torch/nn/functional/loss.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,6 +17,7 @@
 #include "device/cuda_device.h"
 #include "device/implementation.h"
 #include "io/file.h"
+#include "moe8/model_ops.h"
 #include "moe8/quantize_model.h"
 #include "moe8/safetensors.h"
 #include "moe8/transformer.h"
@@ -103,8 +102,8 @@ RunConfig resolved(RunConfig config) {
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Device device = model.output->weight.device();
   const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
-  const torch::Tensor logits = model.forward(moved(batch.tokens)).to(at::kFloat);
-  return torch::nn::functional::cross_entropy(logits.flatten(0, 1), moved(batch.targets).flatten());
+  return cross_entropy(model.forward(moved(batch.tokens)), moved(batch.targets),
+                       {.overwrite_logits = true});
 }
 
 // The values of tensors of one device, one after the other. The only place of a step that waits for

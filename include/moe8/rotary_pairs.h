@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which features of a head rotate together. LibTorch is not needed here.
+#pragma once
+
+namespace moe8 {
+
+/// Pair j of a head of D features: features 2 j and 2 j + 1 (as torchtitan and Meta's Llama order
+/// them), or j and j + D/2 (as Hugging Face's models do).
+enum class RotaryPairs { NEIGHBOURS, HALVES };
+
+}  // namespace moe8

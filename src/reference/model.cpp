@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "reference/model.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moe8::reference {
+namespace {
+
+template <typename T>
+double wide(T x) {
+  return static_cast<double>(to_float(x));
+}
+
+// Pairs `step` features apart, from one to the next `next` features.
+template <typename T>
+void rotate_head(const T* in, const float* freqs, int64_t pairs, int64_t step, int64_t next,
+                 float sign, T* out) {
+  for (int64_t j = 0; j < pairs; ++j) {
+    const float c = freqs[2 * j], s = sign * freqs[2 * j + 1];
+    const float a = to_float(in[next * j]), b = to_float(in[next * j + step]);
+    out[next * j] = from_float<T>(a * c - b * s);
+    out[next * j + step] = from_float<T>(a * s + b * c);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void rotate(const T* in, int64_t head_stride, const float* freqs, int64_t heads, int64_t width,
+            RotaryPairs pairs, bool inverse, T* out) {
+  const float sign = inverse ? -1.0f : 1.0f;
+  for (int64_t h = 0; h < heads; ++h) {
+    const T* x = in + h * head_stride;
+    T* y = out + h * width;
+    if (pairs == RotaryPairs::NEIGHBOURS) {
+      rotate_head(x, freqs, width / 2, 1, 2, sign, y);
+    } else {
+      rotate_head(x, freqs, width / 2, width / 2, 1, sign, y);
+    }
+  }
+}
+
+template <typename T>
+double log_sum_exp(const T* x, int64_t columns) {
+  double largest = -HUGE_VAL, sum = 0;
+  for (int64_t i = 0; i < columns; ++i) largest = std::max(largest, wide(x[i]));
+  if (largest == -HUGE_VAL) return largest;
+  for (int64_t i = 0; i < columns; ++i) sum += std::exp(wide(x[i]) - largest);
+  return largest + std::log(sum);
+}
+
+template <typename T>
+std::vector<double> cross_entropy_gradient(const T* x, int64_t columns, double lse, int64_t target,
+                                           double scale) {
+  std::vector<double> grad(static_cast<size_t>(columns));
+  for (int64_t i = 0; i < columns; ++i) {
+    const double p = std::exp(wide(x[i]) - lse);
+    grad[static_cast<size_t>(i)] = (i == target ? p - 1 : p) * scale;
+  }
+  return grad;
+}
+
+template <typename T>
+double rms_norm_scale(const T* h, int64_t columns, double eps) {
+  double squares = 0;
+  for (int64_t i = 0; i < columns; ++i) squares += wide(h[i]) * wide(h[i]);
+  return 1 / std::sqrt(squares / static_cast<double>(columns) + eps);
+}
+
+template <typename T>
+std::vector<double> rms_norm_gradient(const T* h, const T* weight, const T* grad, int64_t columns,
+                                      double scale) {
+  double product = 0;
+  for (int64_t i = 0; i < columns; ++i) product += wide(grad[i]) * wide(weight[i]) * wide(h[i]);
+  const double slope = product / static_cast<double>(columns) * scale * scale;
+  std::vector<double> out(static_cast<size_t>(columns));
+  for (int64_t i = 0; i < columns; ++i) {
+    out[static_cast<size_t>(i)] = scale * (wide(grad[i]) * wide(weight[i]) - wide(h[i]) * slope);
+  }
+  return out;
+}
+
+Gate gate(double gate, double up) {
+  const double sigmoid = 1 / (1 + std::exp(-gate)), silu = gate * sigmoid;
+  return {silu * up, up * sigmoid * (1 + gate * (1 - sigmoid)), silu};
+}
+
+#define MOE8_MODEL_OPERATIONS(T)                                                                   \
+  template void rotate(const T*, int64_t, const float*, int64_t, int64_t, RotaryPairs, bool, T*);  \
+  template double log_sum_exp(const T*, int64_t);                                                  \
+  template std::vector<double> cross_entropy_gradient(const T*, int64_t, double, int64_t, double); \
+  template double rms_norm_scale(const T*, int64_t, double);                                       \
+  template std::vector<double> rms_norm_gradient(const T*, const T*, const T*, int64_t, double)
+MOE8_MODEL_OPERATIONS(BFloat16);
+MOE8_MODEL_OPERATIONS(float);
+#undef MOE8_MODEL_OPERATIONS
+
+}  // namespace moe8::reference
