@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "base/log.h"
 #include "device/implementation.h"
 #include "experts/implementations.h"
@@ -197,13 +198,13 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
 std::optional<std::string> weight_refusal(const char* argument, const at::Tensor& w,
                                           bool has_own_config) {
   if (!w.defined() || has_own_config) return std::nullopt;
-  if (const std::optional<Lost> lost = find_lost(w)) return c10::str(argument, ": ", lost->why);
+  if (const std::optional<Lost> lost = find_lost(w)) return concat(argument, ": ", lost->why);
   const std::optional<Tagged> tagged = find_tag(w);
   if (!tagged) return std::nullopt;
   const bool contracts_rows = tagged->axes[2] || w.size(2) <= 1;
   const bool is_batch = !tagged->axes[0] || w.size(0) <= 1;
   if (contracts_rows && is_batch) return std::nullopt;
-  return c10::str(argument, " was made of converted weights in a way that leaves no whole rows");
+  return concat(argument, " was made of converted weights in a way that leaves no whole rows");
 }
 
 bool is_tensorwise(const OperandFormat& format) {
@@ -236,7 +237,7 @@ std::optional<std::string> fused_refusal(const ExpertsRequest& r) {
   for (const ExpertStages* stages : expert_stages()) {
     const std::optional<std::string> refusal = stages->refusal(r.call);
     if (!refusal) return std::nullopt;
-    reasons += c10::str(reasons.empty() ? "" : "; ", "stages '", stages->name(), "': ", *refusal);
+    reasons += concat(reasons.empty() ? "" : "; ", "stages '", stages->name(), "': ", *refusal);
   }
   return reasons;
 }
@@ -262,14 +263,14 @@ at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted
     const std::optional<std::string> refusal = entry.refusal(request);
     if (!refusal) {
       if (logs_dispatch()) {
-        log_dispatch(c10::str(request.call.describe(), "\n  -> ", entry.name, refusals));
+        log_dispatch(concat(request.call.describe(), "\n  -> ", entry.name, refusals));
       }
       return entry.run(request);
     }
-    refusals += c10::str("\n  not ", entry.name, ": ", *refusal);
+    refusals += concat("\n  not ", entry.name, ": ", *refusal);
   }
   fail(kMoeExperts, "options",
-       c10::str("expected a call that can be computed, got ", request.call.describe(), refusals));
+       concat("expected a call that can be computed, got ", request.call.describe(), refusals));
 }
 
 }  // namespace

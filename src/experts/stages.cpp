@@ -4,6 +4,7 @@
 #include <c10/util/StringUtil.h>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "base/log.h"
 
 namespace moe8 {
@@ -15,7 +16,7 @@ std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen)
   for (const ExpertStages* stages : expert_stages()) {
     if (stages == chosen) break;
     lines +=
-        c10::str("\n  not ", stages->name(), ": ", stages->refusal(call).value_or("(it could)"));
+        concat("\n  not ", stages->name(), ": ", stages->refusal(call).value_or("(it could)"));
   }
   return lines;
 }
@@ -23,7 +24,7 @@ std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen)
 }  // namespace
 
 std::string ExpertsCall::describe() const {
-  return c10::str("stages of experts: ", order.tokens(), " tokens x ", order.top_k(), " of ",
+  return concat("stages of experts: ", order.tokens(), " tokens x ", order.top_k(), " of ",
                   order.n_experts(), " experts, ", dim, " x ", hidden, ", ", x_dtype, " on ",
                   device);
 }
@@ -43,11 +44,11 @@ const ExpertStages& choose_expert_stages(const ExpertsCall& call) {
     if (stages->refusal(call)) continue;
     if (logs_dispatch()) {
       log_dispatch(
-          c10::str(call.describe(), "\n  -> ", stages->name(), refusals_before(call, stages)));
+          concat(call.describe(), "\n  -> ", stages->name(), refusals_before(call, stages)));
     }
     return *stages;
   }
-  fail("moe_experts", "", c10::str("no ", call.describe(), refusals_before(call, nullptr)));
+  fail("moe_experts", "", concat("no ", call.describe(), refusals_before(call, nullptr)));
 }
 
 }  // namespace moe8

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "base/nearest.h"
 
 namespace moe8 {
@@ -22,7 +23,7 @@ ScoreFunction parse_score_function(std::string_view text) {
     if (kScoreFunctions[i] == text) return static_cast<ScoreFunction>(i);
   }
   fail("ScoreFunction", "name",
-       c10::str("expected one of ", join({kScoreFunctions.begin(), kScoreFunctions.end()}),
+       concat("expected one of ", join({kScoreFunctions.begin(), kScoreFunctions.end()}),
                 ", got '", text, "'"));
 }
 
