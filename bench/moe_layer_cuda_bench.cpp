@@ -9,17 +9,13 @@
 // compare_layers.py runs it beside other libraries.
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <torch/csrc/autograd/profiler_kineto.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
-#include <map>
 #include <sstream>
-#include <string_view>
 #include <utility>
 
 #include "device/cuda_backend.h"
@@ -28,6 +24,8 @@
 #include "moe8/moe8.h"
 #include "moe8/routing.h"
 #include "shapes.h"
+#include "train/profile/profiler.h"
+#include "train/profile/time_table.h"
 
 namespace moe8::bench {
 namespace {
@@ -171,60 +169,18 @@ Memory memory_of(const Layer& layer, const Way& way) {
 }
 
 // ---- kernels ------------------------------------------------------------------
-// "void moe8::cuda::(anonymous namespace)::f<...>(...)" -> "f".
-std::string short_name(const std::string& kernel) {
-  constexpr std::string_view kNowhere = "(anonymous namespace)::";
-  std::string_view name = kernel;
-  if (const size_t at = name.find(kNowhere); at != std::string_view::npos) {
-    name.remove_prefix(at + kNowhere.size());
-  } else if (name.starts_with("void ")) {
-    name.remove_prefix(5);
-  }
-  name = name.substr(0, name.find_first_of("<("));
-  const size_t colons = name.rfind("::");
-  return std::string(colons == std::string_view::npos ? name : name.substr(colons + 2));
-}
-
 void print_kernels(const Layer& layer, const Way& way) {
-  namespace profiler = torch::autograd::profiler;
-  using torch::profiler::impl::ActivityType;
   constexpr int kSteps = 3;
-  const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
-  const std::set<ActivityType> activities = {ActivityType::CUDA};
   prepare(layer, way);
   layer->step();
-  wait();
-  profiler::prepareProfiler(config, activities);
-  profiler::enableProfiler(config, activities);
+  Profiler profiler(at::Device(at::kCUDA, 0), Profiler::Record::KERNELS);
   for (int i = 0; i < kSteps; ++i) {
     if (!way.is_cached) clear_weight_cache();
     layer->step();
   }
-  wait();
-  const auto result = profiler::disableProfiler();
-  struct Sum {
-    double ms = 0;
-    int calls = 0;
-  };
-  std::map<std::string, Sum> sums;
-  double total = 0;
-  for (const profiler::KinetoEvent& event : result->events()) {
-    if (event.deviceType() != c10::DeviceType::CUDA) continue;
-    const double ms = static_cast<double>(event.durationNs()) * 1e-6 / kSteps;
-    Sum& sum = sums[short_name(event.name())];
-    sum.ms += ms;
-    ++sum.calls;
-    total += ms;
-  }
-  std::vector<std::pair<std::string, Sum>> sorted(sums.begin(), sums.end());
-  std::sort(sorted.begin(), sorted.end(),
-            [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
-  std::printf("kernels of %s, %s, %s: %.3f ms\n", layer->shape.name, way.recipe, way.op, total);
-  for (const auto& [name, sum] : sorted) {
-    if (sum.ms < 0.002 * total) continue;
-    std::printf("  %9.3f ms %5.1f %%  %4d x  %s\n", sum.ms, 100 * sum.ms / total,
-                sum.calls / kSteps, name.c_str());
-  }
+  const TimeTable table = time_table(profiler.stop(), kSteps);
+  std::printf("kernels of %s, %s, %s:\n%s\n", layer->shape.name, way.recipe, way.op,
+              to_text(table).c_str());
 }
 
 // ---- all ------------------------------------------------------------------------

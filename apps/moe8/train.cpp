@@ -27,6 +27,7 @@ struct TrainArguments {
   std::vector<std::string> overrides;
   std::vector<std::string> data;
   std::string out;
+  int64_t profiled_steps = 0;
   bool overwrite = false;
   bool resume = false;
 };
@@ -108,6 +109,7 @@ void run_train(const TrainArguments& arguments) {
   RunOptions options = progress_options();
   options.interrupted = &Interrupt::received;
   options.patience = &Interrupt::wait;
+  options.profiled_steps = arguments.profiled_steps;
   if (arguments.overwrite) options.existing = ExistingRun::REPLACE;
   if (arguments.resume) options.existing = ExistingRun::RESUME;
   const RunResult result = train(config, options);
@@ -150,6 +152,13 @@ void add_train_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
       ->type_name("DIR");
+  command
+      ->add_option(
+          "--profile", arguments->profiled_steps,
+          "Profile so many steps after a few to warm up: a table of where their time goes, "
+          "and trace.json of one more step for ui.perfetto.dev")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("STEPS");
   CLI::Option* overwrite = command->add_flag("--overwrite", arguments->overwrite,
                                              "Replace the run that the folder holds");
   command

@@ -2,17 +2,96 @@
 // Linears without bias and random initial weights.
 #include "nn/init.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/PhiloxRNGEngine.h>
+
+#include <algorithm>
+#include <bit>
 #include <cmath>
-#include <numbers>
+#include <cstdint>
+#include <mutex>
+
+#include "device/parallel.h"
 
 namespace moe8 {
 namespace {
 
-double normal_cdf(double x) {
-  return std::erfc(-x / std::numbers::sqrt2) / 2;
-}
+// Everything below is made of IEEE operations, which no compiler may fuse (src/nn/CMakeLists.txt):
+// the standard library's log and erf differ from machine to machine in their last bits.
 
 constexpr double kCutoff = 3.0;
+constexpr double kBelowCutoff = 0.0013498980316300945;  // of a normal distribution
+
+// The natural logarithm of a normal number, to about 12 digits.
+double log_of(double x) {
+  auto bits = std::bit_cast<uint64_t>(x);
+  constexpr uint64_t kFraction = (uint64_t{1} << 52) - 1, kOne = uint64_t{1023} << 52;
+  auto exponent = static_cast<double>(static_cast<int64_t>(bits >> 52) - 1023);
+  double m = std::bit_cast<double>((bits & kFraction) | kOne);  // in [1, 2)
+  if (m > 1.4142135623730951) m *= 0.5, exponent += 1;
+  const double s = (m - 1) / (m + 1), s2 = s * s;  // log m = 2 atanh s
+  double sum = 1.0 / 15;
+  for (const double odd : {13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0}) sum = sum * s2 + 1 / odd;
+  return 2 * s * sum + exponent * 0.6931471805599453;
+}
+
+// The number below which a standard normal one is with probability p, 0 < p < 1, to about 7 digits:
+// Wichura's algorithm AS 241, PPND7.
+double normal_quantile(double p) {
+  const double q = p - 0.5;
+  if (std::abs(q) <= 0.425) {
+    const double r = 0.180625 - q * q;
+    return q * (((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179) /
+           (((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1);
+  }
+  double r = std::sqrt(-log_of(q < 0 ? p : 1 - p));
+  double value = 0;
+  if (r <= 5) {
+    r -= 1.6;
+    value = (((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777) /
+            ((0.12021132975 * r + 0.73700164250) * r + 1);
+  } else {
+    r -= 5;
+    value = (((0.017337203997 * r + 0.42868294337) * r + 3.0812263860) * r + 6.6579051150) /
+            ((0.012258202635 * r + 0.24197894225) * r + 1);
+  }
+  return q < 0 ? -value : value;
+}
+
+// Elements [4 block, 4 block + 4) from a Philox counter of their own: who computes which block does
+// not matter. `value` makes a number of a probability.
+template <typename T, typename Value>
+void fill(T* data, int64_t count, uint64_t key, Value value) {
+  constexpr int64_t kBlock = 4, kBlocksOfATask = 4096;
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  parallel_ranges(blocks, kBlocksOfATask, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      at::Philox4_32 random(key, static_cast<uint64_t>(b));
+      for (int64_t i = b * kBlock; i < std::min((b + 1) * kBlock, count); ++i) {
+        const double p = (static_cast<double>(random()) + 0.5) * 0x1p-32;
+        data[i] = static_cast<T>(static_cast<float>(value(p)));
+      }
+    }
+  });
+}
+
+template <typename Value>
+void fill(at::Tensor& parameter, at::Generator& generator, Value value) {
+  const torch::NoGradGuard no_grad;
+  uint64_t key = 0;
+  {
+    const std::lock_guard lock(generator.mutex());
+    key = at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+  }
+  const bool is_plain = parameter.is_cpu() && parameter.is_contiguous();
+  at::Tensor values = is_plain ? parameter.detach()
+                               : at::empty(parameter.sizes(), at::dtype(parameter.scalar_type()));
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "init", [&] {
+    fill(values.mutable_data_ptr<scalar_t>(), values.numel(), key, value);
+  });
+  if (!is_plain) parameter.copy_(values);
+}
 
 }  // namespace
 
@@ -21,17 +100,14 @@ torch::nn::Linear linear_without_bias(int64_t in, int64_t out) {
 }
 
 void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std) {
-  const torch::NoGradGuard no_grad;
-  // The inverse of the distribution function, applied to what lies between the two cuts.
-  const double edge = 2 * normal_cdf(kCutoff) - 1;
-  at::Tensor values = at::empty(parameter.sizes(), at::kFloat).uniform_(-edge, edge, generator);
-  values.erfinv_().mul_(std * std::numbers::sqrt2).clamp_(-kCutoff * std, kCutoff * std);
-  parameter.copy_(values);
+  fill(parameter, generator, [std](double p) {
+    const double within = kBelowCutoff + p * (1 - 2 * kBelowCutoff);
+    return std * std::clamp(normal_quantile(within), -kCutoff, kCutoff);
+  });
 }
 
 void normal_(at::Tensor& parameter, at::Generator& generator, double std) {
-  const torch::NoGradGuard no_grad;
-  parameter.copy_(at::empty(parameter.sizes(), at::kFloat).normal_(0, std, generator));
+  fill(parameter, generator, [std](double p) { return std * normal_quantile(p); });
 }
 
 }  // namespace moe8

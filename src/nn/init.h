@@ -11,8 +11,9 @@ constexpr double kInputStd = 0.02;  // of projections that read the residual str
 
 torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
 
-/// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Drawn in float32 on
-/// the CPU and then rounded.
+/// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Takes one number from
+/// `generator`; with it, every element follows from its position alone (Philox), so that all
+/// threads of the CPU share the work. Made in float32, then rounded.
 void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std);
 
 /// The same without the cut.

@@ -106,7 +106,9 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
   output = register_module("output", linear_without_bias(config.dim, config.vocab_size));
-  cast_parameters_(*this, dtype);
+  for (torch::Tensor& parameter : parameters()) {
+    parameter.set_data(at::empty(parameter.sizes(), at::dtype(dtype)));
+  }
   init_weights(seed);
   freqs_ = rotary_frequencies(config.head_width(), config.max_seq_len, config.rope_theta);
 }

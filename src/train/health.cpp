@@ -10,11 +10,13 @@ namespace moe8 {
 Health::Health(TransformerImpl& model, const NumericsConfig& config, int64_t last_step)
     : model_(model), config_(config), last_step_(last_step) {}
 
+bool Health::is_due(int64_t step) const {
+  return config_.interval > 0 && (step == 1 || step == last_step_ || step % config_.interval == 0);
+}
+
 void Health::start(int64_t step) {
   step_ = step;
-  const bool due =
-      config_.interval > 0 && (step == 1 || step == last_step_ || step % config_.interval == 0);
-  if (due) monitor_.emplace(model_, NumericsOptions{.seed = static_cast<uint64_t>(step)});
+  if (is_due(step)) monitor_.emplace(model_, NumericsOptions{.seed = static_cast<uint64_t>(step)});
 }
 
 void Health::stop() {

@@ -16,12 +16,15 @@
 namespace moe8 {
 
 /// Call for every step start(), then stop() after the batch that is to be watched, finish()
-/// when gradients and counts are complete. take() has a report after the steps that were due.
+/// when gradients and counts are complete, at the latest before the start of a step that is due.
+/// take() has a report after the steps that were due.
 class Health {
  public:
   /// @param last_step  is looked at in any case; 0: none is the last
   Health(TransformerImpl& model, const NumericsConfig& config, int64_t last_step = 0);
 
+  /// Whether the numerics of this step will be looked at: finish() then comes before the next one.
+  bool is_due(int64_t step) const;
   void start(int64_t step);
   void stop();
   /// @param experts  the step's rows of all MoE layers, of converted models and others

@@ -21,6 +21,17 @@ std::string step_text(int64_t step, int64_t steps) {
   return formatted("step %lld/%lld", static_cast<long long>(step), static_cast<long long>(steps));
 }
 
+// Of a GPU: the most that tensors took, and what LibTorch has reserved.
+std::string memory_text(const GpuMemory& memory) {
+  return formatted("%.1f/%.1f GB", static_cast<double>(memory.peak) / 1e9,
+                   static_cast<double>(memory.reserved) / 1e9);
+}
+
+std::string parts_text(const PartTimes& ms) {
+  return formatted("ms: data %.1f, forward %.1f, backward %.1f, optimizer %.1f", ms.data,
+                   ms.forward, ms.backward, ms.optimizer);
+}
+
 // A piece of a line; those of the highest rank go first where there is no room.
 struct Piece {
   std::string text;
@@ -88,6 +99,9 @@ std::string Progress::line_of(const Run& run, size_t columns) const {
                             {formatted("grad norm %.2f", m.grad_norm), 6},
                             {formatted("%.0f tokens/s", m.tokens_per_s), 3},
                             {time_text(), 2}};
+  if (m.mfu) pieces.push_back({formatted("MFU %.1f %%", 100 * *m.mfu), 8});
+  if (m.gpu_memory) pieces.push_back({memory_text(*m.gpu_memory), 9});
+  if (m.ms) pieces.push_back({parts_text(*m.ms), 10});
   if (m.validation_loss) pieces.push_back({formatted("validation %.4f", *m.validation_loss), 5});
   return joined(std::move(pieces), columns);
 }

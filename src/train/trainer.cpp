@@ -23,8 +23,12 @@
 #include "moe8/transformer.h"
 #include "train/expert_load.h"
 #include "train/health.h"
+#include "train/profile/step_profile.h"
+#include "train/report/flops.h"
 #include "train/run_header.h"
 #include "train/schedule.h"
+#include "train/step_clock.h"
+#include "train/step_readout.h"
 #include "train/stepper.h"
 #include "train/store/checkpoint.h"
 #include "train/store/checkpoint_folder.h"
@@ -83,6 +87,10 @@ void check(const RunConfig& config, const RunOptions& options) {
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   to_fqn_config(config.conversion());  // names a recipe that there is
   check_run_folder(config.output.folder, options.existing);
+  const int64_t needed = StepProfile::kWarmUp + options.profiled_steps + 1;
+  MOE8_CHECK(options.profiled_steps == 0 || config.training.steps >= needed, kTrain,
+             "training.steps", "expected at least ", needed, " to profile ", options.profiled_steps,
+             ", got ", config.training.steps);
 }
 
 // The config that reproduces the run wherever it is started from.
@@ -106,13 +114,13 @@ torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
                        {.overwrite_logits = true});
 }
 
-// The values of tensors of one device, one after the other. The only place of a step that waits for
-// a GPU.
-std::vector<double> values_of(std::vector<torch::Tensor> tensors) {
-  for (torch::Tensor& tensor : tensors) tensor = tensor.detach().to(at::kDouble).flatten();
-  const torch::Tensor values = at::cat(tensors).cpu();
-  const auto* first = values.const_data_ptr<double>();
-  return {first, first + values.numel()};
+// On the model's device, through pinned memory: nothing waits for the copy.
+Batch moved(const Batch& batch, const at::Device& device) {
+  if (device.is_cpu()) return batch;
+  const auto move = [&](const at::Tensor& x) {
+    return x.pin_memory().to(device, /*non_blocking=*/true);
+  };
+  return {move(batch.tokens), move(batch.targets)};
 }
 
 ConversionReport convert(TransformerImpl& model, const RunConfig& config) {
@@ -173,10 +181,18 @@ class Run {
   Settings settings() const {
     return {ThreadCount(config_.training.threads), Deterministic(device_)};
   }
-  StepMetrics step();
-  torch::Tensor backward(int64_t number);
-  std::vector<ExpertTokens> measure(StepMetrics& metrics, const torch::Tensor& loss,
-                                    const torch::Tensor& grad_norm);
+  // A step that is being computed, or was: its numbers are looked at later.
+  struct LaunchedStep {
+    StepMetrics metrics;  // what is known without them
+    StepReadout numbers;  // loss, norm of the gradients, rows of every expert
+    StepClock clock;
+  };
+  LaunchedStep launch();
+  torch::Tensor backward(int64_t number, StepClock& clock);
+  bool must_look_at_once(int64_t step) const;
+  void look();
+  void measure(StepMetrics& metrics, const LaunchedStep& step);
+  bool validation_due(int64_t step) const;
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
   void save();
@@ -195,6 +211,7 @@ class Run {
   bool shares_process_ = false;
   std::optional<Patience> patience_;
   at::Device device_;
+  std::optional<double> peak_flops_;  // a second, in bf16; of known GPUs
   TextData data_;
   std::vector<std::string> text_;  // fingerprints of the data
   Transformer model_{nullptr};
@@ -202,7 +219,9 @@ class Run {
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
-  bool has_checked_products_ = false;  // by this process, after its first step
+  std::optional<LaunchedStep> launched_;  // the last step, until its numbers were looked at
+  int64_t first_step_ = 1;                // of this process
+  std::optional<StepProfile> profile_;
   int64_t saved_step_ = 0;
   std::vector<std::string> notes_;     // what to say before training
   std::optional<RunResult> finished_;  // there is nothing to do
@@ -220,6 +239,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
       progress_(progress),
       others_hold_(others_hold),
       device_(training_device(config_.training.device)),
+      peak_flops_(bf16_peak(device_name(device_))),
       data_(config_.data.files, config_.data.validation_fraction),
       folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
@@ -232,6 +252,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   conversion_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
+  if (options_.profiled_steps > 0) profile_.emplace(device_, options_.profiled_steps);
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
@@ -242,15 +263,20 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
 }
 
 // The loss of one step, a scalar on the device; its gradients are left in the stepper.
-torch::Tensor Run::backward(int64_t number) {
+torch::Tensor Run::backward(int64_t number, StepClock& clock) {
+  using Part = StepClock::Part;
   const TrainingConfig& t = config_.training;
   torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   health_->start(number);
   for (int64_t i = 0; i < t.accumulation; ++i) {
-    const Batch batch = data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
-                                          t.batch_size, t.seq_len);
+    if (i > 0) clock.start(Part::DATA);
+    const Batch batch = moved(data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
+                                                t.batch_size, t.seq_len),
+                              device_);
+    clock.start(Part::FORWARD);
     const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
     sum += loss.detach();
+    clock.start(Part::BACKWARD);
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
@@ -258,52 +284,65 @@ torch::Tensor Run::backward(int64_t number) {
   return sum;
 }
 
-// Waits for what the step has computed so far, and checks it before any weight is changed.
-// Returns the rows of every expert.
-std::vector<ExpertTokens> Run::measure(StepMetrics& metrics, const torch::Tensor& loss,
-                                       const torch::Tensor& grad_norm) {
-  std::vector<torch::Tensor> tensors{loss, grad_norm};
-  for (torch::Tensor& counts : expert_counts(*model_)) tensors.push_back(std::move(counts));
-  const std::vector<double> values = values_of(std::move(tensors));
-  metrics.loss = values[0];
-  metrics.grad_norm = values[1];
-  check_finite(metrics.loss, "loss", metrics.step);
-  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
-  std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
-  add_loads(metrics, experts);
-  return experts;
-}
-
-StepMetrics Run::step() {
-  const Clock::time_point start = Clock::now();
+// Computes the next step, or on a GPU has it computed: nothing here waits for the device. A step
+// from a loss or gradients that are not finite spoils the weights; look() then ends the run before
+// they are written anywhere.
+Run::LaunchedStep Run::launch() {
   const double cpu_start = cpu_seconds();
   const TrainingConfig& t = config_.training;
   StepMetrics metrics;
   metrics.step = state_.step + 1;
   metrics.lr = learning_rate(config_.optimizer, t.steps, metrics.step);
-  const torch::Tensor loss = backward(metrics.step);
-  const torch::Tensor grad_norm = stepper_->clip_gradients();
-  const std::vector<ExpertTokens> experts = measure(metrics, loss, grad_norm);
+  // Steps that follow one another without anything between them.
+  const bool goes_on = launched_ && !shares_process_;
+  StepClock clock(device_, goes_on ? &launched_->clock : nullptr);
+  std::vector<torch::Tensor> numbers{backward(metrics.step, clock)};
+  clock.start(StepClock::Part::OPTIMIZER);
+  numbers.push_back(stepper_->clip_gradients());
+  for (torch::Tensor& counts : expert_counts(*model_)) numbers.push_back(std::move(counts));
+  StepReadout readout(std::move(numbers));
   stepper_->step(metrics.lr);
-  health_->finish(experts);
   update_expert_bias(*model_);
-  metrics.tokens_per_s = tokens_of_a_step(t) / seconds_since(start);
+  clock.stop();
   if (device_.is_cpu()) {
     metrics.tokens_per_cpu_s = tokens_of_a_step(t) / (cpu_seconds() - cpu_start);
+  } else {
+    metrics.gpu_memory = {peak_memory(device_), reserved_memory(device_)};
   }
-
   state_.step = metrics.step;
+  return {std::move(metrics), std::move(readout), std::move(clock)};
+}
+
+// Waits for the numbers of a step, and checks them.
+void Run::measure(StepMetrics& metrics, const LaunchedStep& step) {
+  const std::vector<double> values = step.numbers.values();
+  metrics.loss = values[0];
+  metrics.grad_norm = values[1];
+  check_finite(metrics.loss, "loss", metrics.step);
+  check_finite(metrics.grad_norm, "grad_norm", metrics.step);
+  const std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
+  add_loads(metrics, experts);
+  health_->finish(experts);
+  metrics.tokens_per_s = tokens_of_a_step(config_.training) / step.clock.seconds();
+  metrics.ms = step.clock.parts();
+  if (profile_) profile_->took(metrics.step - first_step_, step.clock.seconds());
+  if (peak_flops_) {
+    metrics.mfu =
+        metrics.tokens_per_s * model_flops(config_.model, config_.training.seq_len) / *peak_flops_;
+  }
   state_.last_losses.push_back(metrics.loss);
   if (static_cast<int64_t>(state_.last_losses.size()) > kLastSteps) state_.last_losses.pop_front();
-  return metrics;
+}
+
+bool Run::validation_due(int64_t step) const {
+  const TrainingConfig& t = config_.training;
+  return step == t.steps || (t.validation_interval > 0 && step % t.validation_interval == 0);
 }
 
 // Where one is due after the step of `metrics`. True when the loss is the lowest so far.
 bool Run::validate(StepMetrics& metrics) {
-  const TrainingConfig& t = config_.training;
-  const bool due = t.validation_interval > 0 && metrics.step % t.validation_interval == 0;
-  if (!due && metrics.step != t.steps) return false;
-  const double loss = validation_loss(*model_, data_, t);
+  if (!validation_due(metrics.step)) return false;
+  const double loss = validation_loss(*model_, data_, config_.training);
   check_finite(loss, "validation_loss", metrics.step);
   metrics.validation_loss = state_.validation_loss = loss;
   if (state_.best && loss >= state_.best->loss) return false;
@@ -433,6 +472,7 @@ void Run::write_start() {
 void Run::begin() {
   const Settings now = settings();
   open_folder();
+  first_step_ = state_.step + 1;
   row_ = progress_.add(config_.training.recipe, config_.training.steps, state_.step);
   if (!finished_) {
     if (state_.step < config_.training.steps) write_start();
@@ -446,14 +486,19 @@ void Run::begin() {
   for (const std::string& note : notes_) progress_.say(note);
 }
 
-// A step and what is due after it. False when there is none to do any more.
-bool Run::turn() {
-  if (finished_ || state_.step >= config_.training.steps || stop_signal() != 0) return false;
-  const Settings now = settings();
-  const Clock::time_point start = Clock::now();
-  StepMetrics metrics = step();
-  if (!std::exchange(has_checked_products_, true)) check_products(*model_);
-  patience_->step_took(seconds_since(start));
+// Whether something after this step needs its numbers, or its weights as they are then. On a CPU the
+// numbers are there anyway.
+bool Run::must_look_at_once(int64_t step) const {
+  return device_.is_cpu() || step == first_step_ || validation_due(step) || checkpoint_due(false) ||
+         health_->is_due(step);
+}
+
+// Looks at the numbers of the last step, and does what is due after it.
+void Run::look() {
+  if (!launched_) return;
+  const LaunchedStep step = *std::exchange(launched_, std::nullopt);
+  StepMetrics metrics = step.metrics;
+  measure(metrics, step);
   const bool new_best = validate(metrics);
   if (const auto report = health_->take()) {
     metrics_->write(metrics.step, *report);
@@ -461,7 +506,24 @@ bool Run::turn() {
   }
   metrics_->write(metrics);
   progress_.show(row_, metrics);
-  if (checkpoint_due(new_best)) save();
+  if (metrics.step == state_.step && checkpoint_due(new_best)) save();
+}
+
+// A step. The one before it is looked at while a GPU computes this one, so that it never waits for
+// the host. False when there is none to do any more.
+bool Run::turn() {
+  if (finished_ || state_.step >= config_.training.steps || stop_signal() != 0) return false;
+  const Settings now = settings();
+  const Clock::time_point start = Clock::now();
+  if (health_->is_due(state_.step + 1)) look();
+  if (profile_) profile_->before(state_.step + 1 - first_step_);
+  LaunchedStep step = launch();
+  if (step.metrics.step == first_step_) check_products(*model_);
+  look();  // at the step before
+  launched_ = std::move(step);
+  const bool was_recorded = profile_ && profile_->after(folder_, progress_);
+  patience_->step_took(seconds_since(start));
+  if (was_recorded || must_look_at_once(state_.step)) look();
   patience_->step_took(seconds_since(start));
   return true;
 }
@@ -469,6 +531,7 @@ bool Run::turn() {
 RunResult Run::end() {
   if (finished_) return *finished_;
   const Settings now = settings();
+  look();
   if (state_.step < config_.training.steps && state_.step > saved_step_) save();
   progress_.finish();
   count_process();
@@ -553,7 +616,7 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
     losses.push_back(loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len)));
   }
   model.train(was_training);
-  const std::vector<double> values = values_of(losses);
+  const std::vector<double> values = StepReadout(std::move(losses)).values();
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }
 

@@ -35,6 +35,8 @@ struct RunOptions {
   // when a stop would lose nothing: before the first step, at the end, in a failure. Null: never.
   std::function<void(double seconds)> patience;
   RunOrigin origin{};
+  // So many steps, after a few to warm up, are profiled: trace.json and profile.txt in the folder.
+  int64_t profiled_steps = 0;
 };
 
 /// Trains, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the

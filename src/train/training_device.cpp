@@ -42,10 +42,14 @@ std::optional<std::string> refusal_of(const c10::Device& gpu) {
   return failure;
 }
 
+constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+
+c10::CachingDeviceAllocator::DeviceStats stats_of(const c10::Device& device) {
+  return c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+}
+
 c10::CachingDeviceAllocator::Stat bytes_on(const c10::Device& device) {
-  return c10::getDeviceAllocator(device.type())
-      ->getDeviceStats(device.index())
-      .allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+  return stats_of(device).allocated_bytes[kAll];
 }
 
 void restore(const SafetensorsReader& file, const std::string& path, const char* name,
@@ -120,6 +124,10 @@ void restart_peak_memory(const c10::Device& device) {
 
 int64_t memory_in_use(const c10::Device& device) {
   return device.is_cuda() ? bytes_on(device).current : resident_memory();
+}
+
+int64_t reserved_memory(const c10::Device& device) {
+  return device.is_cuda() ? stats_of(device).reserved_bytes[kAll].current : 0;
 }
 
 int64_t peak_memory(const c10::Device& device) {

@@ -45,6 +45,8 @@ void restore_generators(const std::string& path, const c10::Device& device);
 void restart_peak_memory(const c10::Device& device);
 /// Bytes held now, counted in the same way.
 int64_t memory_in_use(const c10::Device& device);
+/// Bytes that LibTorch has taken from a GPU and not given back, free ones among them; 0 of a CPU.
+int64_t reserved_memory(const c10::Device& device);
 /// The most memory held since, in bytes: of tensors on a GPU, or of the whole process on a CPU.
 int64_t peak_memory(const c10::Device& device);
 

@@ -184,6 +184,37 @@ TEST(InitialWeights, DependOnTheSeedAlone) {
   }
 }
 
+TEST(InitialWeights, DoNotDependOnTheNumberOfThreads) {
+  TransformerConfig config = small_config();
+  config.hidden_dim = 1024;  // enough for several tasks
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  Transformer alone(config, 7);
+  at::set_num_threads(3);
+  Transformer shared(config, 7);
+  at::set_num_threads(threads);
+  const auto theirs = shared->named_parameters();
+  for (const auto& parameter : alone->named_parameters()) {
+    EXPECT_TRUE(same_bits(parameter.value(), theirs[parameter.key()])) << parameter.key();
+  }
+}
+
+// Not as the machine's own erf and log would have it: those differ in their last bits.
+TEST(InitialWeights, AreNormalAndCutOff) {
+  TransformerConfig config = small_config();
+  config.hidden_dim = 8192;
+  Transformer model(config, 7, at::kFloat);
+  const at::Tensor sorted = std::get<0>(
+      (model->named_parameters()["layers.1.moe.experts.w1"].detach() / 0.02).flatten().sort());
+  const int64_t n = sorted.numel();
+  constexpr double kBelowThree = 0.00134989803163;
+  const at::Tensor p =
+      kBelowThree + (at::arange(n, at::kDouble) + 0.5) / double(n) * (1 - 2 * kBelowThree);
+  const at::Tensor expected = at::special_ndtri(p);
+  EXPECT_LT((sorted - expected).abs().max().item<double>(), 0.05);
+  EXPECT_LT((sorted - expected).abs().mean().item<double>(), 0.005);
+}
+
 TEST(InitialWeights, HaveTheirSpreads) {
   TransformerConfig config = small_config();
   config.dim = 128;

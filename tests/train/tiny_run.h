@@ -50,12 +50,15 @@ inline int64_t step_lines(const std::string& metrics) {
   return count;
 }
 
-/// Every number of a run that must not depend on how often it was killed: all but the speed.
+/// Every number of a run that must not depend on how often it was killed: all but speed and memory.
 inline std::vector<StepMetrics> repeatable(const std::string& metrics_file) {
   std::vector<StepMetrics> steps = read_metrics(metrics_file);
   for (StepMetrics& step : steps) {
     step.tokens_per_s = 0;
     step.tokens_per_cpu_s.reset();
+    step.ms.reset();
+    step.gpu_memory.reset();
+    step.mfu.reset();
   }
   return steps;
 }

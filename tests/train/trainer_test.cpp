@@ -262,14 +262,16 @@ TEST(Train, AllKindsOfWeights) {
   }
 }
 
-TEST(Train, ANonFiniteLossStops) {
+TEST(Train, NumbersThatAreNotFiniteStop) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);
   config.optimizer.learning_rate = 1e9;
   config.optimizer.max_grad_norm = 0;
   config.optimizer.warmup_steps = 0;
   EXPECT_THAT(error_of([&] { train(config); }),
-              HasSubstr("[train] loss: expected a finite number, got "));
+              AllOf(HasSubstr("[train] "), HasSubstr(": expected a finite number, got "),
+                    HasSubstr(" at step 2 (recipe bf16, learning rate "),
+                    HasSubstr("Training stopped; a lower learning rate")));
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"run", "text.txt"}));
   EXPECT_FALSE(std::filesystem::exists(folder / "run/model.safetensors"));
 }
@@ -293,7 +295,7 @@ TEST(Train, ARunInAnotherPrecisionStopsAfterItsFirstStep) {
   EXPECT_THAT(read_metrics(folder / "run/metrics.jsonl"), ::testing::IsEmpty());
 }
 
-TEST(Train, AGradientThatIsNotFiniteStopsBeforeAnyWeightChanges) {
+TEST(Train, NoCheckpointHasTheWeightsAfterAStepThatWasNotFinite) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);
   config.training.steps = 3;
@@ -308,6 +310,38 @@ TEST(Train, AGradientThatIsNotFiniteStopsBeforeAnyWeightChanges) {
        load_safetensors(folder / "run/checkpoints/step-00000001/model.safetensors")) {
     EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
   }
+}
+
+TEST(Train, AProfileSaysWhereTheTimeGoes) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 10;
+  const std::vector<double> losses = losses_of(config);
+  config.output.folder = folder / "profiled";
+  RunOptions options;
+  options.profiled_steps = 2;
+  std::ostringstream printed;
+  options.progress = &printed;
+  train(config, options);
+  const std::string table = folder.read("profiled/profile.txt");
+  EXPECT_THAT(table, AllOf(HasSubstr("ms a step"), HasSubstr("aten::"), HasSubstr("a step\n")));
+  EXPECT_THAT(printed.str(), HasSubstr(table));
+  const auto trace = nlohmann::json::parse(folder.read("profiled/trace.json"));
+  EXPECT_GT(trace.at("traceEvents").size(), 100u);
+  const std::vector<StepMetrics> steps = read_metrics(folder / "profiled/metrics.jsonl");
+  ASSERT_EQ(steps.size(), losses.size());
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i].loss, losses[i]);
+    ASSERT_TRUE(steps[i].ms);
+    const PartTimes& ms = *steps[i].ms;
+    EXPECT_GT(std::min({ms.data, ms.forward, ms.backward, ms.optimizer}), 0);
+    const double sum = ms.data + ms.forward + ms.backward + ms.optimizer;
+    EXPECT_NEAR(sum, 4 * 32 * 1e3 / steps[i].tokens_per_s, 0.01);
+  }
+  config.training.steps = 7;
+  config.output.folder = folder / "short";
+  EXPECT_THAT(error_of([&] { train(config, options); }),
+              HasSubstr("[train] training.steps: expected at least 8 to profile 2, got 7"));
 }
 
 // ---- threads and signals ------------------------------------------------------
@@ -459,6 +493,9 @@ TEST(Metrics, ReadBackWhatWasWritten) {
   const TemporaryFolder folder;
   StepMetrics a{1, 5.5, 1e-3, 2.25, 1000, 0.5, 1.5, std::nullopt},
       b{2, 0.1 + 0.2, 1e-3, 2, 1000, 1, 1, 4.5, 123.5, {{1.5, 0}, {4, 2}}};
+  b.mfu = 0.25;
+  b.ms = {0.5, 10.125, 20, 3};
+  b.gpu_memory = {int64_t{78} << 30, int64_t{80} << 30};
   {
     MetricsFile file(folder / "m.jsonl");
     file.write(a);

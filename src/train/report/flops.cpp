@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/report/flops.h"
 
-#include <array>
 #include <utility>
 
 namespace moe8 {
@@ -16,11 +15,13 @@ double model_flops(const TransformerConfig& config, int64_t seq_len) {
 
 std::optional<double> bf16_peak(std::string_view device) {
   // A part of the name that LibTorch shows, the more special first. Of NVIDIA's data sheets.
-  constexpr std::array<std::pair<std::string_view, double>, 5> kPeaks{{{"H100 PCIe", 756e12},
-                                                                       {"H100 NVL", 835e12},
-                                                                       {"H100", 989e12},
-                                                                       {"H200", 989e12},
-                                                                       {"GH200", 989e12}}};
+  constexpr std::pair<std::string_view, double> kPeaks[] = {
+      {"GB200", 2500e12}, {"B200", 2250e12},      {"H100 PCIe", 756e12}, {"H100 NVL", 835e12},
+      {"H100", 989e12},   {"H200", 989e12},       {"H800", 989e12},      {"H20", 148e12},
+      {"A100", 312e12},   {"A800", 312e12},       {"A40", 149.7e12},     {"A30", 165e12},
+      {"A10G", 70e12},    {"A10", 125e12},        {"L40S", 362e12},      {"L40", 181e12},
+      {"L4", 121e12},     {"RTX 4090", 165.2e12}, {"RTX 3090", 71e12}};
+  if (device.find("MIG ") != std::string_view::npos) return std::nullopt;  // a part of one
   for (const auto& [name, peak] : kPeaks) {
     if (device.find(name) != std::string_view::npos) return peak;
   }

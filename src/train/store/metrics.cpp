@@ -11,6 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <utility>
 
 #include "base/check.h"
 #include "base/plain_text.h"
@@ -23,7 +24,7 @@ namespace {
 
 constexpr const char* kMetricsFile = "metrics";
 
-// Three decimals say all that a load can.
+// Three decimals say all that a load or a time can.
 double rounded(double value) {
   return std::round(value * 1000) / 1000;
 }
@@ -83,6 +84,35 @@ std::vector<LayerLoad> layers_from(const nlohmann::json& line) {
   return layers;
 }
 
+// The parts of a step, and what they are called in the file.
+constexpr std::pair<const char*, double PartTimes::*> kPartTimes[] = {
+    {"data", &PartTimes::data},
+    {"forward", &PartTimes::forward},
+    {"backward", &PartTimes::backward},
+    {"optimizer", &PartTimes::optimizer}};
+
+void write_use(nlohmann::ordered_json& line, const StepMetrics& m) {
+  if (m.mfu) line["mfu"] = *m.mfu;
+  if (m.ms) {
+    for (const auto& [name, part] : kPartTimes) line["ms"][name] = rounded((*m.ms).*part);
+  }
+  if (m.gpu_memory) {
+    line["gpu_memory"] = {{"peak_bytes", m.gpu_memory->peak},
+                          {"reserved_bytes", m.gpu_memory->reserved}};
+  }
+}
+
+void read_use(const nlohmann::json& line, StepMetrics& m) {
+  if (line.contains("mfu")) m.mfu = line.at("mfu");
+  if (line.contains("ms")) {
+    m.ms.emplace();
+    for (const auto& [name, part] : kPartTimes) (*m.ms).*part = line.at("ms").at(name);
+  }
+  if (!line.contains("gpu_memory")) return;
+  const auto& memory = line.at("gpu_memory");
+  m.gpu_memory = {memory.at("peak_bytes"), memory.at("reserved_bytes")};
+}
+
 StepMetrics step_from(const nlohmann::json& line) {
   StepMetrics m;
   m.step = line.at("step");
@@ -95,6 +125,7 @@ StepMetrics step_from(const nlohmann::json& line) {
   if (line.contains("validation_loss")) m.validation_loss = line.at("validation_loss");
   if (line.contains("tokens_per_cpu_s")) m.tokens_per_cpu_s = line.at("tokens_per_cpu_s");
   m.layers = layers_from(line);
+  read_use(line, m);
   return m;
 }
 
@@ -176,6 +207,7 @@ void MetricsFile::write(const StepMetrics& m) {
                               {"expert_load_max", m.expert_load_max}};
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
   if (m.tokens_per_cpu_s) line["tokens_per_cpu_s"] = *m.tokens_per_cpu_s;
+  write_use(line, m);
   if (!m.layers.empty()) {
     auto busiest = nlohmann::ordered_json::array(), idle = nlohmann::ordered_json::array();
     for (const LayerLoad& layer : m.layers) {

@@ -21,6 +21,24 @@ struct LayerLoad {
   bool operator==(const LayerLoad&) const = default;
 };
 
+/// Milliseconds that the parts of a step took on the device; of accumulated batches the sums.
+struct PartTimes {
+  double data = 0;  // what the device waited for, and the copy of the batch
+  double forward = 0;
+  double backward = 0;
+  double optimizer = 0;
+
+  bool operator==(const PartTimes&) const = default;
+};
+
+/// Memory of a GPU, in bytes, by LibTorch's allocator.
+struct GpuMemory {
+  int64_t peak = 0;      // of tensors, the most since the run began
+  int64_t reserved = 0;  // taken from the GPU, now
+
+  bool operator==(const GpuMemory&) const = default;
+};
+
 struct StepMetrics {
   int64_t step = 0;  // 1 is the first
   double loss = 0;   // mean over the tokens of the step, in nats, before the step's update
@@ -35,6 +53,11 @@ struct StepMetrics {
   // A second of CPU time of all threads, where CPUs compute. Not in files of older versions.
   std::optional<double> tokens_per_cpu_s{};
   std::vector<LayerLoad> layers{};  // of the MoE layers, in order; likewise
+  // Of the operations a second that the GPU's maker gives for bf16, the share that the model's
+  // are; not on CPUs and unknown GPUs.
+  std::optional<double> mfu{};
+  std::optional<PartTimes> ms{};
+  std::optional<GpuMemory> gpu_memory{};
 
   bool operator==(const StepMetrics&) const = default;
 };

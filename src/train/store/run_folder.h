@@ -15,6 +15,8 @@ struct RunFolder {
   std::string result() const { return path + "/result.json"; }
   std::string checkpoints() const { return path + "/checkpoints"; }
   std::string lock() const { return path + "/run.lock"; }
+  std::string trace() const { return path + "/trace.json"; }
+  std::string profile() const { return path + "/profile.txt"; }
 };
 
 /// What to do with a run that the folder holds already.

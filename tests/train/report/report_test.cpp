@@ -266,6 +266,12 @@ TEST(Flops, CountWhatATokenIsMultipliedWith) {
   EXPECT_EQ(model_flops(config, 16), 6 * (dense + moe + output + norms + 2 * 64 * 16));
   EXPECT_EQ(bf16_peak("NVIDIA H200"), 989e12);
   EXPECT_EQ(bf16_peak("NVIDIA H100 PCIe"), 756e12);
+  EXPECT_EQ(bf16_peak("NVIDIA GB200"), 2500e12);
+  EXPECT_EQ(bf16_peak("NVIDIA H20"), 148e12);
+  EXPECT_EQ(bf16_peak("NVIDIA A100-SXM4-80GB"), 312e12);
+  EXPECT_EQ(bf16_peak("NVIDIA L40S"), 362e12);
+  EXPECT_EQ(bf16_peak("NVIDIA L4"), 121e12);
+  EXPECT_FALSE(bf16_peak("NVIDIA H200 MIG 1g.18gb"));
   EXPECT_FALSE(bf16_peak("CPU"));
 }
 
