@@ -7,7 +7,7 @@
 // float32 tensors on a GPU that moe8 has kernels for take one pass over memory each way, without
 // a wait of the host, in and out of CUDA graphs; every other device and dtype takes LibTorch's
 // operations, which can be differentiated again. Deterministic on every device: the same bits each
-// time, whatever the number of threads. What is exact: docs/numerics.md, section 7.
+// time, whatever the number of threads. What is exact: docs/numerics.md, section 8.
 #pragma once
 
 #include <ATen/core/Tensor.h>

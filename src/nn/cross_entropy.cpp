@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "autograd/function_parts.h"
@@ -28,10 +29,11 @@ constexpr const char* kLossOnce =
 // ---- of logits ----------------------------------------------------------------
 struct LossOfLogits : torch::autograd::Function<LossOfLogits> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& logits,
-                            const at::Tensor& targets, const at::Tensor& divisor,
+                            const at::Tensor& targets, const std::optional<at::Tensor>& divisor,
                             int64_t ignore_index, bool overwrites) {
     const at::Tensor rows = logits.contiguous();
-    const LossResults made = cuda_cross_entropy(rows, targets, ignore_index, divisor);
+    const LossResults made =
+        cuda_cross_entropy(rows, targets, ignore_index, divisor ? *divisor : at::Tensor());
     ctx->save_for_backward({rows, targets, made.lse, made.divisor});
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["overwrites"] = overwrites;
@@ -64,7 +66,8 @@ struct LossOfLogits : torch::autograd::Function<LossOfLogits> {
 at::Tensor loss_of_rows(const at::Tensor& logits, const at::Tensor& targets,
                         const at::Tensor& divisor, int64_t ignore_index, bool overwrites) {
   if (model_kernels_take({logits})) {
-    return LossOfLogits::apply(logits, targets.contiguous(), divisor, ignore_index, overwrites);
+    const auto given = divisor.defined() ? std::optional(divisor) : std::nullopt;
+    return LossOfLogits::apply(logits, targets.contiguous(), given, ignore_index, overwrites);
   }
   const at::Tensor wide = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
   const auto reduction = divisor.defined() ? at::Reduction::Sum : at::Reduction::Mean;

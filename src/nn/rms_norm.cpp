@@ -6,6 +6,7 @@
 #include <ATen/ops/rms_norm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
 #include <utility>
 
 #include "autograd/function_parts.h"
@@ -19,12 +20,14 @@ namespace {
 // {normed}, or {x + y, normed}, or without y {x, normed}.
 struct Norm : torch::autograd::Function<Norm> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const at::Tensor& x, const at::Tensor& y,
+                                                const at::Tensor& x,
+                                                const std::optional<at::Tensor>& y,
                                                 const at::Tensor& weight, double eps,
                                                 bool gives_sum) {
     ctx->set_materialize_grads(false);
-    const NormResults made = cuda_rms_norm(x, y, weight, eps);
-    const at::Tensor h = y.defined() ? made.sum : x;
+    ctx->saved_data["has_y"] = y.has_value();
+    const NormResults made = cuda_rms_norm(x, y ? *y : at::Tensor(), weight, eps);
+    const at::Tensor h = y ? made.sum : x;
     ctx->save_for_backward({h, weight, made.rstd});
     if (!gives_sum) return {made.normed};
     return {h, made.normed};
@@ -42,7 +45,7 @@ struct Norm : torch::autograd::Function<Norm> {
     } else {
       results[0] = grad_sum;
     }
-    results[1] = results[0];
+    if (ctx->saved_data["has_y"].toBool()) results[1] = results[0];
     if (at::GradMode::is_enabled()) {
       forbid_double_backward(results,
                              "moe8: rms_norm cannot be differentiated twice (create_graph=true).");
@@ -65,7 +68,7 @@ void check_norm(const at::Tensor& x, const at::Tensor& weight) {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   check_norm(x, weight);
-  if (model_kernels_take({x, weight})) return Norm::apply(x, at::Tensor(), weight, eps, false)[0];
+  if (model_kernels_take({x, weight})) return Norm::apply(x, std::nullopt, weight, eps, false)[0];
   return at::rms_norm(x, weight.sizes(), weight, eps);
 }
 
@@ -77,7 +80,8 @@ NormedSum add_rms_norm(const at::Tensor& x, const at::Tensor& y, const at::Tenso
              "add_rms_norm", "y", "expected ", x.scalar_type(), " ", x.sizes(), " on ", x.device(),
              " as x, got ", y.scalar_type(), " ", y.sizes(), " on ", y.device());
   if (model_kernels_take({x, y, weight})) {
-    auto made = Norm::apply(x, y, weight, eps, true);
+    const auto added = y.defined() ? std::optional(y) : std::nullopt;
+    auto made = Norm::apply(x, added, weight, eps, true);
     return {std::move(made[0]), std::move(made[1])};
   }
   const at::Tensor sum = y.defined() ? x + y : x;
