@@ -28,6 +28,7 @@
 #include "train/run_header.h"
 #include "train/schedule.h"
 #include "train/step_clock.h"
+#include "train/step_graph.h"
 #include "train/step_readout.h"
 #include "train/stepper.h"
 #include "train/store/checkpoint.h"
@@ -177,9 +178,10 @@ class Run {
   struct Settings {
     ThreadCount threads;
     Deterministic deterministic;
+    TrainingStream stream;
   };
   Settings settings() const {
-    return {ThreadCount(config_.training.threads), Deterministic(device_)};
+    return {ThreadCount(config_.training.threads), Deterministic(device_), TrainingStream(device_)};
   }
   // A step that is being computed, or was: its numbers are looked at later.
   struct LaunchedStep {
@@ -189,6 +191,9 @@ class Run {
   };
   LaunchedStep launch();
   torch::Tensor backward(int64_t number, StepClock& clock);
+  std::vector<Batch> next_batches();
+  torch::Tensor forward_backward(const std::vector<Batch>& batches, StepClock* clock);
+  bool runs_as_graph(int64_t step);
   bool must_look_at_once(int64_t step) const;
   void look();
   void measure(StepMetrics& metrics, const LaunchedStep& step);
@@ -219,6 +224,8 @@ class Run {
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
+  std::optional<StepGraph> graph_;        // of steps that are all alike, once it is wanted
+  std::optional<bool> wants_graph_;       // known after a few steps
   std::optional<LaunchedStep> launched_;  // the last step, until its numbers were looked at
   int64_t first_step_ = 1;                // of this process
   std::optional<StepProfile> profile_;
@@ -262,26 +269,61 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
              "). Training stopped; a lower learning rate or a longer warm-up may help.");
 }
 
-// The loss of one step, a scalar on the device; its gradients are left in the stepper.
-torch::Tensor Run::backward(int64_t number, StepClock& clock) {
-  using Part = StepClock::Part;
+std::vector<Batch> Run::next_batches() {
   const TrainingConfig& t = config_.training;
-  torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
-  health_->start(number);
+  std::vector<Batch> batches;
   for (int64_t i = 0; i < t.accumulation; ++i) {
-    if (i > 0) clock.start(Part::DATA);
-    const Batch batch = moved(data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
-                                                t.batch_size, t.seq_len),
-                              device_);
-    clock.start(Part::FORWARD);
-    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(t.accumulation);
+    batches.push_back(moved(data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
+                                              t.batch_size, t.seq_len),
+                            device_));
+  }
+  return batches;
+}
+
+// The loss of one step, a scalar on the device; its gradients are left in the stepper.
+// @param clock  null: the parts of this step cannot be told apart
+torch::Tensor Run::forward_backward(const std::vector<Batch>& batches, StepClock* clock) {
+  torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
+  for (const Batch& batch : batches) {
+    if (clock) clock->start(StepClock::Part::FORWARD);
+    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(batches.size());
     sum += loss.detach();
-    clock.start(Part::BACKWARD);
+    if (clock) clock->start(StepClock::Part::BACKWARD);
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
   }
   return sum;
+}
+
+// Steps whose numerics are looked at do more than the others, and a profile shows every kernel by
+// its name either way.
+bool Run::runs_as_graph(int64_t step) {
+  if (step < first_step_ + kStepsBeforeGraph || health_->is_due(step)) return false;
+  if (!wants_graph_) {
+    const int64_t step_bytes = peak_memory(device_) - memory_in_use(device_);
+    wants_graph_ = wants_graph(config_.training.cuda_graph, device_, step_bytes);
+    if (*wants_graph_) {
+      std::vector<torch::Tensor> holders = model_->parameters();
+      if (config_.training.weights == Weights::MASTER) {
+        holders.insert(holders.end(), stepper_->stepped().begin(), stepper_->stepped().end());
+      }
+      graph_.emplace(std::move(holders));
+    }
+  }
+  return graph_.has_value();
+}
+
+torch::Tensor Run::backward(int64_t number, StepClock& clock) {
+  const std::vector<Batch> batches = next_batches();
+  if (!runs_as_graph(number)) {
+    health_->start(number);
+    return forward_backward(batches, &clock);
+  }
+  clock.start(StepClock::Part::BACKWARD);  // and forward: one launch
+  return graph_->run(batches, [&](const std::vector<Batch>& inputs) {
+    return forward_backward(inputs, /*clock=*/nullptr);
+  });
 }
 
 // Computes the next step, or on a GPU has it computed: nothing here waits for the device. A step

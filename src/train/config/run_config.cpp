@@ -22,6 +22,7 @@ namespace {
 constexpr const char* kRunConfig = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
+constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -103,6 +104,10 @@ void assign(const toml::node& node, Weights& value, const std::string& name,
 void assign(const toml::node& node, TrainingDevice& value, const std::string& name,
             const std::string& at) {
   value = static_cast<TrainingDevice>(index_in(kDevices, "auto, cpu or cuda", node, name, at));
+}
+void assign(const toml::node& node, CudaGraphs& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<CudaGraphs>(index_in(kGraphs, "auto, on or off", node, name, at));
 }
 
 // As TOML. toml++ 3.3 writes 17 digits of a number, 0.050000000000000003 for 0.05.
@@ -221,6 +226,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "validation_batches", c.training.validation_batches, kCount);
   visit("training", "threads", c.training.threads, Range{0, 4096});
   visit("training", "device", c.training.device, kAny);
+  visit("training", "cuda_graph", c.training.cuda_graph, kAny);
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);
@@ -318,6 +324,10 @@ std::string_view to_string(Weights value) {
 
 std::string_view to_string(TrainingDevice value) {
   return kDevices.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(CudaGraphs value) {
+  return kGraphs.at(static_cast<size_t>(value));
 }
 
 std::vector<ConversionRule> RunConfig::conversion() const {

@@ -24,6 +24,11 @@ enum class TrainingDevice { AUTO, CPU, CUDA };
 
 std::string_view to_string(TrainingDevice value);  // "auto", "cpu", "cuda"
 
+/// Whether a GPU repeats forward and backward of a step as a CUDA graph: train/step_graph.h.
+enum class CudaGraphs { AUTO, ON, OFF };
+
+std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
+
 struct DataConfig {
   std::vector<std::string> files;
   double validation_fraction = 0.05;
@@ -58,6 +63,7 @@ struct TrainingConfig {
   int64_t validation_batches = 8;
   int64_t threads = 0;  // 0: LibTorch's choice
   TrainingDevice device = TrainingDevice::AUTO;
+  CudaGraphs cuda_graph = CudaGraphs::AUTO;  // the same bits with and without
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -15,10 +15,11 @@ namespace {
 // The keys that may change when a run goes on; "section." stands for all of a section. All others
 // decide what is trained and on which numbers, so a change would make it another run. Of data.files
 // the contents must be the same, which is checked by their fingerprints.
-constexpr std::array<std::string_view, 9> kMayChange{
-    "training.steps",  "training.threads", "training.validation_interval",
-    "training.device", "data.files",       "optimizer.",
-    "checkpoint.",     "numerics.",        "output."};
+constexpr std::array<std::string_view, 10> kMayChange{
+    "training.steps",  "training.threads",    "training.validation_interval",
+    "training.device", "training.cuda_graph", "data.files",
+    "optimizer.",      "checkpoint.",         "numerics.",
+    "output."};
 
 // Resolved anew at every start and reported otherwise, or of no consequence.
 constexpr std::array<std::string_view, 3> kNotWorthALine{"training.threads", "data.files",
