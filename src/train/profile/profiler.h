@@ -5,7 +5,6 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
