@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Time and GB/s of the kernels of src/cuda/nn/, against a copy kernel and cudaMemcpy of the same
 // run, all of them interleaved. Stand-alone, without Torch.
-//   cuda_nn_bench [SHAPE...]    300m, 4b: parts of the trainer's configs; vocabulary: 151,936 logits
+//   cuda_nn_bench [SHAPE...]    300m, 4b: parts of the trainer's configs; vocabulary: the loss
 #include <cuda_runtime.h>
 
 #include <algorithm>

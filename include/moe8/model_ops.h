@@ -25,8 +25,8 @@ struct RotatedHeads {
 };
 
 /// Rotates each pair (a, b) of a head's features by the angle of its position:
-/// (a cos - b sin, a sin + b cos). In float32, each operation rounded by itself, so the same bits on
-/// every device.
+/// (a cos - b sin, a sin + b cos). In float32, each operation rounded by itself, so the same bits
+/// on every device.
 /// @param q, k   [B, S, H, D] and [B, S, K, D], of one floating dtype; D even
 /// @param freqs  [at least S, D/2] complex64, cos + i sin: rotary_frequencies() of transformer.h
 /// @return       tensors of these shapes, contiguous: `.transpose(1, 2)` is what
@@ -70,9 +70,9 @@ struct CrossEntropyOptions {
 
 /// The mean over rows of log(sum(exp(x))) - x[target]; NaN when no row takes part.
 /// @param logits   [..., V], floating; no float32 copy is made on a GPU with kernels
-/// @param targets  [...] int64, 0 <= target < V or ignore_index. Others: an error on a CPU; on a GPU,
-///                 where asking would wait, the loss is NaN, and so are the gradients of that row
-/// @return         a float32 scalar
+/// @param targets  [...] int64, 0 <= target < V or ignore_index. Others: an error on a CPU; on a
+///                 GPU, where asking would wait, the loss is NaN, and so is that row's gradient
+/// @return         a float32 scalar; float64 of float64 logits
 /// @throws c10::Error when a shape or dtype is wrong
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const CrossEntropyOptions& options = {});
@@ -86,8 +86,8 @@ struct LinearCrossEntropyOptions {
   int64_t rows_per_chunk = 0;
 };
 
-/// cross_entropy(at::linear(x, weight), targets), for vocabularies whose logits are most of a step's
-/// memory. A converted weight multiplies in its recipe.
+/// cross_entropy(at::linear(x, weight), targets), for vocabularies whose logits are most of a
+/// step's memory. A converted weight multiplies in its recipe.
 /// @param x       [..., D]
 /// @param weight  [V, D]
 at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,

@@ -84,8 +84,8 @@ void check_targets(const char* op, const at::Tensor& targets, at::IntArrayRef ro
 }
 
 // ---- of hidden rows, in chunks ----------------------------------------------------
-// Logits of a chunk are gone before those of the next are made, because their gradients are computed
-// at once.
+// Logits of a chunk are gone before those of the next are made, because their gradients are
+// computed at once.
 struct LossInChunks : torch::autograd::Function<LossInChunks> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             const at::Tensor& weight, const at::Tensor& targets,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RMSNorm, alone and of a sum. Where there are no kernels, LibTorch's: on a GPU its own fused one, on
-// a CPU its composition.
+// RMSNorm, alone and of a sum. Where there are no kernels, LibTorch's: on a GPU its own fused one,
+// on a CPU its composition.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/rms_norm.h>

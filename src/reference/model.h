@@ -13,8 +13,8 @@
 namespace moe8::reference {
 
 /// The heads of one position, [heads, width] each contiguous: pair (a, b) becomes (a c - b s,
-/// a s + b c) with (c, s) = freqs[j], or with `inverse` the rotation back. Each operation is rounded
-/// to float32, the result to T. `out` may be `in`.
+/// a s + b c) with (c, s) = freqs[j], or with `inverse` the rotation back. Each operation is
+/// rounded to float32, the result to T. `out` may be `in`.
 /// @param freqs        [width / 2] pairs (cos, sin)
 /// @param head_stride  elements from one head of `in` to the next
 template <typename T>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The operations of moe8/model_ops.h on a GPU: rotary positions bit for bit the CPU's, the others by
+// The operations of moe8/model_ops.h on a GPU: rotary positions bit for bit the CPU's, others by
 // SQNR against float64; repeats, CUDA graphs, memory of the loss, edges. Skipped where there is no
 // GPU.
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -63,8 +63,8 @@ variable_list each(const variable_list& all,
   return made;
 }
 
-// On the GPU: near float64's results of `exact`, and the same bits again, also from a graph that was
-// captured with other numbers.
+// On the GPU: near float64's results of `exact`, and the same bits again, also from a graph that
+// was captured with other numbers.
 void expect_near_float64(const Operation& run, const Operation& exact,
                          const variable_list& inputs) {
   const at::ScalarType dtype = inputs[0].scalar_type();

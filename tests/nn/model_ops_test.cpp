@@ -35,7 +35,7 @@ at::Tensor complex_rotation(const at::Tensor& x, const at::Tensor& freqs) {
   return at::view_as_real(rotated).flatten(3).to(x.scalar_type());
 }
 
-// Bit for bit where heads fill LibTorch's vectors; in what is left over it fuses a product and a sum.
+// Bit for bit where heads fill LibTorch's vectors; in what is left over it fuses a product and sum.
 TEST(Rotary, IsAMultiplicationOfComplexNumbers) {
   torch::manual_seed(1);
   for (const at::ScalarType dtype : kDtypes) {

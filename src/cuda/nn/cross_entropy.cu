@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The loss of logits. A row belongs to a warp, long ones to a block. Its threads take packets in
 // turn and keep the largest logit and the sum of exponentials below it as they go, so that the row
-// is read once. Rows may begin at any address: what lies before the first boundary and after the last
-// packet is read element by element.
+// is read once. Rows may begin at any address: what lies before the first boundary and after the
+// last packet is read element by element.
 #include <cmath>
 
 #include "cuda/launch.cuh"

@@ -22,8 +22,8 @@ struct GateArgs {
 };
 LaunchStatus launch_gate(const GateArgs& args, cudaStream_t stream);
 
-/// From grad, the gradient of out: of gate and up, in float32, each rounded once. They may lie where
-/// gate, up or grad lie. Cost floor: 5 accesses per element.
+/// From grad, the gradient of out: of gate and up, in float32, each rounded once. They may lie
+/// where gate, up or grad lie. Cost floor: 5 accesses per element.
 struct GateBackwardArgs {
   const void* gate;
   const void* up;

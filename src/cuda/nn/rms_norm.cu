@@ -55,8 +55,8 @@ struct Team {
     return (static_cast<int64_t>(packet) * threads + thread) * kPacket;
   }
 
-  /// Of all, in each of them, always in the same order. `turn` alternates between calls: so a thread
-  /// that is quicker writes where nobody reads.
+  /// Of all, in each of them, always in the same order. `turn` alternates between calls: so a
+  /// thread that is quicker writes where nobody reads.
   __device__ float sum(float value, int turn) const {
     __shared__ float shared[2][kMostTeam / 32];
     for (int step = 16; step > 0; step /= 2) {

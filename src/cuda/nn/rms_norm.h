@@ -35,8 +35,8 @@ LaunchStatus launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
 ///   g           = grad * weight
 ///   grad_x      = rstd * (g - h * rstd^2 * mean of g * h over the row) + grad_sum, rounded once
 ///   grad_weight = sum over rows of grad * h * rstd, rounded once
-/// The sum over rows is that of parts whose number depends on `rows`, `columns` and `type` alone: in
-/// whatever order blocks run, and on whatever GPU, its bits are the same.
+/// The sum over rows is that of parts whose number depends on `rows`, `columns` and `type` alone:
+/// in whatever order blocks run, and on whatever GPU, its bits are the same.
 /// Cost floor: h, grad and grad_sum read once, grad_x written once.
 struct RmsNormBackwardArgs {
   const void* h;
