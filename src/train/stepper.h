@@ -1,57 +1,55 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// AdamW on a model's parameters or on float32 master copies of them.
+// The optimizer of a run: which rule steps which parameter of a model, and its place in checkpoints.
 #pragma once
 
 #include <torch/nn/module.h>
-#include <torch/optim/adamw.h>
 
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "moe8/optimizer.h"
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
 
 namespace moe8 {
 
-/// Turns gradients into new weights. With Weights::MASTER the model's bf16 parameters are rounded
-/// copies of float32 ones: gradients are added up in float32, AdamW steps the float32 ones, and the
-/// result is rounded into the parameters in place, which keep their identity.
+/// Turns gradients into new weights, by moe8/optimizer.h. With Weights::MASTER the model's bf16
+/// parameters are rounded copies of float32 ones, which are stepped; the parameters keep their
+/// identity.
 class Stepper {
  public:
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
 
-  /// Call it after every backward: with master weights moves the gradients into float32.
-  void accumulate();
+  /// Call it after every backward: with master weights takes the gradients from the parameters, and
+  /// adds up those of several backwards in float32.
+  void accumulate() { optimizer_.accumulate(); }
 
-  /// Scales the gradients down to max_grad_norm.
-  /// @return the norm of all of them before, a scalar on their device: nothing has waited for it.
-  /// Unless it is finite there must be no step.
-  torch::Tensor clip_gradients();
+  /// @return the norm of all gradients, a scalar on their device: nothing has waited for it. The
+  /// next step scales them down to max_grad_norm, and changes nothing unless it is finite.
+  torch::Tensor clip_gradients() { return optimizer_.clip_gradients(); }
 
   /// Steps, and clears the gradients.
-  void step(double learning_rate);
+  void step(double learning_rate) {
+    set_learning_rate(learning_rate);
+    step();
+  }
 
-  /// All that later steps depend on besides the model: "master.NAME" (float32 masters, if any),
-  /// "exp_avg.NAME" and "exp_avg_sq.NAME" (AdamW's moments), "steps.NAME" (how often it stepped).
-  NamedTensors state() const;
+  /// The two halves of a step: a CUDA graph of step() takes the rate that was set before a replay.
+  void set_learning_rate(double learning_rate) { optimizer_.set_learning_rate(learning_rate); }
+  void step() { optimizer_.step(); }
+
+  /// All that later steps depend on besides the model; see Optimizer::state.
+  NamedTensors state() const { return optimizer_.state(); }
   /// Takes over such a state; tensors of other names are passed over.
   /// @throws c10::Error when one is missing or has another shape or dtype.
   void restore(const std::string& path);
 
-  /// What AdamW steps, in the order of model.parameters().
-  const std::vector<torch::Tensor>& stepped() const { return stepped_; }
+  /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves. The
+  /// next step reads their grad().
+  const std::vector<torch::Tensor>& stepped() const { return optimizer_.stepped(); }
 
  private:
-  void set_learning_rate(double learning_rate);
-  void write_back();
-
-  std::vector<std::string> names_;
-  std::vector<torch::Tensor> parameters_;  // of the model
-  std::vector<torch::Tensor> stepped_;     // float32 masters, or the parameters themselves
-  double max_grad_norm_;
-  bool masters_;
-  std::unique_ptr<torch::optim::AdamW> adamw_;
+  Optimizer optimizer_;
 };
 
 }  // namespace moe8

@@ -7,6 +7,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 
 #include "base/check.h"
 #include "base/nearest.h"
@@ -23,6 +24,9 @@ constexpr const char* kRunConfig = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
 constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
+constexpr std::array<std::string_view, 2> kKinds{"adamw", "muon"};
+constexpr std::array<std::string_view, 3> kMoments{"auto", "float32", "bf16"};
+constexpr std::array<std::string_view, 4> kSchedules{"cosine", "linear", "constant", "wsd"};
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -88,8 +92,8 @@ void assign(const toml::node& node, ScoreFunction& value, const std::string& nam
   }
 }
 
-// Which of three words.
-size_t index_in(const std::array<std::string_view, 3>& words, const char* expected,
+// Which of some words.
+size_t index_in(std::span<const std::string_view> words, const char* expected,
                 const toml::node& node, const std::string& name, const std::string& at) {
   std::string text;
   read(node, text, expected, name, at);
@@ -108,6 +112,20 @@ void assign(const toml::node& node, TrainingDevice& value, const std::string& na
 void assign(const toml::node& node, CudaGraphs& value, const std::string& name,
             const std::string& at) {
   value = static_cast<CudaGraphs>(index_in(kGraphs, "auto, on or off", node, name, at));
+}
+
+void assign(const toml::node& node, OptimizerKind& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<OptimizerKind>(index_in(kKinds, "adamw or muon", node, name, at));
+}
+void assign(const toml::node& node, MomentDtype& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<MomentDtype>(index_in(kMoments, "auto, float32 or bf16", node, name, at));
+}
+void assign(const toml::node& node, Schedule& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<Schedule>(
+      index_in(kSchedules, "cosine, linear, constant or wsd", node, name, at));
 }
 
 // As TOML. toml++ 3.3 writes 17 digits of a number, 0.050000000000000003 for 0.05.
@@ -207,14 +225,19 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("model", "norm_eps", c.model.norm_eps, kPositive);
   visit("data", "files", c.data.files, kAny);
   visit("data", "validation_fraction", c.data.validation_fraction, Range{0, 0.9, false});
+  visit("optimizer", "kind", c.optimizer.kind, kAny);
   visit("optimizer", "learning_rate", c.optimizer.learning_rate, kPositive);
   visit("optimizer", "min_learning_rate", c.optimizer.min_learning_rate, kNotNegative);
+  visit("optimizer", "schedule", c.optimizer.schedule, kAny);
   visit("optimizer", "warmup_steps", c.optimizer.warmup_steps, kCountOrZero);
+  visit("optimizer", "decay_steps", c.optimizer.decay_steps, kCountOrZero);
   visit("optimizer", "beta1", c.optimizer.beta1, kBelowOne);
   visit("optimizer", "beta2", c.optimizer.beta2, kBelowOne);
   visit("optimizer", "eps", c.optimizer.eps, kPositive);
+  visit("optimizer", "momentum", c.optimizer.momentum, kBelowOne);
   visit("optimizer", "weight_decay", c.optimizer.weight_decay, kNotNegative);
   visit("optimizer", "max_grad_norm", c.optimizer.max_grad_norm, kNotNegative);
+  visit("optimizer", "moments", c.optimizer.moments, kAny);
   visit("training", "steps", c.training.steps, kCount);
   visit("training", "batch_size", c.training.batch_size, Range{1, 1 << 20});
   visit("training", "seq_len", c.training.seq_len, Range{1, 1 << 24});
@@ -330,6 +353,18 @@ std::string_view to_string(CudaGraphs value) {
   return kGraphs.at(static_cast<size_t>(value));
 }
 
+std::string_view to_string(OptimizerKind value) {
+  return kKinds.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(MomentDtype value) {
+  return kMoments.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(Schedule value) {
+  return kSchedules.at(static_cast<size_t>(value));
+}
+
 std::vector<ConversionRule> RunConfig::conversion() const {
   return convert.empty() ? recipe_rules(training.recipe) : convert;
 }
@@ -350,6 +385,12 @@ void RunConfig::validate() const {
              "optimizer.min_learning_rate",
              "expected at most optimizer.learning_rate = ", optimizer.learning_rate, ", got ",
              optimizer.min_learning_rate);
+  MOE8_CHECK((optimizer.schedule == Schedule::WSD) == (optimizer.decay_steps > 0), kRunConfig,
+             "optimizer.decay_steps", "expected ",
+             optimizer.schedule == Schedule::WSD
+                 ? "the number of the last steps in which the rate falls"
+                 : "none beside schedule = \"" + std::string(to_string(optimizer.schedule)) + "\"",
+             ", got ", optimizer.decay_steps, ". It goes with schedule = \"wsd\".");
   MOE8_CHECK(!output.folder.empty(), kRunConfig, "output.folder",
              "expected a folder, got an empty string");
   MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom",

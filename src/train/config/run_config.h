@@ -9,12 +9,13 @@
 #include <vector>
 
 #include "convert/conversion_rules.h"
+#include "moe8/optimizer.h"
 #include "moe8/transformer_config.h"
 
 namespace moe8 {
 
-/// MASTER: the model computes in bf16, AdamW steps a float32 copy of every parameter.
-/// BF16: AdamW steps the bf16 parameters themselves. FLOAT32: everything in float32.
+/// MASTER: the model computes in bf16, the optimizer steps a float32 copy of every parameter.
+/// BF16: it steps the bf16 parameters themselves. FLOAT32: everything in float32.
 enum class Weights { MASTER, BF16, FLOAT32 };
 
 std::string_view to_string(Weights value);  // "master", "bf16", "float32"
@@ -36,17 +37,34 @@ struct DataConfig {
   bool operator==(const DataConfig&) const = default;
 };
 
-/// AdamW with decoupled weight decay (never on norms and other 1-D parameters); the learning rate
-/// rises over warmup_steps, then falls along a cosine to min_learning_rate.
+/// MUON: hidden matrices and stacked experts by Muon, the rest by AdamW (train/update_rules.h).
+enum class OptimizerKind { ADAMW, MUON };
+
+std::string_view to_string(OptimizerKind value);  // "adamw", "muon"
+std::string_view to_string(MomentDtype value);    // "auto", "float32", "bf16"
+
+/// After the warm-up, to the last step: along a cosine or a line to the minimum; not at all; or (WSD)
+/// not at all but in the last decay_steps, along a line to the minimum.
+enum class Schedule { COSINE, LINEAR, CONSTANT, WSD };
+
+std::string_view to_string(Schedule value);  // "cosine", "linear", "constant", "wsd"
+
+/// Decoupled weight decay, never on norms and other 1-D parameters. The learning rate rises over
+/// warmup_steps.
 struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::ADAMW;
   double learning_rate = 1e-3;
   double min_learning_rate = 1e-4;
+  Schedule schedule = Schedule::COSINE;
   int64_t warmup_steps = 20;
+  int64_t decay_steps = 0;  // of WSD, and more than 0 there
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
+  double momentum = 0.95;  // of Muon
   double weight_decay = 0.1;
-  double max_grad_norm = 1.0;  // 0: gradients are not clipped
+  double max_grad_norm = 1.0;                       // 0: gradients are not clipped
+  MomentDtype moments = MomentDtype::LIKE_WEIGHTS;  // "auto"
 
   bool operator==(const OptimizerConfig&) const = default;
 };

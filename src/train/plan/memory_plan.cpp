@@ -19,12 +19,12 @@
 #include "convert/resolve.h"
 #include "gemm/low_precision_gemm.h"
 #include "moe8/mx.h"
+#include "train/update_rules.h"
 
 namespace moe8 {
 namespace {
 
 constexpr double kFloat = 4, kBf16 = 2, kLong = 8, kInt = 4;  // bytes
-constexpr double kMoments = 2;                                // of AdamW
 
 double numel(const std::vector<int64_t>& shape) {
   return std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());
@@ -40,6 +40,38 @@ double itemsize(at::ScalarType dtype) {
 
 at::ScalarType dtype_of(Weights weights) {
   return weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
+}
+
+// ---- the optimizer ------------------------------------------------------------
+double moment_bytes(const OptimizerConfig& optimizer, double stepped) {
+  switch (optimizer.moments) {
+    case MomentDtype::LIKE_WEIGHTS:
+      return stepped;
+    case MomentDtype::FLOAT32:
+      return kFloat;
+    case MomentDtype::BF16:
+      return kBf16;
+  }
+  return stepped;
+}
+
+// AdamW keeps two moments of a parameter, Muon one.
+double moments_of(const RunConfig& config, double stepped) {
+  double elements = 0;
+  for (const ParameterShape& p : parameter_shapes(config.model)) {
+    const UpdateRule rule =
+        update_rule(config.optimizer.kind, p.name, static_cast<int64_t>(p.shape.size()));
+    elements += (rule == UpdateRule::MUON ? 1 : 2) * numel(p.shape);
+  }
+  return elements * moment_bytes(config.optimizer, stepped);
+}
+
+// Of each parameter, at most. With masters the first backward of a step leaves bf16, which the
+// second one's come beside until both are added up in float32; those of a third come beside that.
+double gradient_bytes(const TrainingConfig& t) {
+  if (t.weights != Weights::MASTER) return itemsize(dtype_of(t.weights));
+  if (t.accumulation == 1) return kBf16;
+  return t.accumulation == 2 ? 2 * kBf16 : kFloat + kBf16;
 }
 
 // ---- quantized operands -----------------------------------------------------
@@ -321,14 +353,11 @@ MemoryPlan plan_memory(const RunConfig& config) {
   const at::ScalarType dtype = dtype_of(t.weights);
   const double b = itemsize(dtype);
   const bool masters = t.weights == Weights::MASTER;
-  const double stepped = masters ? kFloat : b;
   MemoryPlan plan;
   plan.weights = parameters * b;
   plan.masters = masters ? parameters * kFloat : 0;
-  plan.optimizer = parameters * kMoments * stepped;
-  // A backward writes gradients of the weights' dtype; with masters they are then added up in
-  // float32, and the next backward of the same step comes on top of that sum.
-  plan.gradients = parameters * (masters && t.accumulation > 1 ? stepped + b : stepped);
+  plan.optimizer = moments_of(config, masters ? kFloat : b);
+  plan.gradients = parameters * gradient_bytes(t);
   const ConversionReport report = plan_conversion(config);
   const Conversion conversion(report, t);
   for (const ConversionRow& row : report.converted()) {

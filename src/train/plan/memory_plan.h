@@ -30,7 +30,7 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config);
 struct MemoryPlan {
   double weights = 0;        // what the model computes with
   double masters = 0;        // float32 copies that the optimizer steps
-  double optimizer = 0;      // the two moments of AdamW
+  double optimizer = 0;      // the moments: two of AdamW, one of Muon
   double gradients = 0;      // at most, before the step
   double weight_forms = 0;   // the quantized weights that the CPU path keeps (moe8/memory.h)
   double codes = 0;          // the same as codes and scales; not in total()

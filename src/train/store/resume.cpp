@@ -14,18 +14,22 @@ namespace {
 
 // The keys that may change when a run goes on; "section." stands for all of a section. All others
 // decide what is trained and on which numbers, so a change would make it another run. Of data.files
-// the contents must be the same, which is checked by their fingerprints.
+// the contents must be the same, which is checked by their fingerprints. kMustStay are exceptions:
+// they decide what the optimizer's state is made of.
 constexpr std::array<std::string_view, 10> kMayChange{
     "training.steps",  "training.threads",    "training.validation_interval",
     "training.device", "training.cuda_graph", "data.files",
     "optimizer.",      "checkpoint.",         "numerics.",
     "output."};
 
+constexpr std::array<std::string_view, 2> kMustStay{"optimizer.kind", "optimizer.moments"};
+
 // Resolved anew at every start and reported otherwise, or of no consequence.
 constexpr std::array<std::string_view, 3> kNotWorthALine{"training.threads", "data.files",
                                                          "output.folder"};
 
 bool may_change(const std::string& name) {
+  if (std::ranges::find(kMustStay, name) != kMustStay.end()) return false;
   return std::ranges::any_of(kMayChange, [&](std::string_view key) {
     return key.ends_with('.') ? name.starts_with(key) : name == key;
   });

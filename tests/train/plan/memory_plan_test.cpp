@@ -5,9 +5,11 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 
 #include "autograd/training_formats.h"
 #include "formats/integers.h"
@@ -173,43 +175,57 @@ TEST_F(MemoryPlanTest, QuantizedFormsOfEveryRecipeAreCounted) {
   expect_planned(config, batch);
 }
 
+// Weights, masters, gradients at most and moments of a run's first step.
+void expect_planned_step(const RunConfig& config, const Batch& batch, int64_t start,
+                         const std::function<int64_t()>& alive) {
+  const MemoryPlan plan = plan_memory(config);
+  Transformer model(config.model, 1, dtype_of(config.training.weights));
+  int64_t buffers = config.model.max_seq_len * config.model.head_width() / 2 * 8;  // rotations
+  for (const at::Tensor& buffer : model->buffers()) buffers += int64_t(buffer.nbytes());
+  EXPECT_EQ(plan.weights, double(alive() - start - buffers));
+
+  const int64_t made = alive();
+  Stepper stepper(*model, config.optimizer, config.training.weights);
+  EXPECT_EQ(plan.masters, double(alive() - made));
+
+  double gradients = 0;
+  for (int64_t i = 0; i < config.training.accumulation; ++i) {
+    loss_of(model, batch).backward();
+    gradients = std::max(gradients, double(alive() - made) - plan.masters);
+    stepper.accumulate();
+    gradients = std::max(gradients, double(alive() - made) - plan.masters);
+  }
+  EXPECT_EQ(plan.gradients, gradients) << to_toml(config);
+  stepper.step(1e-3);
+  EXPECT_EQ(plan.optimizer, double(alive() - made) - plan.masters) << to_toml(config);
+}
+
 TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {
   const Batch batch;
   for (const Weights weights : {Weights::MASTER, Weights::BF16, Weights::FLOAT32}) {
-    RunConfig config = small_config();
-    config.training.weights = weights;
-    config.training.accumulation = 2;
-    const MemoryPlan plan = plan_memory(config);
-    const int64_t start = alive();
-    Transformer model(config.model, 1, dtype_of(weights));
-    int64_t buffers = config.model.max_seq_len * config.model.head_width() / 2 * 8;  // rotations
-    for (const at::Tensor& buffer : model->buffers()) buffers += int64_t(buffer.nbytes());
-    EXPECT_EQ(plan.weights, double(alive() - start - buffers));
-
-    const int64_t made = alive();
-    Stepper stepper(*model, config.optimizer, weights);
-    EXPECT_EQ(plan.masters, double(alive() - made));
-
-    for (int i = 0; i < 2; ++i) {
-      const int64_t before = alive();
-      loss_of(model, batch).backward();
-      if (i == 1 && weights == Weights::MASTER) {  // the sum of the first, and the second
-        EXPECT_EQ(plan.gradients, double(alive() - made) - plan.masters);
-      } else if (i == 0 && weights != Weights::MASTER) {
-        EXPECT_EQ(plan.gradients, double(alive() - before));
-      }
-      stepper.accumulate();
+    for (const int64_t accumulation : {1, 2, 3}) {
+      RunConfig config = small_config();
+      config.training.weights = weights;
+      config.training.accumulation = accumulation;
+      expect_planned_step(config, batch, alive(), alive);
     }
-    stepper.step(1e-3);
-    EXPECT_EQ(plan.optimizer, double(alive() - made) - plan.masters);
+    for (const MomentDtype moments : {MomentDtype::FLOAT32, MomentDtype::BF16}) {
+      RunConfig config = small_config();
+      config.training.weights = weights;
+      config.optimizer.moments = moments;
+      config.optimizer.kind = OptimizerKind::MUON;
+      expect_planned_step(config, batch, alive(), alive);
+    }
   }
 }
 
-TEST_F(MemoryPlanTest, WithoutAccumulationOnlyOneSetOfGradientsIsHeld) {
+TEST_F(MemoryPlanTest, OneBackwardNeedsNoFloat32Gradients) {
   RunConfig config = small_config();
   const double parameters = double(count_parameters(config.model).total);
-  EXPECT_EQ(plan_memory(config).gradients, 4 * parameters);
+  EXPECT_EQ(plan_memory(config).gradients, 2 * parameters);
   config.training.accumulation = 2;
+  EXPECT_EQ(plan_memory(config).gradients, 4 * parameters);
+  config.training.accumulation = 3;
   EXPECT_EQ(plan_memory(config).gradients, 6 * parameters);
 }
 

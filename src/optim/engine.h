@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Who computes an optimizer's passes on a device. Which one: make_optim_engine.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "kernels/adamw.h"
+
+namespace moe8 {
+
+/// A tensor that AdamW steps. All are contiguous, on one device.
+struct AdamWItem {
+  size_t index;  // of its clock
+  at::Tensor grad;
+  at::Tensor weight;
+  at::Tensor copy;  // bf16, receives the rounded weight; undefined: none
+  at::Tensor first, second;
+  double weight_decay;
+};
+
+class OptimEngine {
+ public:
+  virtual ~OptimEngine() = default;
+
+  /// The norm of all: a float32 scalar.
+  virtual at::Tensor norm(const std::vector<at::Tensor>& grads) = 0;
+  /// out[i] = a[i] + b[i] in float32; out[i] may be a[i].
+  virtual void add(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b,
+                   const std::vector<at::Tensor>& out) = 0;
+  virtual void set_learning_rate(double learning_rate) = 0;
+  /// As a tensor that operations on the device can read.
+  virtual at::Tensor learning_rate() const = 0;
+  /// @param norm  of clip_gradients(); undefined: no clipping
+  virtual void adamw(const AdamWRule& rule, const std::vector<AdamWItem>& items,
+                     const at::Tensor& norm) = 0;
+  /// Of every parameter. Waits for the device.
+  virtual std::vector<AdamWClock> clocks() const = 0;
+  virtual void set_clocks(const std::vector<AdamWClock>& clocks) = 0;
+};
+
+std::unique_ptr<OptimEngine> make_optim_engine(const c10::Device& device, size_t parameters);
+
+std::unique_ptr<OptimEngine> make_cpu_optim_engine(size_t parameters);
+std::unique_ptr<OptimEngine> make_composite_optim_engine(size_t parameters);
+/// In a build without CUDA never called.
+std::unique_ptr<OptimEngine> make_cuda_optim_engine(const c10::Device& device, size_t parameters);
+
+}  // namespace moe8

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/update_rules.h"
+
+namespace moe8 {
+
+bool decays(int64_t dimensions) {
+  return dimensions >= 2;
+}
+
+UpdateRule update_rule(OptimizerKind kind, std::string_view name, int64_t dimensions) {
+  if (kind == OptimizerKind::ADAMW || dimensions < 2) return UpdateRule::ADAMW;
+  const bool is_of_tokens = name == "tok_embeddings.weight" || name == "output.weight";
+  const bool is_router = name.find(".router.") != name.npos;
+  return is_of_tokens || is_router ? UpdateRule::ADAMW : UpdateRule::MUON;
+}
+
+}  // namespace moe8
