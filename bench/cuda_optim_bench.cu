@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Time of an optimizer step (norm of the gradients, clipping, AdamW, bf16 weights) over the parameters
-// of the 300m and 4b models, against what its bytes cost at 4.3 TB/s and in a copy of the same run.
+// Time of an optimizer step (norm of the gradients, clipping, AdamW, bf16 weights) over the
+// parameters of the 300m and 4b models, against what its bytes cost at 4.3 TB/s; and a copy.
 // Stand-alone, without Torch.
 #include <cuda_runtime.h>
 

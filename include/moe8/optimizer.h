@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// AdamW and Muon over a list of parameters, with float32 masters of bf16 ones: a few passes over all
-// of them, none of which waits for a GPU. `moe8 train` uses it; any training loop can.
+// AdamW and Muon over a list of parameters, with float32 masters of bf16 ones: a few passes over
+// all of them, none of which waits for a GPU. `moe8 train` uses it; any training loop can.
 #pragma once
 
 #include <ATen/core/Tensor.h>

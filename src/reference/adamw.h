@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// AdamW and the norm of gradients, written to be read: src/cpu/adamw.cpp and src/cuda/optim/ give the
-// same bits.
+// AdamW and the norm of gradients, written to be read: src/cpu/adamw.cpp and src/cuda/optim/ give
+// the same bits.
 #pragma once
 
 #include <cstdint>

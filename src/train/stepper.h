@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The optimizer of a run: which rule steps which parameter of a model, and its place in checkpoints.
+// The optimizer of a run: which rule steps which parameter of a model, and how it is restored.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -44,8 +44,8 @@ class Stepper {
   /// @throws c10::Error when one is missing or has another shape or dtype.
   void restore(const std::string& path);
 
-  /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves. The
-  /// next step reads their grad().
+  /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves.
+  /// The next step reads their grad().
   const std::vector<torch::Tensor>& stepped() const { return optimizer_.stepped(); }
 
  private:

@@ -14,7 +14,7 @@ namespace moe8 {
 bool decays(int64_t dimensions);
 
 /// With OptimizerKind::MUON hidden matrices and stacked experts are stepped by Muon: not embeddings
-/// and the output projection, whose rows belong to tokens, nor routers, whose rows belong to experts.
+/// and the output projection, whose rows belong to tokens, nor routers, whose rows are experts'.
 UpdateRule update_rule(OptimizerKind kind, std::string_view name, int64_t dimensions);
 
 }  // namespace moe8

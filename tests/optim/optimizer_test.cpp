@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The kernels against the reference, the optimizer against LibTorch's AdamW, and what it promises of
-// gradients, norms that are not finite, and its state.
+// The kernels against the reference, the optimizer against LibTorch's AdamW, and what it promises
+// of gradients, norms that are not finite, and its state.
 #include "moe8/optimizer.h"
 
 #include <torch/torch.h>
@@ -138,7 +138,7 @@ TEST(Optimizer, EqualsLibTorchsAdamW) {
     optimizer.clip_gradients();
     optimizer.step();
     adamw.step();
-    // Both round each of a handful of operations: 4 units of the larger of weight and update, a step.
+    // Each rounds a handful of operations: 4 units of the larger of weight and update per step.
     const at::Tensor size = at::maximum(theirs.detach().abs(), before.abs()).clamp_min(0.02);
     const at::Tensor error = (ours - theirs).detach().abs() / (size * std::exp2(-23));
     EXPECT_LE(error.max().item<double>(), 4.0 * step) << step;

@@ -143,6 +143,14 @@ TEST(RunConfig, WhatDoesNotFitTogether) {
   EXPECT_EQ(message("[optimizer]\nmin_learning_rate = 1.0\n"),
             "[config] optimizer.min_learning_rate: expected at most optimizer.learning_rate = "
             "0.001, got 1");
+  EXPECT_EQ(message("[optimizer]\nschedule = \"wsd\"\n"),
+            "[config] optimizer.decay_steps: expected the number of the last steps in which the "
+            "rate falls, got 0. It goes with schedule = \"wsd\".");
+  EXPECT_EQ(message("[optimizer]\ndecay_steps = 5\n"),
+            "[config] optimizer.decay_steps: expected none beside schedule = \"cosine\", got 5. It "
+            "goes with schedule = \"wsd\".");
+  EXPECT_EQ(message("[optimizer]\nkind = \"adam\"\n"),
+            "[config] optimizer.kind: expected adamw or muon, got 'adam' (a string) at a.toml:2");
   EXPECT_EQ(message("[model]\nvocab_size = 100\n"),
             "[config] model.vocab_size: expected at least 256 (tokens are bytes), got 100");
   EXPECT_EQ(message("[model]\ntop_k = 20\n"), "[TransformerConfig] top_k: expected 1 to 8, got 20");
