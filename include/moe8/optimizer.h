@@ -27,6 +27,7 @@ enum class UpdateRule { ADAMW, MUON };
 /// are rounded stochastically by a fixed sequence, Muon's to nearest.
 enum class MomentDtype { LIKE_WEIGHTS, FLOAT32, BF16 };
 
+/// What all parameters share; the defaults are those of `moe8 train`.
 struct OptimizerOptions {
   double beta1 = 0.9;
   double beta2 = 0.95;
@@ -37,6 +38,7 @@ struct OptimizerOptions {
   MomentDtype moments = MomentDtype::LIKE_WEIGHTS;
 };
 
+/// A parameter, and what is its own.
 struct OptimizedParameter {
   std::string name{};   // in state() and in errors
   at::Tensor tensor{};  // bf16 or float32, contiguous; keeps its identity
