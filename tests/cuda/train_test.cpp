@@ -70,6 +70,35 @@ TEST_P(TrainOnGpu, GoesOnAfterACheckpointBitForBit) {
   EXPECT_EQ(metrics_of(config), whole);
 }
 
+// The captured steps lie between looks at the numerics, and a run may go on with another setting.
+TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder, "without");
+  config.training.recipe = GetParam();
+  config.training.accumulation = 2;
+  config.numerics.interval = 6;
+  config.checkpoint.interval = 5;
+  config.training.cuda_graph = CudaGraphs::OFF;
+  train(config);
+  const auto without = metrics_of(config);
+
+  config.output.folder = folder / "with";
+  config.training.cuda_graph = CudaGraphs::ON;
+  train(config);
+  EXPECT_EQ(metrics_of(config), without);
+
+  config.output.folder = folder / "broken";
+  int steps = 0;
+  RunOptions stop;
+  stop.interrupted = [&] { return ++steps > 7 ? 15 : 0; };
+  EXPECT_EQ(train(config, stop).steps, 7);
+  config.training.cuda_graph = CudaGraphs::OFF;
+  RunOptions resume;
+  resume.existing = ExistingRun::RESUME;
+  train(config, resume);
+  EXPECT_EQ(metrics_of(config), without);
+}
+
 INSTANTIATE_TEST_SUITE_P(Recipes, TrainOnGpu,
                          ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
 
