@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The optimizer on a GPU: the bits of a CPU, no change by a norm that is not finite, and a step that
+// a CUDA graph replays.
+#include "moe8/optimizer.h"
+
+#include <torch/torch.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/graph.h"
+#include "testing/compare.h"
+
+namespace moe8 {
+namespace {
+
+using testing::same_bits;
+
+class OptimizerOnGpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!torch::cuda::is_available()) GTEST_SKIP() << "no GPU for these tests";
+  }
+};
+
+const std::vector<std::vector<int64_t>> kShapes{{3, 40, 24}, {64, 72}, {33}, {1}, {200, 300}};
+
+// Parameters of both kinds of sizes, and the optimizer that steps them.
+struct Trained {
+  Trained(const c10::Device& device, at::ScalarType dtype, const OptimizerOptions& options) {
+    at::manual_seed(1);
+    std::vector<OptimizedParameter> list;
+    for (const auto& shape : kShapes) {
+      parameters.push_back(at::randn(shape).to(dtype).to(device).requires_grad_());
+      const double decay = shape.size() > 1 ? 0.1 : 0;
+      list.push_back({std::to_string(list.size()), parameters.back(), decay});
+    }
+    optimizer.emplace(list, options);
+  }
+
+  // The gradients of a step are those of its number. Returns the norm.
+  at::Tensor step(int number, int backwards, double first_gradient = 0) {
+    at::manual_seed(static_cast<uint64_t>(number));
+    for (int i = 0; i < backwards; ++i) {
+      for (at::Tensor& p : parameters) {
+        at::Tensor grad = at::randn(p.sizes()).to(p.scalar_type());
+        if (first_gradient != 0) grad.view({-1})[0] = first_gradient;
+        p.mutable_grad() = grad.to(p.device());
+      }
+      optimizer->accumulate();
+    }
+    optimizer->set_learning_rate(1e-2 / number);
+    at::Tensor norm = optimizer->clip_gradients();
+    optimizer->step();
+    return norm;
+  }
+
+  std::vector<at::Tensor> parameters;
+  std::optional<Optimizer> optimizer;
+};
+
+void expect_same(const Trained& a, const Trained& b, const std::string& what) {
+  for (size_t i = 0; i < kShapes.size(); ++i) {
+    EXPECT_TRUE(same_bits(a.parameters[i].detach().cpu(), b.parameters[i].detach().cpu()))
+        << what << ", parameter " << i;
+  }
+  const auto x = a.optimizer->state(), y = b.optimizer->state();
+  ASSERT_EQ(x.size(), y.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    EXPECT_TRUE(same_bits(x[i].second.cpu(), y[i].second.cpu())) << what << ", " << x[i].first;
+  }
+}
+
+TEST_F(OptimizerOnGpu, StepsAsOnACpuBitForBit) {
+  struct Case {
+    at::ScalarType dtype;
+    bool masters;
+    MomentDtype moments;
+    int backwards;
+  };
+  constexpr auto LIKE = MomentDtype::LIKE_WEIGHTS, BF16 = MomentDtype::BF16;
+  for (const Case& c : {Case{at::kBFloat16, true, LIKE, 1},
+                        {at::kBFloat16, true, BF16, 1},
+                        {at::kBFloat16, true, LIKE, 3},
+                        {at::kBFloat16, false, LIKE, 1},
+                        {at::kFloat, true, LIKE, 1},
+                        {at::kFloat, true, BF16, 1}}) {
+    const OptimizerOptions options{.masters = c.masters, .moments = c.moments};
+    Trained on_cpu(at::kCPU, c.dtype, options), on_gpu(at::kCUDA, c.dtype, options);
+    for (int step = 1; step <= 5; ++step) {
+      const at::Tensor expected = on_cpu.step(step, c.backwards);
+      EXPECT_TRUE(same_bits(expected, on_gpu.step(step, c.backwards).cpu())) << step;
+    }
+    for (const double bad : {INFINITY, NAN}) {
+      on_cpu.step(6, 1, bad);
+      EXPECT_FALSE(std::isfinite(on_gpu.step(6, 1, bad).item<float>()));
+    }
+    expect_same(on_cpu, on_gpu, c10::str(c.dtype, " masters ", c.masters));
+  }
+}
+
+TEST_F(OptimizerOnGpu, AGraphReplaysAStepWithTheRateThatWasSet) {
+  Trained once(at::kCUDA, at::kBFloat16, {}), replayed(at::kCUDA, at::kBFloat16, {});
+  std::vector<at::Tensor> grads;
+  for (const at::Tensor& p : once.parameters) grads.push_back(at::randn_like(p.detach()));
+  const auto step = [&](Trained& trained) {
+    for (size_t i = 0; i < grads.size(); ++i) trained.parameters[i].mutable_grad() = grads[i];
+    trained.optimizer->clip_gradients();
+    trained.optimizer->step();
+  };
+  replayed.optimizer->set_learning_rate(1e-2);
+  torch::cuda::synchronize();
+  const testing::Graph graph([&] { step(replayed); });  // steps once before it captures
+  for (const double rate : {3e-3, 1e-3}) {
+    replayed.optimizer->set_learning_rate(rate);
+    torch::cuda::synchronize();
+    graph.replay();
+  }
+  for (const double rate : {1e-2, 3e-3, 1e-3}) {
+    once.optimizer->set_learning_rate(rate);
+    step(once);
+  }
+  expect_same(once, replayed, "replayed");
+}
+
+}  // namespace
+}  // namespace moe8
