@@ -14,6 +14,7 @@
 
 #include "moe8/experts.h"
 #include "moe8/model_ops.h"
+#include "moe8/recompute.h"
 #include "moe8/routing.h"
 #include "moe8/transformer_config.h"
 
@@ -74,6 +75,9 @@ class RouterImpl : public torch::nn::Module {
   /// @param x            [T, dim]
   /// @param expert_bias  [E] float32 or undefined; added for the choice only, never to the scores.
   Routing forward(const torch::Tensor& x, const torch::Tensor& expert_bias);
+  /// The two steps of forward().
+  torch::Tensor logits(const torch::Tensor& x);
+  Routing route(const torch::Tensor& logits, const torch::Tensor& expert_bias) const;
 
   torch::nn::Linear gate{nullptr};
 
@@ -110,15 +114,21 @@ class MoEImpl : public torch::nn::Module {
   void init_weights(at::Generator& generator, double std);
   /// One step of the balancing bias of this layer; see the free function.
   void update_expert_bias();
+  /// What the losses of this layer's router weigh beside the model's loss; see the free function.
+  void weigh_router_losses(double weight) { router_loss_weight_ = weight; }
 
   Router router{nullptr};
   Experts experts{nullptr};
   FeedForward shared_experts{nullptr};  // empty when n_shared_experts is 0
   torch::Tensor expert_bias;        // buffer [E] float32; undefined when load_balance_coeff is 0
   torch::Tensor tokens_per_expert;  // buffer [E] float32: counts of training since the last update
+  // Buffer [2] float32: sums of load_balance_loss and router_z_loss of training since the last
+  // update, before their coefficients; undefined when both of these are 0.
+  torch::Tensor router_losses;
 
  private:
   TransformerConfig config_;
+  double router_loss_weight_ = 1;
 };
 TORCH_MODULE(MoE);
 
@@ -126,7 +136,8 @@ TORCH_MODULE(MoE);
 class TransformerBlockImpl : public torch::nn::Module {
  public:
   TransformerBlockImpl(const TransformerConfig& config, int64_t layer);
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs);
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs,
+                        Recompute recompute = Recompute::NONE);
   void init_weights(at::Generator& generator);
 
   Attention attention{nullptr};
@@ -135,6 +146,8 @@ class TransformerBlockImpl : public torch::nn::Module {
   RMSNorm attention_norm{nullptr}, ffn_norm{nullptr};
 
  private:
+  torch::Tensor feed(const torch::Tensor& x, const torch::Tensor& attended);
+
   double init_std_;
 };
 TORCH_MODULE(TransformerBlock);
@@ -157,6 +170,9 @@ class TransformerImpl : public torch::nn::Module {
 
   /// Fresh weights as at construction, and zero buffers.
   void init_weights(uint64_t seed);
+  /// Which activations backward computes again; the first of all is NONE. Only for gradients by
+  /// backward(), not by torch::autograd::grad.
+  void set_recompute(Recompute recompute) { recompute_ = recompute; }
   const TransformerConfig& config() const { return config_; }
 
   torch::nn::Embedding tok_embeddings{nullptr};
@@ -166,6 +182,7 @@ class TransformerImpl : public torch::nn::Module {
 
  private:
   TransformerConfig config_;
+  Recompute recompute_ = Recompute::NONE;
   torch::Tensor freqs_;  // [max_seq_len, head_dim/2] complex64; follows the tokens' device
 };
 TORCH_MODULE(Transformer);
@@ -175,6 +192,15 @@ TORCH_MODULE(Transformer);
 /// load_balance_coeff, lowers the others' likewise, removes the mean step, and zeroes the counts.
 /// Call it after each optimizer step; it builds no graph.
 void update_expert_bias(torch::nn::Module& model);
+
+/// Sets how much the losses of all routers below `model` weigh in backward: with aux_loss_coeff or
+/// z_loss_coeff, a backward through a layer's output that was made in training adds
+///
+///   weight * (aux_loss_coeff * load_balance_loss + z_loss_coeff * router_z_loss)
+///
+/// to what is minimized, as if it were part of the loss. 1 unless set; 1 / n for a loss that is
+/// divided by n to add up gradients of n batches.
+void weigh_router_losses(torch::nn::Module& model, double weight);
 
 /// Casts the parameters below `module` and leaves buffers alone. Parameters keep their identity,
 /// so optimizers made before stay valid; their gradients are not cast.

@@ -33,6 +33,8 @@ struct TransformerConfig {
   double route_scale = 1.0;           // factor on the scores
   bool score_before_experts = false;  // true: scale an expert's input; false: its output
   double load_balance_coeff = 1e-3;   // step of expert_bias, see update_expert_bias; 0: no bias
+  double aux_loss_coeff = 0;          // of load_balance_loss (moe8/router_losses.h); 0: none
+  double z_loss_coeff = 0;            // of router_z_loss; 0: none
 
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;

@@ -47,6 +47,19 @@ class GemmObserver {
   void stop();
 };
 
+/// While it lives, products of this thread are shown to nobody, though numerics_observed() is as it
+/// was: for what is computed a second time.
+class UnobservedProducts {
+ public:
+  UnobservedProducts();
+  ~UnobservedProducts();
+  UnobservedProducts(const UnobservedProducts&) = delete;
+  UnobservedProducts& operator=(const UnobservedProducts&) = delete;
+
+ private:
+  bool before_;
+};
+
 /// Shows a product to everybody who listens.
 void show_to_observers(const GemmProblem& problem, const at::Tensor& result);
 

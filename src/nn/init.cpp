@@ -17,8 +17,8 @@
 namespace moe8 {
 namespace {
 
-// Everything below is made of IEEE operations, which no compiler may fuse (src/nn/CMakeLists.txt):
-// the standard library's log and erf differ from machine to machine in their last bits.
+// Everything below is made of IEEE operations, which no compiler may fuse (-ffp-contract=off): the
+// standard library's log and erf differ from machine to machine in their last bits.
 
 constexpr double kCutoff = 3.0;
 constexpr double kBelowCutoff = 0.0013498980316300945;  // of a normal distribution

@@ -1,11 +1,40 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Router, experts and the MoE layer as modules. What they compute is in src/routing and src/experts.
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "moe8/model_ops.h"
+#include "moe8/router_losses.h"
 #include "moe8/transformer.h"
 #include "nn/init.h"
 #include "nn/linear.h"
+#include "nn/recompute.h"
 
 namespace moe8 {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// out as it is; a backward that comes through it starts one from the losses, with these weights.
+struct WithLosses : torch::autograd::Function<WithLosses> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& out, const at::Tensor& losses,
+                            const std::vector<double>& weights) {
+    ctx->saved_data["weights"] = weights;
+    ctx->saved_data["device"] = losses.device();
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const std::vector<double> weights = ctx->saved_data["weights"].toDoubleVector();
+    const c10::Device device = ctx->saved_data["device"].toDevice();
+    at::Tensor of_losses = at::empty({2}, at::dtype(at::kFloat).device(device));
+    for (int64_t i = 0; i < 2; ++i) of_losses[i].fill_(weights[static_cast<size_t>(i)]);
+    return {grads[0], of_losses, {}};
+  }
+};
+
+}  // namespace
+
 // ---- feed-forward -----------------------------------------------------------
 FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
   w1 = register_module("w1", linear_without_bias(dim, hidden_dim));
@@ -30,11 +59,19 @@ RouterImpl::RouterImpl(const TransformerConfig& config) : config_(config) {
 }
 
 Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_bias) {
+  return route(logits(x), expert_bias);
+}
+
+torch::Tensor RouterImpl::logits(const torch::Tensor& x) {
+  return linear(x, gate);
+}
+
+Routing RouterImpl::route(const torch::Tensor& logits, const torch::Tensor& expert_bias) const {
   const RouterOptions options{.top_k = config_.top_k,
                               .score_function = config_.score_function,
                               .normalize = config_.route_norm,
                               .scale = config_.route_scale};
-  return route_tokens(linear(x, gate), options, expert_bias);
+  return route_tokens(logits, options, expert_bias);
 }
 
 // ---- experts ----------------------------------------------------------------
@@ -68,18 +105,34 @@ MoEImpl::MoEImpl(const TransformerConfig& config) : config_(config) {
     expert_bias = register_buffer("expert_bias", torch::zeros({config.n_experts}));
   }
   tokens_per_expert = register_buffer("tokens_per_expert", torch::zeros({config.n_experts}));
+  if (config.aux_loss_coeff > 0 || config.z_loss_coeff > 0) {
+    router_losses = register_buffer("router_losses", torch::zeros({2}));
+  }
 }
 
 torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
   const torch::Tensor rows = x.reshape({-1, config_.dim});  // [T, dim]
-  const Routing routing = router(rows, expert_bias);
-  if (is_training()) {
+  const torch::Tensor logits = router->logits(rows);
+  const Routing routing = router->route(logits, expert_bias);
+  const bool counts = is_training() && !is_recomputing();
+  if (counts) {
     const torch::NoGradGuard no_grad;
     tokens_per_expert.add_(routing.tokens_per_expert);
   }
   torch::Tensor out = experts(rows, routing);
   if (shared_experts) out = out + shared_experts(rows);
-  return out.view(x.sizes());
+  out = out.view(x.sizes());
+  if (!is_training() || !router_losses.defined()) return out;
+  const torch::Tensor losses =
+      at::stack({load_balance_loss(logits, config_.score_function, routing.tokens_per_expert),
+                 router_z_loss(logits)});
+  if (counts) {
+    const torch::NoGradGuard no_grad;
+    router_losses.add_(losses);
+  }
+  return WithLosses::apply(out, losses,
+                           std::vector<double>{router_loss_weight_ * config_.aux_loss_coeff,
+                                               router_loss_weight_ * config_.z_loss_coeff});
 }
 
 void MoEImpl::init_weights(at::Generator& generator, double std) {
@@ -87,6 +140,7 @@ void MoEImpl::init_weights(at::Generator& generator, double std) {
   experts->init_weights(generator, std);
   if (shared_experts) shared_experts->init_weights(generator, std);
   tokens_per_expert.zero_();
+  if (router_losses.defined()) router_losses.zero_();
   if (expert_bias.defined()) expert_bias.zero_();
 }
 
@@ -97,6 +151,13 @@ void MoEImpl::update_expert_bias() {
     expert_bias.add_(step - step.mean(), config_.load_balance_coeff);
   }
   tokens_per_expert.zero_();
+  if (router_losses.defined()) router_losses.zero_();
+}
+
+void weigh_router_losses(torch::nn::Module& model, double weight) {
+  model.apply([weight](torch::nn::Module& module) {
+    if (auto* layer = module.as<MoEImpl>()) layer->weigh_router_losses(weight);
+  });
 }
 
 void update_expert_bias(torch::nn::Module& model) {

@@ -4,13 +4,22 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <array>
 #include <cmath>
+#include <memory>
 
 #include "base/check.h"
 #include "nn/init.h"
 #include "nn/linear.h"
+#include "nn/recompute.h"
 
 namespace moe8 {
+
+std::string_view to_string(Recompute value) {
+  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
+  return kNames.at(static_cast<size_t>(value));
+}
+
 // ---- norm -------------------------------------------------------------------
 RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
   weight = register_parameter("weight", torch::ones({dim}));
@@ -76,10 +85,25 @@ TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int6
   }
 }
 
-torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
-  const NormedSum in = attention_norm->add_and_norm(x);
-  const NormedSum h = ffn_norm->add_and_norm(in.sum, attention(in.normed, freqs));
+// The second half, from the residual stream and what attention adds to it.
+torch::Tensor TransformerBlockImpl::feed(const torch::Tensor& x, const torch::Tensor& attended) {
+  const NormedSum h = ffn_norm->add_and_norm(x, attended);
   return h.sum + (moe ? moe(h.normed) : feed_forward(h.normed));
+}
+
+torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs,
+                                            Recompute recompute) {
+  const auto self = std::static_pointer_cast<TransformerBlockImpl>(shared_from_this());
+  if (recompute == Recompute::FULL) {
+    return recomputed_in_backward(
+        [self, freqs](at::TensorList inputs) { return self->forward(inputs[0], freqs); }, {x});
+  }
+  const NormedSum in = attention_norm->add_and_norm(x);
+  const torch::Tensor attended = attention(in.normed, freqs);
+  if (recompute == Recompute::NONE) return feed(in.sum, attended);
+  return recomputed_in_backward(
+      [self](at::TensorList inputs) { return self->feed(inputs[0], inputs[1]); },
+      {in.sum, attended});
 }
 
 void TransformerBlockImpl::init_weights(at::Generator& generator) {
@@ -132,7 +156,8 @@ torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
   if (freqs_.device() != tokens.device()) freqs_ = freqs_.to(tokens.device());
   const torch::Tensor freqs = freqs_.narrow(0, 0, tokens.size(1));
   torch::Tensor x = tok_embeddings(tokens);
-  for (const auto& layer : *layers) x = layer->as<TransformerBlockImpl>()->forward(x, freqs);
+  for (const auto& layer : *layers)
+    x = layer->as<TransformerBlockImpl>()->forward(x, freqs, recompute_);
   return linear(norm(x), output);
 }
 

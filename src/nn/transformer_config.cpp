@@ -93,6 +93,8 @@ void TransformerConfig::validate() const {
              kOp, "score_function", "expected softmax or sigmoid, got an invalid enumerator");
   check_real("route_scale", route_scale, false);
   check_real("load_balance_coeff", load_balance_coeff, true);
+  check_real("aux_loss_coeff", aux_loss_coeff, true);
+  check_real("z_loss_coeff", z_loss_coeff, true);
   check_real("rope_theta", rope_theta, false);
   check_real("norm_eps", norm_eps, false);
 }

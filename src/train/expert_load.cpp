@@ -50,6 +50,24 @@ void add_loads(StepMetrics& metrics, const std::vector<ExpertTokens>& layers) {
   }
 }
 
+std::vector<at::Tensor> router_losses(TransformerImpl& model) {
+  std::vector<at::Tensor> losses;
+  for (const auto& module : model.modules()) {
+    const auto* layer = module->as<MoEImpl>();
+    if (layer && layer->router_losses.defined()) losses.push_back(layer->router_losses);
+  }
+  return losses;
+}
+
+void add_router_losses(StepMetrics& metrics, std::span<const double> sums, int64_t batches) {
+  if (sums.empty()) return;
+  double balance = 0, z = 0;
+  for (size_t i = 0; i + 1 < sums.size(); i += 2) balance += sums[i], z += sums[i + 1];
+  const double count = static_cast<double>(sums.size() / 2) * static_cast<double>(batches);
+  metrics.aux_loss = balance / count;
+  metrics.z_loss = z / count;
+}
+
 void StarvedExperts::add(const std::vector<ExpertTokens>& layers) {
   ++steps_;
   if (sums_.empty()) {

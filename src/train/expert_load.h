@@ -25,6 +25,15 @@ std::vector<ExpertTokens> expert_tokens(TransformerImpl& model, std::span<const 
 /// The same, as the step's line of metrics.jsonl says it.
 void add_loads(StepMetrics& metrics, const std::vector<ExpertTokens>& layers);
 
+/// Of every MoE layer with losses of its router, in order, their sums since the last
+/// update_expert_bias: [2] float32, balance and z. Empty for models without.
+std::vector<at::Tensor> router_losses(TransformerImpl& model);
+
+/// Means over layers and batches, as the step's line of metrics.jsonl says them.
+/// @param sums     the values of router_losses, one layer after the other
+/// @param batches  that were added up
+void add_router_losses(StepMetrics& metrics, std::span<const double> sums, int64_t batches);
+
 /// Finds experts that got no row for a while.
 class StarvedExperts {
  public:

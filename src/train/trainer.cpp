@@ -177,11 +177,12 @@ class Run {
   // What LibTorch is set to while the run works.
   struct Settings {
     ThreadCount threads;
-    Deterministic deterministic;
+    DeviceSettings device;
     TrainingStream stream;
   };
   Settings settings() const {
-    return {ThreadCount(config_.training.threads), Deterministic(device_), TrainingStream(device_)};
+    return {ThreadCount(config_.training.threads),
+            DeviceSettings(device_, config_.training.deterministic), TrainingStream(device_)};
   }
   // A step that is being computed, or was: its numbers are looked at later.
   struct LaunchedStep {
@@ -255,6 +256,8 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   text_ = data_.fingerprints();
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
+  model_->set_recompute(config_.training.activation_checkpointing);
+  weigh_router_losses(*model_, 1.0 / static_cast<double>(config_.training.accumulation));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   conversion_ = convert(*model_, config_);
   stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
@@ -342,6 +345,7 @@ Run::LaunchedStep Run::launch() {
   clock.start(StepClock::Part::OPTIMIZER);
   numbers.push_back(stepper_->clip_gradients());
   for (torch::Tensor& counts : expert_counts(*model_)) numbers.push_back(std::move(counts));
+  for (torch::Tensor& losses : router_losses(*model_)) numbers.push_back(std::move(losses));
   StepReadout readout(std::move(numbers));
   stepper_->step(metrics.lr);
   update_expert_bias(*model_);
@@ -364,6 +368,8 @@ void Run::measure(StepMetrics& metrics, const LaunchedStep& step) {
   check_finite(metrics.grad_norm, "grad_norm", metrics.step);
   const std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
   add_loads(metrics, experts);
+  const size_t losses = 2 * router_losses(*model_).size();
+  add_router_losses(metrics, std::span(values).last(losses), config_.training.accumulation);
   health_->finish(experts);
   metrics.tokens_per_s = tokens_of_a_step(config_.training) / step.clock.seconds();
   metrics.ms = step.clock.parts();

@@ -3,9 +3,11 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/SDPBackend.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -52,6 +54,13 @@ c10::CachingDeviceAllocator::Stat bytes_on(const c10::Device& device) {
   return stats_of(device).allocated_bytes[kAll];
 }
 
+// The kernels of attention in LibTorch's order, but for cuDNN's.
+std::vector<int64_t> cudnn_first(std::vector<int64_t> order) {
+  constexpr auto kCuDNN = static_cast<int64_t>(at::SDPBackend::cudnn_attention);
+  std::ranges::stable_partition(order, [](int64_t backend) { return backend == kCuDNN; });
+  return order;
+}
+
 void restore(const SafetensorsReader& file, const std::string& path, const char* name,
              at::Generator generator) {
   generator.set_state(read_like(file, path, name, generator.get_state()));
@@ -80,25 +89,32 @@ std::string describe_device(const c10::Device& device) {
   return device.is_cpu() ? "cpu " + by : concat(device, " (", device_name(device), ") ", by);
 }
 
-Deterministic::Deterministic(const c10::Device& device) : changed_(device.is_cuda()) {
+DeviceSettings::DeviceSettings(const c10::Device& device, Deterministic deterministic)
+    : changed_(device.is_cuda()) {
   at::Context& context = at::globalContext();
   algorithms_ = context.deterministicAlgorithms();
   warn_only_ = context.deterministicAlgorithmsWarnOnly();
   fill_ = context.deterministicFillUninitializedMemory();
   cudnn_attention_ = context.userEnabledCuDNNSDP();
+  for (const at::SDPBackend backend : context.sDPPriorityOrder()) {
+    attention_order_.push_back(static_cast<int64_t>(backend));
+  }
   if (!changed_) return;
-  context.setDeterministicAlgorithms(
-      true, /*warn_only=*/false);  // a warning would not stop Flash Attention
+  const bool repeats = deterministic != Deterministic::OFF;
+  // A warning would not stop Flash Attention.
+  context.setDeterministicAlgorithms(repeats, /*warn_only=*/false);
   context.setDeterministicFillUninitializedMemory(false);  // a pass over every new tensor
-  context.setSDPUseCuDNN(false);  // its backward pass adds in no fixed order
+  context.setSDPUseCuDNN(!repeats);  // its backward pass adds in no fixed order
+  if (!repeats) context.setSDPPriorityOrder(cudnn_first(attention_order_));
 }
 
-Deterministic::~Deterministic() {
+DeviceSettings::~DeviceSettings() {
   if (!changed_) return;
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(algorithms_, warn_only_);
   context.setDeterministicFillUninitializedMemory(fill_);
   context.setSDPUseCuDNN(cudnn_attention_);
+  context.setSDPPriorityOrder(attention_order_);
 }
 
 NamedTensors generator_states(const c10::Device& device) {

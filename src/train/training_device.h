@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
@@ -21,18 +22,22 @@ c10::Device training_device(TrainingDevice setting);
 /// "cuda:0 (NVIDIA H200) quantizes by moe8's kernels", or by LibTorch's operations and why.
 std::string describe_device(const c10::Device& device);
 
-/// While it lives, LibTorch uses deterministic algorithms where the device offers a choice: a run
-/// on a GPU repeats itself bit for bit, as one on a CPU does anyway.
-class Deterministic {
+/// While it lives, LibTorch is set as a run wants it on its device. On a GPU: deterministic
+/// algorithms where there is a choice, so that a run repeats itself bit for bit as one on a CPU does
+/// anyway, unless the setting is OFF; and which kernel attention takes, of those that read fewer
+/// heads of K and V than of Q without copying them. Flash Attention is first, whose backward adds
+/// in a fixed order when that is asked for; with OFF cuDNN's is, the fastest on Hopper.
+class DeviceSettings {
  public:
-  explicit Deterministic(const c10::Device& device);
-  ~Deterministic();
-  Deterministic(const Deterministic&) = delete;
-  Deterministic& operator=(const Deterministic&) = delete;
+  DeviceSettings(const c10::Device& device, Deterministic deterministic);
+  ~DeviceSettings();
+  DeviceSettings(const DeviceSettings&) = delete;
+  DeviceSettings& operator=(const DeviceSettings&) = delete;
 
  private:
   bool changed_;
   bool algorithms_, warn_only_, fill_, cudnn_attention_;
+  std::vector<int64_t> attention_order_;
 };
 
 /// The states of LibTorch's own random numbers, the CPU's and the device's. Nothing in the trainer

@@ -358,6 +358,43 @@ TEST(Train, NoCheckpointHasTheWeightsAfterAStepThatWasNotFinite) {
   }
 }
 
+TEST(Train, ActivationCheckpointingChangesNoBit) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 6;
+  config.training.accumulation = 2;
+  config.training.recipe = "fp8_rowwise";
+  config.model.aux_loss_coeff = 0.01;
+  train(config);
+  for (const Recompute recompute : {Recompute::SELECTIVE, Recompute::FULL}) {
+    config.training.activation_checkpointing = recompute;
+    const std::string name(to_string(recompute));
+    config.output.folder = folder / name;
+    train(config);
+    EXPECT_EQ(testing::repeatable(folder / name + "/metrics.jsonl"),
+              testing::repeatable(folder / "run/metrics.jsonl"));
+    EXPECT_EQ(folder.read(name + "/model.safetensors"), folder.read("run/model.safetensors"));
+  }
+}
+
+TEST(Train, LossesOfTheRoutersAreTrainedOnAndReported) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.steps = 8;
+  const std::vector<double> without = losses_of(config);
+  EXPECT_FALSE(read_metrics(folder / "run/metrics.jsonl").front().aux_loss);
+  config.model.aux_loss_coeff = 0.5;
+  config.output.folder = folder / "with";
+  const std::vector<double> with = losses_of(config);
+  EXPECT_EQ(with.front(), without.front());  // the loss is reported without them
+  EXPECT_NE(with.back(), without.back());
+  for (const StepMetrics& step : read_metrics(folder / "with/metrics.jsonl")) {
+    ASSERT_TRUE(step.aux_loss && step.z_loss);
+    EXPECT_NEAR(*step.aux_loss, 1, 0.5);
+    EXPECT_GT(*step.z_loss, 0);
+  }
+}
+
 TEST(Train, AProfileSaysWhereTheTimeGoes) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);

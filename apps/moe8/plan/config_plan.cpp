@@ -219,6 +219,8 @@ std::string saved_table(const RunConfig& config) {
     total += saved.bytes;
   }
   rows.push_back({"total", bytes_text(total)});
+  const double again = plan_memory(config).recomputed_a_token;
+  if (again > 0) rows.push_back({"and in backward of what is recomputed", bytes_text(again)});
   return text_table(rows, table_style());
 }
 

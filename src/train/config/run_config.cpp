@@ -27,6 +27,7 @@ constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
 constexpr std::array<std::string_view, 2> kKinds{"adamw", "muon"};
 constexpr std::array<std::string_view, 3> kMoments{"auto", "float32", "bf16"};
 constexpr std::array<std::string_view, 4> kSchedules{"cosine", "linear", "constant", "wsd"};
+constexpr std::array<std::string_view, 3> kRecompute{"none", "selective", "full"};
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -128,6 +129,22 @@ void assign(const toml::node& node, Schedule& value, const std::string& name,
       index_in(kSchedules, "cosine, linear, constant or wsd", node, name, at));
 }
 
+void assign(const toml::node& node, Recompute& value, const std::string& name,
+            const std::string& at) {
+  value = static_cast<Recompute>(index_in(kRecompute, "none, selective or full", node, name, at));
+}
+void assign(const toml::node& node, Deterministic& value, const std::string& name,
+            const std::string& at) {
+  if (const auto* flag = node.as_boolean()) {
+    value = flag->get() ? Deterministic::ON : Deterministic::OFF;
+    return;
+  }
+  std::string text;
+  read(node, text, "\"auto\", true or false", name, at);
+  if (text != "auto") wrong(name, "\"auto\", true or false", describe(node), at);
+  value = Deterministic::AUTO;
+}
+
 // As TOML. toml++ 3.3 writes 17 digits of a number, 0.050000000000000003 for 0.05.
 std::string toml_of(double value) {
   const std::string text = shortest(value);
@@ -139,6 +156,9 @@ std::string toml_of(int64_t value) {
 }
 std::string toml_of(bool value) {
   return value ? "true" : "false";
+}
+std::string toml_of(Deterministic value) {
+  return value == Deterministic::AUTO ? "\"auto\"" : toml_of(value == Deterministic::ON);
 }
 std::string toml_of(const std::string& value) {
   return concat(toml::value<std::string>(value));
@@ -221,6 +241,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("model", "route_scale", c.model.route_scale, kPositive);
   visit("model", "score_before_experts", c.model.score_before_experts, kAny);
   visit("model", "load_balance_coeff", c.model.load_balance_coeff, kNotNegative);
+  visit("model", "aux_loss_coeff", c.model.aux_loss_coeff, kNotNegative);
+  visit("model", "z_loss_coeff", c.model.z_loss_coeff, kNotNegative);
   visit("model", "rope_theta", c.model.rope_theta, kPositive);
   visit("model", "norm_eps", c.model.norm_eps, kPositive);
   visit("data", "files", c.data.files, kAny);
@@ -250,6 +272,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "threads", c.training.threads, Range{0, 4096});
   visit("training", "device", c.training.device, kAny);
   visit("training", "cuda_graph", c.training.cuda_graph, kAny);
+  visit("training", "activation_checkpointing", c.training.activation_checkpointing, kAny);
+  visit("training", "deterministic", c.training.deterministic, kAny);
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);

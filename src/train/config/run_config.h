@@ -10,6 +10,7 @@
 
 #include "convert/conversion_rules.h"
 #include "moe8/optimizer.h"
+#include "moe8/recompute.h"
 #include "moe8/transformer_config.h"
 
 namespace moe8 {
@@ -29,6 +30,10 @@ std::string_view to_string(TrainingDevice value);  // "auto", "cpu", "cuda"
 enum class CudaGraphs { AUTO, ON, OFF };
 
 std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
+
+/// Whether a run on a GPU repeats itself bit for bit. AUTO: it does, as resumed runs have to.
+/// OFF: attention may take LibTorch's cuDNN kernel, whose backward adds in no fixed order.
+enum class Deterministic { AUTO, ON, OFF };
 
 struct DataConfig {
   std::vector<std::string> files;
@@ -82,6 +87,8 @@ struct TrainingConfig {
   int64_t threads = 0;  // 0: LibTorch's choice
   TrainingDevice device = TrainingDevice::AUTO;
   CudaGraphs cuda_graph = CudaGraphs::AUTO;  // the same bits with and without
+  Recompute activation_checkpointing = Recompute::NONE;
+  Deterministic deterministic = Deterministic::AUTO;
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -5,6 +5,7 @@
 
 #include <ATen/ops/promote_types.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -309,17 +310,50 @@ struct CodeBytes {
   }
 };
 
+// ---- blocks ---------------------------------------------------------------------
+void add_attention_half(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  add_norm(list, c);
+  add_attention(list, c, layer);
+}
+
+void add_other_half(SavedList& list, const TransformerConfig& c, int64_t number,
+                    const std::string& layer) {
+  add_norm(list, c);
+  number < c.n_dense_layers ? add_dense(list, c, layer) : add_moe(list, c, layer);
+}
+
+std::string layer_name(int64_t number) {
+  return "layers." + std::to_string(number) + ".";
+}
+
+// What backward computes again of a block, while it goes through that.
+double recomputed_bytes(const RunConfig& config, const Conversion& conversion, int64_t number) {
+  const Recompute recompute = config.training.activation_checkpointing;
+  if (recompute == Recompute::NONE) return 0;
+  SavedList list(conversion);
+  const std::string layer = layer_name(number);
+  if (recompute == Recompute::FULL) add_attention_half(list, config.model, layer);
+  add_other_half(list, config.model, number, layer);
+  double bytes = 0;
+  for (const SavedTensor& row : list.take()) bytes += row.bytes;
+  return bytes;
+}
+
 }  // namespace
 
 std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
   const TransformerConfig& c = config.model;
+  const Recompute recompute = config.training.activation_checkpointing;
   SavedList list(Conversion(plan_conversion(config), config.training));
   for (int64_t number = 0; number < c.n_layers; ++number) {
-    const std::string layer = "layers." + std::to_string(number) + ".";
-    add_norm(list, c);
-    add_attention(list, c, layer);
-    add_norm(list, c);
-    number < c.n_dense_layers ? add_dense(list, c, layer) : add_moe(list, c, layer);
+    const std::string layer = layer_name(number);
+    if (recompute != Recompute::FULL) add_attention_half(list, c, layer);
+    if (recompute == Recompute::NONE) add_other_half(list, c, number, layer);
+    // The residual stream, and beside it what attention adds.
+    const double inputs = recompute == Recompute::SELECTIVE ? 2 : 1;
+    if (recompute != Recompute::NONE) {
+      list.add("inputs of what is recomputed", inputs * list.model_itemsize() * double(c.dim));
+    }
   }
   add_norm(list, c);
   list.add_input("output projection: input", c.dim, "", {"output.weight"});
@@ -366,6 +400,10 @@ MemoryPlan plan_memory(const RunConfig& config) {
   }
   for (const SavedTensor& saved : saved_for_backward(config)) {
     plan.saved_a_token += saved.bytes;
+  }
+  for (int64_t number = 0; number < config.model.n_layers; ++number) {
+    plan.recomputed_a_token =
+        std::max(plan.recomputed_a_token, recomputed_bytes(config, conversion, number));
   }
   plan.tokens = double(t.batch_size) * double(t.seq_len);
   return plan;

@@ -28,15 +28,16 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config);
 
 /// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
 struct MemoryPlan {
-  double weights = 0;        // what the model computes with
-  double masters = 0;        // float32 copies that the optimizer steps
-  double optimizer = 0;      // the moments: two of AdamW, one of Muon
-  double gradients = 0;      // at most, before the step
-  double weight_forms = 0;   // the quantized weights that the CPU path keeps (moe8/memory.h)
-  double codes = 0;          // the same as codes and scales; not in total()
-  double saved_a_token = 0;  // see saved_for_backward
-  double tokens = 0;         // of one forward and backward
-  double saved() const { return saved_a_token * tokens; }
+  double weights = 0;             // what the model computes with
+  double masters = 0;             // float32 copies that the optimizer steps
+  double optimizer = 0;           // the moments: two of AdamW, one of Muon
+  double gradients = 0;           // at most, before the step
+  double weight_forms = 0;        // the quantized weights that the CPU path keeps (moe8/memory.h)
+  double codes = 0;               // the same as codes and scales; not in total()
+  double saved_a_token = 0;       // see saved_for_backward
+  double recomputed_a_token = 0;  // of the largest part that backward computes again, meanwhile
+  double tokens = 0;              // of one forward and backward
+  double saved() const { return (saved_a_token + recomputed_a_token) * tokens; }
   double total() const {
     return weights + masters + optimizer + gradients + weight_forms + saved();
   }

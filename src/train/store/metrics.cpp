@@ -91,7 +91,9 @@ constexpr std::pair<const char*, double PartTimes::*> kPartTimes[] = {
     {"backward", &PartTimes::backward},
     {"optimizer", &PartTimes::optimizer}};
 
-void write_use(nlohmann::ordered_json& line, const StepMetrics& m) {
+void write_more(nlohmann::ordered_json& line, const StepMetrics& m) {
+  if (m.aux_loss) line["aux_loss"] = *m.aux_loss;
+  if (m.z_loss) line["z_loss"] = *m.z_loss;
   if (m.mfu) line["mfu"] = *m.mfu;
   if (m.ms) {
     for (const auto& [name, part] : kPartTimes) line["ms"][name] = rounded((*m.ms).*part);
@@ -102,7 +104,9 @@ void write_use(nlohmann::ordered_json& line, const StepMetrics& m) {
   }
 }
 
-void read_use(const nlohmann::json& line, StepMetrics& m) {
+void read_more(const nlohmann::json& line, StepMetrics& m) {
+  if (line.contains("aux_loss")) m.aux_loss = line.at("aux_loss");
+  if (line.contains("z_loss")) m.z_loss = line.at("z_loss");
   if (line.contains("mfu")) m.mfu = line.at("mfu");
   if (line.contains("ms")) {
     m.ms.emplace();
@@ -125,7 +129,7 @@ StepMetrics step_from(const nlohmann::json& line) {
   if (line.contains("validation_loss")) m.validation_loss = line.at("validation_loss");
   if (line.contains("tokens_per_cpu_s")) m.tokens_per_cpu_s = line.at("tokens_per_cpu_s");
   m.layers = layers_from(line);
-  read_use(line, m);
+  read_more(line, m);
   return m;
 }
 
@@ -207,7 +211,7 @@ void MetricsFile::write(const StepMetrics& m) {
                               {"expert_load_max", m.expert_load_max}};
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
   if (m.tokens_per_cpu_s) line["tokens_per_cpu_s"] = *m.tokens_per_cpu_s;
-  write_use(line, m);
+  write_more(line, m);
   if (!m.layers.empty()) {
     auto busiest = nlohmann::ordered_json::array(), idle = nlohmann::ordered_json::array();
     for (const LayerLoad& layer : m.layers) {

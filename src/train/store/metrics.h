@@ -53,6 +53,8 @@ struct StepMetrics {
   // A second of CPU time of all threads, where CPUs compute. Not in files of older versions.
   std::optional<double> tokens_per_cpu_s{};
   std::vector<LayerLoad> layers{};  // of the MoE layers, in order; likewise
+  // Of the routers, before their coefficients, means over layers and batches; with coefficients only.
+  std::optional<double> aux_loss{}, z_loss{};
   // Of the operations a second that the GPU's maker gives for bf16, the share that the model's
   // are; not on CPUs and unknown GPUs.
   std::optional<double> mfu{};

@@ -16,10 +16,18 @@ namespace {
 // decide what is trained and on which numbers, so a change would make it another run. Of data.files
 // the contents must be the same, which is checked by their fingerprints. kMustStay are exceptions:
 // they decide what the optimizer's state is made of.
-constexpr std::array<std::string_view, 10> kMayChange{
-    "training.steps",  "training.threads",    "training.validation_interval",
-    "training.device", "training.cuda_graph", "data.files",
-    "optimizer.",      "checkpoint.",         "numerics.",
+constexpr std::array<std::string_view, 12> kMayChange{
+    "training.steps",
+    "training.threads",
+    "training.validation_interval",
+    "training.device",
+    "training.cuda_graph",                // the same bits
+    "training.activation_checkpointing",  // likewise
+    "training.deterministic",
+    "data.files",
+    "optimizer.",
+    "checkpoint.",
+    "numerics.",
     "output."};
 
 constexpr std::array<std::string_view, 2> kMustStay{"optimizer.kind", "optimizer.moments"};

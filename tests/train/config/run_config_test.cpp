@@ -253,5 +253,32 @@ TEST(RunConfig, ConvertTablesInPlaceOfARecipe) {
               HasSubstr("[conversion] a.toml:1: [recipe] name: expected one of "));
 }
 
+TEST(RunConfig, DeterministicIsAutoOrAFlag) {
+  const auto read = [](const char* value) {
+    return parse_run_config(std::string("[training]\ndeterministic = ") + value, "x.toml");
+  };
+  EXPECT_EQ(read("\"auto\"").training.deterministic, Deterministic::AUTO);
+  EXPECT_EQ(read("true").training.deterministic, Deterministic::ON);
+  EXPECT_EQ(read("false").training.deterministic, Deterministic::OFF);
+  for (const char* value : {"\"auto\"", "true", "false"}) {
+    EXPECT_EQ(parse_run_config(to_toml(read(value)), "x.toml"), read(value));
+  }
+  EXPECT_THAT(error_of([&] { read("\"no\""); }),
+              HasSubstr("training.deterministic: expected \"auto\", true or false, got "));
+  EXPECT_THAT(error_of([&] { read("1"); }), HasSubstr("training.deterministic: expected "));
+}
+
+TEST(RunConfig, ActivationCheckpointingIsOneOfThree) {
+  RunConfig config;
+  for (const Recompute recompute : {Recompute::NONE, Recompute::SELECTIVE, Recompute::FULL}) {
+    config.training.activation_checkpointing = recompute;
+    EXPECT_EQ(parse_run_config(to_toml(config), "x.toml"), config);
+  }
+  EXPECT_THAT(error_of([] {
+                parse_run_config("[training]\nactivation_checkpointing = \"some\"", "x.toml");
+              }),
+              HasSubstr("expected none, selective or full, got "));
+}
+
 }  // namespace
 }  // namespace moe8

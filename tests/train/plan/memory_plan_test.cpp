@@ -161,6 +161,36 @@ TEST_F(MemoryPlanTest, SavedActivationsAreWhatAForwardLeavesBehind) {
   }
 }
 
+TEST_F(MemoryPlanTest, RecomputedPartsKeepTheirInputsAlone) {
+  const Batch batch;
+  for (RunConfig config : variants()) {
+    for (const char* recipe : {"bf16", "mxfp8_rceil", "fp8_rowwise"}) {
+      config.training.recipe = recipe;
+      const double tokens = double(kBatch * kLength);
+      const MemoryPlan everything = plan_memory(config);
+      EXPECT_EQ(everything.recomputed_a_token, 0);
+      for (const Recompute recompute : {Recompute::SELECTIVE, Recompute::FULL}) {
+        config.training.activation_checkpointing = recompute;
+        Transformer model(config.model, 1, dtype_of(config.training.weights));
+        model->set_recompute(recompute);
+        const FqnToConfig keys = to_fqn_config(config.conversion());
+        if (!keys.empty()) quantize_(*model, keys);
+        step(model, batch);
+        clear_weight_cache();
+        const int64_t before = alive();
+        const at::Tensor loss = loss_of(model, batch);
+        const int64_t scalars = 8;  // the loss, its number of tokens
+        const int64_t kept = alive() - before - weight_cache_use().bytes - scalars;
+        const MemoryPlan plan = plan_memory(config);
+        EXPECT_EQ(plan.saved_a_token * tokens, double(kept)) << to_toml(config);
+        EXPECT_GT(plan.recomputed_a_token, 0);
+        EXPECT_LT(plan.saved_a_token, everything.saved_a_token);
+      }
+      config.training.activation_checkpointing = Recompute::NONE;
+    }
+  }
+}
+
 TEST_F(MemoryPlanTest, QuantizedFormsOfEveryRecipeAreCounted) {
   const Batch batch;
   RunConfig config = small_config();
