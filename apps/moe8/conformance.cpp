@@ -22,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct ConformanceArguments {
   std::string folder;
   std::string device = "cpu";
 };
@@ -98,7 +98,7 @@ void run_tables(const fs::path& path, Score& score) {
   }
 }
 
-void run(const Options& options) {
+void run_conformance(const ConformanceArguments& options) {
   const at::Device device(options.device);
   if (device.is_cuda()) {
     const std::optional<std::string> failure = load_cuda_backend();
@@ -122,7 +122,7 @@ void run(const Options& options) {
 void add_conformance_command(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("conformance", "Check this build's arithmetic against recorded cases.");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ConformanceArguments>();
   command->add_option("DIR", options->folder, "Folder with *.safetensors cases and *.json tables")
       ->required()
       ->type_name("");
@@ -133,7 +133,7 @@ void add_conformance_command(CLI::App& app) {
       "One line a case: ok or FAILED, kind, file, what was measured, the bar; then\n"
       "\"N passed, N failed\". A case that cannot be read or is of no known kind has failed.\n" +
       examples("moe8 conformance data/conformance"));
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_conformance(*options); });
 }
 
 }  // namespace moe8

@@ -30,6 +30,7 @@
 namespace moe8 {
 namespace {
 
+using Json = nlohmann::ordered_json;
 using Rows = std::vector<std::vector<std::string>>;
 
 bool is_set_to(const char* variable, std::initializer_list<std::string_view> values) {
@@ -177,7 +178,6 @@ void print_for_people() {
 
 // ---- for programs -----------------------------------------------------------
 void print_json() {
-  using Json = nlohmann::ordered_json;
   Json json;
   for (const Section& section : findings()) {
     for (const auto& row : section.rows) json[section.title][row[0]] = row[1];

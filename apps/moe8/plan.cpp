@@ -25,7 +25,7 @@
 namespace moe8 {
 namespace {
 
-struct Options {
+struct PlanArguments {
   std::vector<std::string> models;
   std::string config;
   std::vector<std::string> overrides;
@@ -56,12 +56,12 @@ std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) 
   return parameters;
 }
 
-void print(const Options& options, const ConversionReport& report) {
+void print(const PlanArguments& options, const ConversionReport& report) {
   std::cout << (options.json ? report.to_json() + "\n"
                              : fitted_table(report, table_style().columns));
 }
 
-void plan_checkpoint(const Options& options) {
+void plan_checkpoint(const PlanArguments& options) {
   const std::vector<ParameterInfo> parameters = parameters_of(options.models);
   if (!options.convert.empty()) {
     return print(options, resolve(parameters, {}, read_conversion_file(options.convert)));
@@ -75,7 +75,7 @@ void plan_checkpoint(const Options& options) {
   if (!options.json) std::cout << '\n' << to_text(proposal);
 }
 
-void plan_config(const Options& options) {
+void plan_config(const PlanArguments& options) {
   ConfigPlan plan{.config = load_with_overrides(options.config, options.overrides),
                   .recipes = training_recipes()};
   if (options.device == "cuda") plan.config.training.device = TrainingDevice::CUDA;
@@ -94,7 +94,7 @@ void plan_config(const Options& options) {
 }
 
 // What CLI11 cannot say: --model needs one of --recipe and --convert, --set needs --config.
-void check_usage(const Options& options) {
+void check_usage(const PlanArguments& options) {
   if (options.config.empty() && options.models.empty()) {
     throw CLI::RequiredError("--config or --model");
   }
@@ -103,7 +103,7 @@ void check_usage(const Options& options) {
   }
 }
 
-void run(const Options& options) {
+void run_plan(const PlanArguments& options) {
   check_usage(options);
   options.models.empty() ? plan_config(options) : plan_checkpoint(options);
 }
@@ -113,7 +113,7 @@ void run(const Options& options) {
 void add_plan_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "plan", "Show what a conversion would do to a model, and the memory of training it.");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PlanArguments>();
   CLI::Option* config =
       command->add_option("--config", options->config, "TOML file of a run, see configs/")
           ->type_name("FILE");
@@ -149,7 +149,7 @@ void add_plan_command(CLI::App& app) {
                "  [[convert]]\n"
                "  match = \"re:.*experts.*\"\n"
                "  recipe = \"mxfp8_rceil\""));
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_plan(*options); });
 }
 
 }  // namespace moe8

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "convert/resolve.h"
 
+#include <c10/util/ArrayRef.h>
+
 #include <algorithm>
 #include <cctype>
 #include <string_view>
@@ -392,7 +394,7 @@ std::optional<std::string> why_unlikely(const Config& config, const ParameterInf
                          lower_case(parameter.fqn).find("expert") == std::string::npos;
   if (!is_narrow && !is_single) return std::nullopt;
   return concat("expected ", is_grouped(config) ? "matrices of experts" : "a matrix", ", got ",
-                at::IntArrayRef(shape), ", as of biases or a table of positions", kAnyway);
+                c10::IntArrayRef(shape), ", as of biases or a table of positions", kAnyway);
 }
 
 std::string converted_reason(const Config& config, const ParameterInfo& parameter) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The layer of experts operation by operation.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_grouped_mm.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>

@@ -8,21 +8,19 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "case";
-
 nlohmann::json parse_parameters(const SafetensorsReader& reader) {
   const auto found = reader.metadata().find("case");
-  MOE8_CHECK(found != reader.metadata().end(), kOp, "__metadata__",
+  MOE8_CHECK(found != reader.metadata().end(), kCaseOp, "__metadata__",
              "expected the key 'case', got none");
-  check_no_nul(kOp, "__metadata__.case", found->second);
+  check_no_nul(kCaseOp, "__metadata__.case", found->second);
   nlohmann::json parameters = nlohmann::json::parse(found->second, nullptr, false);
-  MOE8_CHECK(parameters.is_object(), kOp, "__metadata__.case", "expected a JSON object, got ",
+  MOE8_CHECK(parameters.is_object(), kCaseOp, "__metadata__.case", "expected a JSON object, got ",
              parameters.is_discarded() ? "invalid JSON" : parameters.type_name());
   return parameters;
 }
 
 [[noreturn]] void refuse(const std::string& key, const char* expected, const nlohmann::json& got) {
-  fail(kOp, key, concat("expected ", expected, ", got ", got.type_name()));
+  fail(kCaseOp, key, concat("expected ", expected, ", got ", got.type_name()));
 }
 
 }  // namespace
@@ -32,7 +30,7 @@ CaseFile::CaseFile(const std::string& path, const at::Device& device)
 
 const nlohmann::json& CaseFile::parameter(const std::string& key) const {
   const auto found = parameters_.find(key);
-  MOE8_CHECK(found != parameters_.end(), kOp, key, "expected this parameter, got none");
+  MOE8_CHECK(found != parameters_.end(), kCaseOp, key, "expected this parameter, got none");
   return *found;
 }
 

@@ -12,6 +12,9 @@
 
 namespace moe8 {
 
+/// What errors about a case begin with.
+inline constexpr const char* kCaseOp = "case";
+
 class CaseFile {
  public:
   /// Tensors are given on `device`.

@@ -6,14 +6,13 @@
 
 #include "base/check.h"
 #include "base/plain_text.h"
+#include "conformance/case_file.h"
 
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "case";
-
 void check_shape(const std::string& name, const at::Tensor& got, const at::Tensor& expected) {
-  MOE8_CHECK(got.sizes() == expected.sizes(), kOp, name, "expected shape ", expected.sizes(),
+  MOE8_CHECK(got.sizes() == expected.sizes(), kCaseOp, name, "expected shape ", expected.sizes(),
              " (the file's), got ", got.sizes());
 }
 
@@ -76,7 +75,7 @@ void ExactCheck::add(const std::string& name, const at::Tensor& result, at::Tens
     expected = expected.view(got.scalar_type());
   }
   check_shape(name, got, expected);
-  MOE8_CHECK(got.scalar_type() == expected.scalar_type(), kOp, name, "expected ",
+  MOE8_CHECK(got.scalar_type() == expected.scalar_type(), kCaseOp, name, "expected ",
              expected.scalar_type(), " (the file's), got ", got.scalar_type());
   const at::Tensor differs =
       bits_of(got)

@@ -19,12 +19,10 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "case";
-
 // ---- quantizers -------------------------------------------------------------
 Outcome mx_quantize(const CaseFile& file) {
   const int64_t block = file.number("block_size", kMxBlock);
-  MOE8_CHECK(block == kMxBlock, kOp, "block_size", "expected ", kMxBlock, ", got ", block);
+  MOE8_CHECK(block == kMxBlock, kCaseOp, "block_size", "expected ", kMxBlock, ", got ", block);
   const MXTensor got = quantize_mx(file.tensor("input"), parse<ElemDtype>(file.text("elem_dtype")),
                                    parse<ScaleCalculationMode>(file.text("scale_calculation_mode")),
                                    file.number("axis", -1));
@@ -77,7 +75,7 @@ Outcome fp8_quantize_groups(const CaseFile& file) {
   ExactCheck check;
   check.add("data", got.data, file.tensor("data"));
   const at::Tensor scale = file.tensor("scale");
-  MOE8_CHECK(scale.sizes() == got.scale.sizes(), kOp, "scale", "expected shape ", scale.sizes(),
+  MOE8_CHECK(scale.sizes() == got.scale.sizes(), kCaseOp, "scale", "expected shape ", scale.sizes(),
              " (the file's), got ", got.scale.sizes());
   for (const int64_t g : groups_with_rows(offs)) {  // an empty group's scale means nothing
     check.add(concat("scale of group ", g), got.scale.select(0, g), scale.select(0, g));
@@ -90,7 +88,8 @@ std::string field_text(const std::string& key, const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean() || value.is_number_integer()) return value.dump();
   if (value.is_null()) return "none";
-  fail(kOp, key, concat("expected a string, boolean, integer or null, got ", value.type_name()));
+  fail(kCaseOp, key,
+       concat("expected a string, boolean, integer or null, got ", value.type_name()));
 }
 
 // Every parameter that says nothing else is a field of the config.
@@ -137,7 +136,7 @@ Config linear_config(const CaseFile& file) {
     config = file.has("recipe") ? Float8LinearConfig::from_recipe_name(file.text("recipe"))
                                 : Float8LinearConfig{};
   } else {
-    fail(kOp, "config", "expected MXLinearConfig or Float8LinearConfig, got '" + type + "'");
+    fail(kCaseOp, "config", "expected MXLinearConfig or Float8LinearConfig, got '" + type + "'");
   }
   return with_overrides(config, file);
 }
@@ -212,7 +211,7 @@ Outcome check_case(const CaseFile& file) {
     if (name == kind) return check(file);
     known.emplace_back(name);
   }
-  fail(kOp, "kind", concat("expected one of ", join(known), ", got '", kind, "'"));
+  fail(kCaseOp, "kind", concat("expected one of ", join(known), ", got '", kind, "'"));
 }
 
 }  // namespace moe8

@@ -22,7 +22,7 @@ namespace {
 using nlohmann::json;
 using Conversions = std::map<std::string, std::string>;  // parameter -> name of its config
 
-constexpr const char* kOp = "fqn_to_config";
+constexpr const char* kTablesOp = "fqn_to_config";
 constexpr const char* kBar = "the same parameters";
 
 struct Model {
@@ -45,7 +45,7 @@ Config config_named(const std::string& name) {
     if (name.starts_with(prefix)) return config;
   }
   fail(
-      kOp, "config",
+      kTablesOp, "config",
       "expected a recipe or a name that starts with linear, float8, mx or fp8, got '" + name + "'");
 }
 
@@ -132,8 +132,8 @@ Outcome check_table(const Model& model, const json& table) {
 }
 
 json read_json(const std::string& path) {
-  json file = json::parse(read_text_file(kOp, path), nullptr, false);
-  MOE8_CHECK(file.is_object(), kOp, path, "expected a JSON object, got ",
+  json file = json::parse(read_text_file(kTablesOp, path), nullptr, false);
+  MOE8_CHECK(file.is_object(), kTablesOp, path, "expected a JSON object, got ",
              file.is_discarded() ? "invalid JSON" : file.type_name());
   return file;
 }
@@ -143,11 +143,11 @@ json read_json(const std::string& path) {
 void check_tables(const std::string& path,
                   const std::function<void(size_t number, const Outcome&)>& report) {
   const json file = read_json(path);
-  MOE8_CHECK(file.value("kind", "") == "fqn_to_config", kOp, "kind",
+  MOE8_CHECK(file.value("kind", "") == "fqn_to_config", kTablesOp, "kind",
              "expected fqn_to_config, got '", file.value("kind", ""), "'");
   const Model model = model_of(file);
   const json& tables = file.at("tables");
-  MOE8_CHECK(tables.is_array() && !tables.empty(), kOp, "tables", "expected a list, got ",
+  MOE8_CHECK(tables.is_array() && !tables.empty(), kTablesOp, "tables", "expected a list, got ",
              tables.empty() ? "an empty one" : tables.type_name());
   for (size_t i = 0; i < tables.size(); ++i) {
     try {
