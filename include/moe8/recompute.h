@@ -14,6 +14,7 @@ namespace moe8 {
 ///   FULL       all of it: a block keeps its input alone
 enum class Recompute { NONE, SELECTIVE, FULL };
 
-std::string_view to_string(Recompute value);  // "none", "selective", "full"
+/// "none", "selective", "full"
+std::string_view to_string(Recompute value);
 
 }  // namespace moe8

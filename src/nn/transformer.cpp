@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cmath>
-#include <memory>
 
 #include "base/check.h"
 #include "nn/init.h"
