@@ -4,7 +4,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <array>
 #include <cmath>
 
 #include "base/check.h"
@@ -13,12 +12,6 @@
 #include "nn/recompute.h"
 
 namespace moe8 {
-
-std::string_view to_string(Recompute value) {
-  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
-  return kNames.at(static_cast<size_t>(value));
-}
-
 // ---- norm -------------------------------------------------------------------
 RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
   weight = register_parameter("weight", torch::ones({dim}));

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What can be said about a model from its config alone: validity, names and shapes, parameter
-// counts.
+// counts; and words for its settings.
 #include "moe8/transformer_config.h"
 
+#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
 
 #include "base/check.h"
+#include "moe8/recompute.h"
 #include "nn/parameter_counts.h"
 
 namespace moe8 {
@@ -68,6 +70,11 @@ void add_moe(std::vector<ParameterShape>& list, const std::string& prefix,
 }
 
 }  // namespace
+
+std::string_view to_string(Recompute value) {
+  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
+  return kNames.at(static_cast<size_t>(value));
+}
 
 void TransformerConfig::validate() const {
   check_range("vocab_size", vocab_size, 1);
