@@ -55,7 +55,7 @@ class GradientWatch {
   void see(const at::TensorBase& grad) {
     if (!grad.defined() || !any_unjudged()) return;
     if (skips_next_.exchange(false)) return;
-    note_gradient(id_);
+    note_gradient(id_, autograd::get_current_graph_task_id());
     judge_after_this_backward();
   }
 
@@ -113,7 +113,7 @@ void judge_after_this_backward() {
   if (id < 0 || !backwards().add(id)) return;
   autograd::Engine::get_default_engine().queue_callback([id] {
     backwards().remove(id);
-    judge_uses();
+    judge_uses(id);
   });
 }
 

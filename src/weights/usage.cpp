@@ -20,6 +20,7 @@ namespace moe8 {
 namespace {
 
 std::atomic<int64_t> unjudged_weights{0};
+constexpr int kNoBackward = -1;
 
 // A way in which products of a weight ran in high precision.
 struct HighPrecisionUse {
@@ -55,8 +56,8 @@ struct UseRecord : std::enable_shared_from_this<UseRecord> {
 
   const uint64_t id;
   std::atomic<bool> ran_low{false};
-  std::atomic<bool> has_gradient{false};  // since it was last judged
-  std::atomic<bool> is_judged{true};      // until a conversion expects its use
+  std::atomic<int> reached_by{kNoBackward};  // the last backward, since it was last judged
+  std::atomic<bool> is_judged{true};         // until a conversion expects its use
 
   std::mutex mutex;
   ConvertedWeight known;
@@ -146,11 +147,12 @@ struct Verdict {
   std::vector<std::string> texts{};
 };
 
-Verdict verdict_on(UseRecord& record, const at::Tensor& weight) {
+Verdict verdict_on(UseRecord& record, const at::Tensor& weight, int backward) {
   if (record.known.is_replaced && record.known.is_replaced()) return {true, true, {kReplaced}};
-  const bool has_gradient = record.has_gradient.exchange(false);
+  int reached_by = backward;
+  const bool has_gradient = record.reached_by.compare_exchange_strong(reached_by, kNoBackward);
   record.had_gradient |= has_gradient;
-  if (!has_gradient && weight.requires_grad()) return {};
+  if (!has_gradient && (weight.requires_grad() || reached_by != kNoBackward)) return {};
   Verdict verdict{.is_due = true};
   const bool ran_low = record.ran_low.load();
   verdict.is_error = has_gradient && !ran_low;
@@ -164,11 +166,11 @@ Verdict verdict_on(UseRecord& record, const at::Tensor& weight) {
   return verdict;
 }
 
-void judge(UseRecord& record, ConversionCheck& errors, ConversionCheck& warnings) {
+void judge(UseRecord& record, int backward, ConversionCheck& errors, ConversionCheck& warnings) {
   const at::Tensor weight = record.tensor();
   const std::lock_guard lock(record.mutex);
   if (!weight.defined()) return record.set_judged(true);  // only copies are left
-  const Verdict verdict = verdict_on(record, weight);
+  const Verdict verdict = verdict_on(record, weight, backward);
   if (!verdict.is_due) return;
   const bool is_error = verdict.is_error && record.known.unused == Unused::ERROR;
   // An error comes again with the next gradient.
@@ -199,8 +201,8 @@ void note_low_precision(uint64_t id) {
   });
 }
 
-void note_gradient(uint64_t id) {
-  Records::instance().with(id, [](UseRecord& record) { record.has_gradient = true; });
+void note_gradient(uint64_t id, int backward) {
+  Records::instance().with(id, [&](UseRecord& record) { record.reached_by = backward; });
 }
 
 void note_high_precision(uint64_t id, const char* op, const char* why) {
@@ -233,7 +235,7 @@ bool expect_use(uint64_t id, const at::Tensor& weight, ConvertedWeight known, bo
   const std::lock_guard lock(record->mutex);
   if (anew) {
     record->ran_low = false;
-    record->has_gradient = false;
+    record->reached_by = kNoBackward;
     record->had_gradient = false;
     record->ran_high.clear();
   }
@@ -275,8 +277,8 @@ WeightUse use_of(uint64_t id) {
   }
   if (record->known.is_replaced && record->known.is_replaced()) remedies.emplace_back(kReplaced);
   if (result.use == Use::NONE && remedies.empty()) {
-    remedies.emplace_back(record->had_gradient || record->has_gradient ? kComputedFrom
-                                                                       : kNoProduct);
+    remedies.emplace_back(record->had_gradient || record->reached_by != kNoBackward ? kComputedFrom
+                                                                                    : kNoProduct);
   }
   result.remedy = join(remedies, "; ");
   return result;
@@ -286,10 +288,10 @@ bool any_unjudged() {
   return unjudged_weights.load(std::memory_order_relaxed) != 0;
 }
 
-void judge_uses() {
+void judge_uses(int backward) {
   ConversionCheck errors, warnings;
   for (const std::shared_ptr<UseRecord>& record : Records::instance().unjudged()) {
-    judge(*record, errors, warnings);
+    judge(*record, backward, errors, warnings);
   }
   if (!warnings.weights.empty()) log_warning("[quantize_] unused: " + warnings.to_line());
   if (!errors.weights.empty()) fail("quantize_", "unused", errors.to_line());

@@ -27,8 +27,8 @@ void note_low_precision(uint64_t id);
 /// and `why`. Warns by the weight's name, unless the end of a backward will do so for all weights.
 void note_high_precision(uint64_t id, const char* op, const char* why);
 
-/// A gradient has reached the weight itself, by whatever way.
-void note_gradient(uint64_t id);
+/// A gradient has reached the weight itself, by whatever way, in this backward of LibTorch's.
+void note_gradient(uint64_t id, int backward);
 
 // ---- what is known of a weight ------------------------------------------------
 struct UseRecord;
@@ -68,9 +68,9 @@ WeightUse use_of(uint64_t id);
 bool any_unjudged();
 
 /// To be called when a backward has ended. Of the weights that have not been judged it judges those
-/// that a gradient reached, those that are replaced, and those that are frozen; the others were not
-/// needed so far. One warning names all that did not train in low precision.
+/// that a gradient reached in it, those that are replaced, and those that are frozen; the others were
+/// not needed so far, or another thread's backward is under way and judges them. One warning names all that did not train in low precision.
 /// @throws c10::Error with the same text when one of them was converted with Unused::ERROR.
-void judge_uses();
+void judge_uses(int backward);
 
 }  // namespace moe8
