@@ -329,9 +329,9 @@ torch::Tensor Run::backward(int64_t number, StepClock& clock) {
   });
 }
 
-// Computes the next step, or on a GPU has it computed: nothing here waits for the device. A step
-// from a loss or gradients that are not finite spoils the weights; look() then ends the run before
-// they are written anywhere.
+// Computes the next step, or on a GPU has it computed: nothing here waits for the device. The
+// optimizer leaves the weights alone when the norm of the gradients is not finite; look() then ends
+// the run before anything is written.
 Run::LaunchedStep Run::launch() {
   const double cpu_start = cpu_seconds();
   const TrainingConfig& t = config_.training;
