@@ -2,6 +2,7 @@
 // The gated activation for rows of any length at any address: pair by pair, computed again for each
 // of the uses of a row. Slower, the same bits but for the order of the scores' sums. And which
 // arguments no kernel takes.
+#include "cuda/block_sum.cuh"
 #include "cuda/experts/swiglu.cuh"
 
 namespace moe8::cuda {
@@ -56,20 +57,6 @@ __device__ uint32_t block_max(uint32_t value) {
   __syncthreads();
   for (const uint32_t other : shared) value = max(value, other);
   return value;
-}
-
-// The block's sum, always in the same order, in every thread.
-__device__ float block_sum(float value) {
-  __shared__ float shared[kWarps];
-  for (int step = 16; step > 0; step /= 2) {
-    value = __fadd_rn(value, __shfl_xor_sync(~0u, value, step));
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
-  for (const float other : shared) sum = __fadd_rn(sum, other);
-  return sum;
 }
 
 // One element of a row with the scale that the row's amax gives.
@@ -165,7 +152,7 @@ __device__ void differentiate_row(const Backward& p, int64_t row, int64_t group)
   }
   hidden = block_max(hidden);
   activation = block_max(activation);
-  score = block_sum(score);
+  score = block_sum<kThreads>(score);
   for (int64_t i = threadIdx.x; i < a.columns; i += kThreads) {
     const Rounded d = differentiate_pair(p, factors, row, group, i, 0);
     const Place at = place_of(a, i);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // RMSNorm of rows of any width at any address, element by element, and the second stage of the
 // weight's gradient, which every width shares.
+#include "cuda/block_sum.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/nn/rms_norm.cuh"
 #include "formats/integers.h"
@@ -12,20 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kColumns = 32;  // that a block of the second stage sums
 constexpr int kStripes = 32;  // in which it takes the parts
-
-// Of a block, always in the same order, in every thread.
-__device__ float block_sum(float value) {
-  __shared__ float shared[kThreads / 32];
-  for (int step = 16; step > 0; step /= 2) {
-    value = __fadd_rn(value, __shfl_xor_sync(~0u, value, step));
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
-  for (const float other : shared) sum = __fadd_rn(sum, other);
-  return sum;
-}
 
 // ---- forward: a block per row
 template <typename T>
@@ -43,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) norm_any(const __grid_constant__ Rms
     const float value = to_float(h(i));
     squares = __fmaf_rn(value, value, squares);
   }
-  const float rstd = inverse_root(block_sum(squares), a.columns, a.eps);
+  const float rstd = inverse_root(block_sum<kThreads>(squares), a.columns, a.eps);
   const T* weight = static_cast<const T*>(a.weight);
   for (int64_t i = threadIdx.x; i < a.columns; i += kThreads) {
     const T value = h(i);
@@ -68,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = threadIdx.x; i < a.columns; i += kThreads) {
     product = __fmaf_rn(g(i), to_float(h[i]), product);
   }
-  const NormGradient gradient(a.rstd[row], block_sum(product), a.columns);
+  const NormGradient gradient(a.rstd[row], block_sum<kThreads>(product), a.columns);
   for (int64_t i = threadIdx.x; i < a.columns; i += kThreads) {
     const float other =
         a.grad_sum == nullptr ? 0.0f : to_float(static_cast<const T*>(a.grad_sum)[start + i]);

@@ -102,36 +102,38 @@ size_t index_in(std::span<const std::string_view> words, const char* expected,
   if (found == words.end()) wrong(name, expected, describe(node), at);
   return static_cast<size_t>(found - words.begin());
 }
-void assign(const toml::node& node, Weights& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<Weights>(index_in(kWeights, "master, bf16 or float32", node, name, at));
+// The words of a setting that is one of a few, in the order of its values, and what to expect.
+struct Choice {
+  std::span<const std::string_view> words;
+  const char* expected;
+};
+Choice choice(Weights) {
+  return {kWeights, "master, bf16 or float32"};
 }
-void assign(const toml::node& node, TrainingDevice& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<TrainingDevice>(index_in(kDevices, "auto, cpu or cuda", node, name, at));
+Choice choice(TrainingDevice) {
+  return {kDevices, "auto, cpu or cuda"};
 }
-void assign(const toml::node& node, CudaGraphs& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<CudaGraphs>(index_in(kGraphs, "auto, on or off", node, name, at));
+Choice choice(CudaGraphs) {
+  return {kGraphs, "auto, on or off"};
+}
+Choice choice(OptimizerKind) {
+  return {kKinds, "adamw or muon"};
+}
+Choice choice(MomentDtype) {
+  return {kMoments, "auto, float32 or bf16"};
+}
+Choice choice(Schedule) {
+  return {kSchedules, "cosine, linear, constant or wsd"};
+}
+Choice choice(Recompute) {
+  return {kRecompute, "none, selective or full"};
 }
 
-void assign(const toml::node& node, OptimizerKind& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<OptimizerKind>(index_in(kKinds, "adamw or muon", node, name, at));
-}
-void assign(const toml::node& node, MomentDtype& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<MomentDtype>(index_in(kMoments, "auto, float32 or bf16", node, name, at));
-}
-void assign(const toml::node& node, Schedule& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<Schedule>(
-      index_in(kSchedules, "cosine, linear, constant or wsd", node, name, at));
-}
-
-void assign(const toml::node& node, Recompute& value, const std::string& name,
-            const std::string& at) {
-  value = static_cast<Recompute>(index_in(kRecompute, "none, selective or full", node, name, at));
+template <typename Enum>
+requires std::is_enum_v<Enum>
+void assign(const toml::node& node, Enum& value, const std::string& name, const std::string& at) {
+  const Choice of = choice(value);
+  value = static_cast<Enum>(index_in(of.words, of.expected, node, name, at));
 }
 void assign(const toml::node& node, Deterministic& value, const std::string& name,
             const std::string& at) {
