@@ -10,8 +10,8 @@
 #include <variant>
 
 #include "base/check.h"
-#include "base/plain_text.h"
 #include "base/log.h"
+#include "base/plain_text.h"
 #include "device/implementation.h"
 #include "experts/implementations.h"
 #include "moe8/experts.h"

@@ -4,8 +4,8 @@
 #include <c10/util/StringUtil.h>
 
 #include "base/check.h"
-#include "base/plain_text.h"
 #include "base/log.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -15,8 +15,7 @@ std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen)
   std::string lines;
   for (const ExpertStages* stages : expert_stages()) {
     if (stages == chosen) break;
-    lines +=
-        concat("\n  not ", stages->name(), ": ", stages->refusal(call).value_or("(it could)"));
+    lines += concat("\n  not ", stages->name(), ": ", stages->refusal(call).value_or("(it could)"));
   }
   return lines;
 }
@@ -25,8 +24,7 @@ std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen)
 
 std::string ExpertsCall::describe() const {
   return concat("stages of experts: ", order.tokens(), " tokens x ", order.top_k(), " of ",
-                  order.n_experts(), " experts, ", dim, " x ", hidden, ", ", x_dtype, " on ",
-                  device);
+                order.n_experts(), " experts, ", dim, " x ", hidden, ", ", x_dtype, " on ", device);
 }
 
 const std::vector<const ExpertStages*>& expert_stages() {

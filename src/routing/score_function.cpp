@@ -4,8 +4,8 @@
 #include <array>
 
 #include "base/check.h"
-#include "base/plain_text.h"
 #include "base/nearest.h"
+#include "base/plain_text.h"
 
 namespace moe8 {
 namespace {
@@ -23,8 +23,8 @@ ScoreFunction parse_score_function(std::string_view text) {
     if (kScoreFunctions[i] == text) return static_cast<ScoreFunction>(i);
   }
   fail("ScoreFunction", "name",
-       concat("expected one of ", join({kScoreFunctions.begin(), kScoreFunctions.end()}),
-                ", got '", text, "'"));
+       concat("expected one of ", join({kScoreFunctions.begin(), kScoreFunctions.end()}), ", got '",
+              text, "'"));
 }
 
 }  // namespace moe8

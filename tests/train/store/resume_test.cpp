@@ -355,8 +355,7 @@ TEST(Resume, WhatMayChangeIsSaid) {
   std::ostringstream said;
   EXPECT_EQ(resume(config, &said).steps, 14);
   EXPECT_THAT(said.str(), HasSubstr("training.steps = 14 (was 12)\n"));
-  EXPECT_THAT(said.str(),
-              HasSubstr("training.activation_checkpointing = 'full' (was 'none')\n"));
+  EXPECT_THAT(said.str(), HasSubstr("training.activation_checkpointing = 'full' (was 'none')\n"));
   EXPECT_THAT(said.str(), HasSubstr("optimizer.learning_rate = 0.02 (was 0.01)\n"));
   EXPECT_EQ(said.str().find("data.files"), std::string::npos);
   EXPECT_EQ(metrics_of(config).size(), 14u);
