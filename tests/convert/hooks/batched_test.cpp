@@ -5,8 +5,17 @@
 namespace moe8 {
 namespace {
 
-using namespace testing;
 using at::Tensor;
+using testing::dtypes;
+using testing::equal_groups;
+using testing::error_of;
+using testing::expect_agreement;
+using testing::grouped_configs;
+using testing::linear_configs;
+using testing::normal;
+using testing::one_group;
+using testing::same_bits;
+using testing::Weights;
 
 constexpr int64_t E = 3, T = 5, K = 64, N = 96;
 

@@ -7,8 +7,16 @@
 namespace moe8 {
 namespace {
 
-using namespace testing;
 using at::Tensor;
+using testing::dtypes;
+using testing::error_of;
+using testing::expect_agreement;
+using testing::expect_equal;
+using testing::grouped_configs;
+using testing::linear_configs;
+using testing::normal;
+using testing::offs_of;
+using testing::Weights;
 
 constexpr int64_t T = 5, K = 64, N = 96;
 

@@ -7,9 +7,21 @@
 namespace moe8 {
 namespace {
 
-using namespace testing;
 using at::Tensor;
+using testing::equal_groups;
+using testing::expect_agreement;
+using testing::expect_equal;
+using testing::grad_fn_of;
+using testing::grouped_configs;
 using ::testing::HasSubstr;
+using testing::linear_configs;
+using testing::normal;
+using testing::offs_of;
+using testing::one_group;
+using testing::Product;
+using testing::same_bits;
+using testing::Weights;
+using testing::with_dtype;
 
 constexpr int64_t E = 3, T = 40, K = 64, N = 32;
 

@@ -7,10 +7,14 @@
 namespace moe8 {
 namespace {
 
-using namespace testing;
 using at::Tensor;
 using ::testing::AllOf;
+using testing::error_of;
+using testing::expect_equal;
+using testing::grouped_configs;
 using ::testing::HasSubstr;
+using testing::linear_configs;
+using testing::normal;
 
 constexpr int64_t E = 3, T = 6, K = 32, N = 64;
 

@@ -6,8 +6,16 @@
 namespace moe8 {
 namespace {
 
-using namespace testing;
 using at::Tensor;
+using testing::dtypes;
+using testing::expect_agreement;
+using testing::grouped_configs;
+using testing::linear_configs;
+using testing::normal;
+using testing::one_group;
+using testing::Product;
+using testing::same_bits;
+using testing::Weights;
 namespace F = torch::nn::functional;
 
 constexpr int64_t E = 3, T = 5, K = 64, N = 96;
