@@ -96,59 +96,23 @@ inline void add_any(const Addition& p, int64_t begin, int64_t end) {
   });
 }
 
-using StepKernel = void (*)(const AdamWArgs&, int64_t, int64_t);
-using SumKernel = float (*)(const void*, FloatType, int64_t);
-using AddKernel = void (*)(const Addition&, int64_t, int64_t);
-
-[[gnu::flatten]] void step_portable(const AdamWArgs& a, int64_t b, int64_t e) {
-  step_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void step_avx2(const AdamWArgs& a, int64_t b, int64_t e) {
-  step_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void step_avx512(const AdamWArgs& a, int64_t b, int64_t e) {
-  step_any(a, b, e);
-}
-[[gnu::flatten]] float sum_portable(const void* x, FloatType type, int64_t n) {
-  return sum_any(x, type, n);
-}
-MOE8_TARGET_AVX2 float sum_avx2(const void* x, FloatType type, int64_t n) {
-  return sum_any(x, type, n);
-}
-MOE8_TARGET_AVX512 float sum_avx512(const void* x, FloatType type, int64_t n) {
-  return sum_any(x, type, n);
-}
-[[gnu::flatten]] void add_portable(const Addition& p, int64_t b, int64_t e) {
-  add_any(p, b, e);
-}
-MOE8_TARGET_AVX2 void add_avx2(const Addition& p, int64_t b, int64_t e) {
-  add_any(p, b, e);
-}
-MOE8_TARGET_AVX512 void add_avx512(const Addition& p, int64_t b, int64_t e) {
-  add_any(p, b, e);
-}
-
-constexpr StepKernel kStep[] = {step_portable, step_avx2, step_avx512};
-constexpr SumKernel kSum[] = {sum_portable, sum_avx2, sum_avx512};
-constexpr AddKernel kAdd[] = {add_portable, add_avx2, add_avx512};
-
 }  // namespace
 
 void adamw(const AdamWArgs& args, int64_t begin, int64_t end, Isa isa) {
   if (args.scalars.go == 0) return;
   const DefaultFloatState state;
-  kStep[static_cast<int>(isa)](args, begin, end);
+  PerIsa<step_any>::run(isa, args, begin, end);
 }
 
 float sum_of_squares(const void* x, FloatType type, int64_t n, Isa isa) {
   const DefaultFloatState state;
-  return kSum[static_cast<int>(isa)](x, type, n);
+  return PerIsa<sum_any>::run(isa, x, type, n);
 }
 
 void add_gradients(const void* a, FloatType a_type, const void* b, FloatType b_type, float* out,
                    int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kAdd[static_cast<int>(isa)]({a, b, a_type, b_type, out}, begin, end);
+  PerIsa<add_any>::run(isa, {a, b, a_type, b_type, out}, begin, end);
 }
 
 }  // namespace moe8::cpu

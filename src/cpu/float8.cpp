@@ -150,58 +150,20 @@ inline uint32_t amax_any(const void* x, FloatType type, int64_t at, int64_t n) {
   return amax;
 }
 
-// ---- entry points, one per instruction set ----------------------------------
-using QuantizeKernel = void (*)(const Float8QuantizeArgs&, int64_t, int64_t);
-using DequantizeKernel = void (*)(const Float8DequantizeArgs&, int64_t, int64_t);
-using AmaxKernel = uint32_t (*)(const void*, FloatType, int64_t, int64_t);
-
-[[gnu::flatten]] void quantize_portable(const Float8QuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void quantize_avx2(const Float8QuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void quantize_avx512(const Float8QuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-[[gnu::flatten]] void dequantize_portable(const Float8DequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void dequantize_avx2(const Float8DequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void dequantize_avx512(const Float8DequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-[[gnu::flatten]] uint32_t amax_portable(const void* x, FloatType type, int64_t at, int64_t n) {
-  return amax_any(x, type, at, n);
-}
-MOE8_TARGET_AVX2 uint32_t amax_avx2(const void* x, FloatType type, int64_t at, int64_t n) {
-  return amax_any(x, type, at, n);
-}
-MOE8_TARGET_AVX512 uint32_t amax_avx512(const void* x, FloatType type, int64_t at, int64_t n) {
-  return amax_any(x, type, at, n);
-}
-
-constexpr QuantizeKernel kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
-constexpr DequantizeKernel kDequantize[] = {dequantize_portable, dequantize_avx2,
-                                            dequantize_avx512};
-constexpr AmaxKernel kAmax[] = {amax_portable, amax_avx2, amax_avx512};
-
 }  // namespace
 
 void quantize_float8(const Float8QuantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kQuantize[static_cast<int>(isa)](args, begin, end);
+  PerIsa<quantize_any>::run(isa, args, begin, end);
 }
 
 void dequantize_float8(const Float8DequantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kDequantize[static_cast<int>(isa)](args, begin, end);
+  PerIsa<dequantize_any>::run(isa, args, begin, end);
 }
 
 uint32_t float8_amax(const void* x, FloatType type, int64_t at, int64_t n, Isa isa) {
-  return kAmax[static_cast<int>(isa)](x, type, at, n);
+  return PerIsa<amax_any>::run(isa, x, type, at, n);
 }
 
 float float8_scale_of(uint32_t amax_bits, ElemDtype elem, bool round_to_power_of_2) {

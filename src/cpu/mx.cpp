@@ -315,57 +315,21 @@ inline void dequantize_any(const MxDequantizeArgs& a, int64_t begin, int64_t end
   }
 }
 
-template <typename Args>
-using Kernel = void (*)(const Args&, int64_t, int64_t);
-
-[[gnu::flatten]] void quantize_portable(const MxQuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void quantize_avx2(const MxQuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void quantize_avx512(const MxQuantizeArgs& a, int64_t b, int64_t e) {
-  quantize_any(a, b, e);
-}
-[[gnu::flatten]] void both_portable(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
-  quantize_both_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void both_avx2(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
-  quantize_both_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void both_avx512(const MxQuantizeBothArgs& a, int64_t b, int64_t e) {
-  quantize_both_any(a, b, e);
-}
-[[gnu::flatten]] void dequantize_portable(const MxDequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-MOE8_TARGET_AVX2 void dequantize_avx2(const MxDequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-MOE8_TARGET_AVX512 void dequantize_avx512(const MxDequantizeArgs& a, int64_t b, int64_t e) {
-  dequantize_any(a, b, e);
-}
-
-constexpr Kernel<MxQuantizeArgs> kQuantize[] = {quantize_portable, quantize_avx2, quantize_avx512};
-constexpr Kernel<MxQuantizeBothArgs> kQuantizeBoth[] = {both_portable, both_avx2, both_avx512};
-constexpr Kernel<MxDequantizeArgs> kDequantize[] = {dequantize_portable, dequantize_avx2,
-                                                    dequantize_avx512};
-
 }  // namespace
 
 void quantize_mx(const MxQuantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kQuantize[static_cast<int>(isa)](args, begin, end);
+  PerIsa<quantize_any>::run(isa, args, begin, end);
 }
 
 void quantize_mx_both(const MxQuantizeBothArgs& args, int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kQuantizeBoth[static_cast<int>(isa)](args, begin, end);
+  PerIsa<quantize_both_any>::run(isa, args, begin, end);
 }
 
 void dequantize_mx(const MxDequantizeArgs& args, int64_t begin, int64_t end, Isa isa) {
   const DefaultFloatState state;
-  kDequantize[static_cast<int>(isa)](args, begin, end);
+  PerIsa<dequantize_any>::run(isa, args, begin, end);
 }
 
 }  // namespace moe8::cpu
