@@ -48,7 +48,7 @@ inline constexpr int64_t kStepsBeforeGraph = 3;
 
 /// What `mode` comes to. AUTO: where moe8's kernels compute (LibTorch's compositions ask the host)
 /// and the memory of a step, which the graph keeps beside that of other steps, leaves half of the
-/// GPU free. On a CPU never.
+/// GPU free. On a CPU never; the trainer refuses ON there.
 /// @param step_bytes  what a step takes beyond what lies between steps
 bool wants_graph(CudaGraphs mode, const c10::Device& device, int64_t step_bytes);
 

@@ -251,6 +251,9 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
       data_(config_.data.files, config_.data.validation_fraction),
       folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
+  MOE8_CHECK(device_.is_cuda() || config_.training.cuda_graph != CudaGraphs::ON, kTrain,
+             "training.cuda_graph",
+             "expected auto or off for a run on the CPU, got on. A graph is of a GPU's work.");
   const Settings now = settings();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();

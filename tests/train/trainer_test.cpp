@@ -377,6 +377,16 @@ TEST(Train, ActivationCheckpointingChangesNoBit) {
   }
 }
 
+TEST(Train, AGraphOnACpuIsRefused) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder);
+  config.training.device = TrainingDevice::CPU;
+  config.training.cuda_graph = CudaGraphs::ON;
+  EXPECT_THAT(error_of([&] { train(config); }),
+              HasSubstr("[train] training.cuda_graph: expected auto or off for a run on the CPU"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "run"));
+}
+
 TEST(Train, LossesOfTheRoutersAreTrainedOnAndReported) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);

@@ -27,7 +27,6 @@ constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
 constexpr std::array<std::string_view, 2> kKinds{"adamw", "muon"};
 constexpr std::array<std::string_view, 3> kMoments{"auto", "float32", "bf16"};
 constexpr std::array<std::string_view, 4> kSchedules{"cosine", "linear", "constant", "wsd"};
-constexpr std::array<std::string_view, 3> kRecompute{"none", "selective", "full"};
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -82,58 +81,53 @@ void assign(const toml::node& node, std::vector<std::string>& value, const std::
     value.push_back(item.as_string()->get());
   }
 }
-void assign(const toml::node& node, ScoreFunction& value, const std::string& name,
-            const std::string& at) {
-  std::string text;
-  read(node, text, "softmax or sigmoid", name, at);
-  try {
-    value = parse_score_function(text);
-  } catch (const c10::Error&) {
-    wrong(name, "softmax or sigmoid", describe(node), at);
-  }
+// The words of a setting that is one of a few, in the order of its values.
+using Words = std::span<const std::string_view>;
+Words words_of(Weights) {
+  return kWeights;
+}
+Words words_of(TrainingDevice) {
+  return kDevices;
+}
+Words words_of(CudaGraphs) {
+  return kGraphs;
+}
+Words words_of(OptimizerKind) {
+  return kKinds;
+}
+Words words_of(MomentDtype) {
+  return kMoments;
+}
+Words words_of(Schedule) {
+  return kSchedules;
+}
+Words words_of(ScoreFunction) {
+  using enum ScoreFunction;
+  static const std::array words{to_string(SOFTMAX), to_string(SIGMOID)};
+  return words;
+}
+Words words_of(Recompute) {
+  using enum Recompute;
+  static const std::array words{to_string(NONE), to_string(SELECTIVE), to_string(FULL)};
+  return words;
 }
 
-// Which of some words.
-size_t index_in(std::span<const std::string_view> words, const char* expected,
-                const toml::node& node, const std::string& name, const std::string& at) {
-  std::string text;
-  read(node, text, expected, name, at);
-  const auto found = std::find(words.begin(), words.end(), text);
-  if (found == words.end()) wrong(name, expected, describe(node), at);
-  return static_cast<size_t>(found - words.begin());
-}
-// The words of a setting that is one of a few, in the order of its values, and what to expect.
-struct Choice {
-  std::span<const std::string_view> words;
-  const char* expected;
-};
-Choice choice(Weights) {
-  return {kWeights, "master, bf16 or float32"};
-}
-Choice choice(TrainingDevice) {
-  return {kDevices, "auto, cpu or cuda"};
-}
-Choice choice(CudaGraphs) {
-  return {kGraphs, "auto, on or off"};
-}
-Choice choice(OptimizerKind) {
-  return {kKinds, "adamw or muon"};
-}
-Choice choice(MomentDtype) {
-  return {kMoments, "auto, float32 or bf16"};
-}
-Choice choice(Schedule) {
-  return {kSchedules, "cosine, linear, constant or wsd"};
-}
-Choice choice(Recompute) {
-  return {kRecompute, "none, selective or full"};
+// "none, selective or full"
+std::string one_of(Words words) {
+  const std::vector<std::string> but_last(words.begin(), std::prev(words.end()));
+  return concat(join(but_last), " or ", words.back());
 }
 
 template <typename Enum>
 requires std::is_enum_v<Enum>
 void assign(const toml::node& node, Enum& value, const std::string& name, const std::string& at) {
-  const Choice of = choice(value);
-  value = static_cast<Enum>(index_in(of.words, of.expected, node, name, at));
+  const Words words = words_of(value);
+  const std::string expected = one_of(words);
+  std::string text;
+  read(node, text, expected.c_str(), name, at);
+  const auto found = std::find(words.begin(), words.end(), text);
+  if (found == words.end()) wrong(name, expected, describe(node), at);
+  value = static_cast<Enum>(found - words.begin());
 }
 void assign(const toml::node& node, Deterministic& value, const std::string& name,
             const std::string& at) {

@@ -26,7 +26,8 @@ enum class TrainingDevice { AUTO, CPU, CUDA };
 
 std::string_view to_string(TrainingDevice value);  // "auto", "cpu", "cuda"
 
-/// Whether a GPU repeats forward and backward of a step as a CUDA graph: train/step_graph.h.
+/// Whether a GPU repeats forward and backward of a step as a CUDA graph: train/step_graph.h. ON is
+/// refused on a CPU.
 enum class CudaGraphs { AUTO, ON, OFF };
 
 std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
