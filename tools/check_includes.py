@@ -77,8 +77,8 @@ IMPLIED = {"string_view": {"string"}, "exception": {"stdexcept"}, "utility": {"m
            "string": {"c10/util/Exception.h", "ATen/core/Tensor.h"}}
 # The rooms of src/, each above those that it may include. "moe8" is the public API, include/moe8/.
 ROOMS = ["moe8", "base", "formats", "kernels", "reference", "cpu", "cuda", "config", "device", "groups",
-         "quantize", "operand", "weights", "gemm", "numerics", "autograd", "ops", "routing", "experts",
-         "optim", "io", "convert", "nn", "train"]
+         "quantize", "dist", "operand", "weights", "gemm", "numerics", "autograd", "ops", "routing",
+         "experts", "optim", "io", "convert", "nn", "train"]
 COMMENT_OR_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 INCLUDE = re.compile(r'^\s*#include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 

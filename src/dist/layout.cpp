@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "dist/layout.h"
+
+#include "base/check.h"
+
+namespace moe8 {
+namespace {
+
+void check(const ParallelLayout& layout, int64_t world) {
+  constexpr const char* kOp = "parallel";
+  MOE8_CHECK(layout.tensor >= 1 && world % layout.tensor == 0, kOp, "tensor",
+             "expected a divisor of the world of ", world, " processes, got ", layout.tensor);
+  const int64_t data = world / layout.tensor;
+  MOE8_CHECK(layout.expert >= 1 && data % layout.expert == 0, kOp, "expert",
+             "expected a divisor of ", data, ", the world of ", world,
+             " processes by tensor = ", layout.tensor, ", got ", layout.expert);
+}
+
+std::vector<int64_t> every(int64_t count, int64_t first, int64_t step) {
+  std::vector<int64_t> ranks;
+  for (int64_t i = 0; i < count; ++i) ranks.push_back(first + i * step);
+  return ranks;
+}
+
+}  // namespace
+
+LayoutGroups layout_groups(const ParallelLayout& layout, int64_t world, int64_t rank) {
+  check(layout, world);
+  const int64_t data_size = world / layout.tensor;
+  const int64_t tensor_rank = rank % layout.tensor, data_rank = rank / layout.tensor;
+  const int64_t expert_rank = data_rank % layout.expert, replica = data_rank / layout.expert;
+  const auto of_data_rank = [&](int64_t r) { return r * layout.tensor + tensor_rank; };
+  return {.world = every(world, 0, 1),
+          .data = every(data_size, of_data_rank(0), layout.tensor),
+          .expert = every(layout.expert, of_data_rank(replica * layout.expert), layout.tensor),
+          .expert_data = every(data_size / layout.expert, of_data_rank(expert_rank),
+                               layout.expert * layout.tensor),
+          .tensor = every(layout.tensor, data_rank * layout.tensor, 1)};
+}
+
+}  // namespace moe8

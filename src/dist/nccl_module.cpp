@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// libmoe8_nccl.so: NCCL as libtorch_cuda has it.
+#define USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include "dist/backends.h"
+
+extern "C" [[gnu::visibility("default")]] void moe8_nccl_backend(const moe8::Meeting& meeting,
+                                                                 moe8::BackendPtr& made) {
+  const auto options = c10d::ProcessGroupNCCL::Options::create();
+  options->timeout = meeting.timeout;
+  made = c10::make_intrusive<c10d::ProcessGroupNCCL>(meeting.store, meeting.rank, meeting.size,
+                                                     options);
+}
