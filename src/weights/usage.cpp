@@ -22,17 +22,6 @@ namespace {
 std::atomic<int64_t> unjudged_weights{0};
 constexpr int kNoBackward = -1;
 
-// A way in which products of a weight ran in high precision.
-struct HighPrecisionUse {
-  std::string op;
-  std::string why;
-  bool is_told;  // in a warning
-
-  std::string text() const { return concat("at::", op, " ran in high precision: ", why); }
-};
-
-using WeakWeight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-
 constexpr const char* kReplaced =
     "its module computes with another tensor, which was assigned after the conversion: convert "
     "again, or keep the parameter and use set_data()";
@@ -49,6 +38,17 @@ constexpr const char* kNoProduct = "no product of it was seen so far";
 
 // The flags are read and set at every product; the rest is guarded by the mutex.
 struct UseRecord : std::enable_shared_from_this<UseRecord> {
+  using WeakWeight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
+  // A way in which products of a weight ran in high precision.
+  struct HighPrecisionUse {
+    std::string op;
+    std::string why;
+    bool is_told;  // in a warning
+
+    std::string text() const { return concat("at::", op, " ran in high precision: ", why); }
+  };
+
   explicit UseRecord(uint64_t own_id) : id(own_id) {}
   ~UseRecord();
   UseRecord(const UseRecord&) = delete;
@@ -80,6 +80,8 @@ struct UseRecord : std::enable_shared_from_this<UseRecord> {
 };
 
 namespace {
+
+using HighPrecisionUse = UseRecord::HighPrecisionUse;
 
 // Records by id. They are held by tags; the table only finds them.
 class Records {

@@ -21,43 +21,58 @@
 #include "weights/tags.h"
 
 namespace moe8 {
+// Lives as long as its weight (tags.h); read and changed under the cache's lock alone.
+struct KeptForms {
+  // Which part of the weight's memory a product reads, and how.
+  struct Part {
+    int64_t offset;
+    std::vector<int64_t> sizes;
+    std::vector<int64_t> strides;
+    at::ScalarType dtype;
+
+    explicit Part(const at::Tensor& W)
+        : offset(W.storage_offset()),
+          sizes(W.sizes().vec()),
+          strides(W.strides().vec()),
+          dtype(W.scalar_type()) {}
+    auto operator<=>(const Part&) const = default;
+  };
+
+  // What must be equal for a kept form to be that of the weight as it is now.
+  struct Content {
+    uint32_t version;
+    const void* memory;
+    uint64_t aliases_made;
+    StreamId stream;  // forms of one stream are not ready on another
+
+    bool operator==(const Content&) const = default;
+  };
+
+  using Contents = std::vector<Content>;  // of the parts of a joined weight
+  using Memory = c10::weak_intrusive_ptr<c10::StorageImpl>;
+
+  struct Entry {
+    Contents contents;
+    std::vector<Memory> memories{};  // of the parts: an address alone may be that of a later weight
+    std::shared_ptr<FormStore> store{};  // null: nothing kept
+    bool has_gradient = false;           // a backward ran since the weight last changed
+    bool is_trusted = false;             // the weight changed visibly after a backward
+  };
+
+  explicit KeptForms(const at::Tensor& W) : memory(W.storage().getWeakStorageImpl()) {}
+
+  std::map<std::vector<Part>, Entry> entries;  // by the parts of a joined weight, this one first
+  // Of the weight. Somebody's weak reference to the weight keeps this alive longer than the memory.
+  Memory memory;
+};
+
 namespace {
 
-// Which part of the weight's memory a product reads, and how.
-struct Part {
-  int64_t offset;
-  std::vector<int64_t> sizes;
-  std::vector<int64_t> strides;
-  at::ScalarType dtype;
-
-  explicit Part(const at::Tensor& W)
-      : offset(W.storage_offset()),
-        sizes(W.sizes().vec()),
-        strides(W.strides().vec()),
-        dtype(W.scalar_type()) {}
-  auto operator<=>(const Part&) const = default;
-};
-
-// What must be equal for a kept form to be that of the weight as it is now.
-struct Content {
-  uint32_t version;
-  const void* memory;
-  uint64_t aliases_made;
-  StreamId stream;  // forms of one stream are not ready on another
-
-  bool operator==(const Content&) const = default;
-};
-
-using Contents = std::vector<Content>;  // of the parts of a joined weight
-using Memory = c10::weak_intrusive_ptr<c10::StorageImpl>;
-
-struct Entry {
-  Contents contents;
-  std::vector<Memory> memories{};  // of the parts: an address alone may be that of a later weight
-  std::shared_ptr<FormStore> store{};  // null: nothing kept
-  bool has_gradient = false;           // a backward ran since the weight last changed
-  bool is_trusted = false;             // the weight changed visibly after a backward
-};
+using Part = KeptForms::Part;
+using Content = KeptForms::Content;
+using Contents = KeptForms::Contents;
+using Memory = KeptForms::Memory;
+using Entry = KeptForms::Entry;
 
 struct Observed {
   Contents contents;
@@ -98,19 +113,6 @@ WeightCache mode_from_environment() {
   const std::string_view text = setting ? setting : "";
   return text == "off" ? WeightCache::OFF : text == "on" ? WeightCache::ON : WeightCache::AUTO;
 }
-
-}  // namespace
-
-// Lives as long as its weight (tags.h); read and changed under the cache's lock alone.
-struct KeptForms {
-  explicit KeptForms(const at::Tensor& W) : memory(W.storage().getWeakStorageImpl()) {}
-
-  std::map<std::vector<Part>, Entry> entries;  // by the parts of a joined weight, this one first
-  // Of the weight. Somebody's weak reference to the weight keeps this alive longer than the memory.
-  Memory memory;
-};
-
-namespace {
 
 class Cache {
  public:
