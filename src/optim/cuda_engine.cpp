@@ -9,6 +9,7 @@
 
 #include "cuda/optim/adamw.h"
 #include "cuda/optim/gradients.h"
+#include "cuda/optim/muon.h"
 #include "device/cuda_launch.h"
 #include "optim/engine.h"
 #include "quantize/check_input.h"
@@ -27,10 +28,19 @@ T* as(const at::Tensor& bytes) {
   return static_cast<T*>(bytes.mutable_data_ptr());
 }
 
+template <typename Item>
+BFloat16* copy_of(const Item& item) {
+  return item.copy.defined() ? as<BFloat16>(item.copy) : nullptr;
+}
+
+const float* norm_value(const at::Tensor& norm) {
+  return norm.defined() ? as<float>(norm) : nullptr;
+}
+
 cuda::AdamWTensor tensor_of(const AdamWItem& item) {
   return {item.grad.const_data_ptr(),
           item.weight.mutable_data_ptr(),
-          item.copy.defined() ? as<BFloat16>(item.copy) : nullptr,
+          copy_of(item),
           item.first.mutable_data_ptr(),
           item.second.mutable_data_ptr(),
           item.weight.numel(),
@@ -72,7 +82,6 @@ class CudaOptimEngine : public OptimEngine {
   }
 
   void set_learning_rate(double learning_rate) override { learning_rate_.fill_(learning_rate); }
-  at::Tensor learning_rate() const override { return learning_rate_; }
 
   void adamw(const AdamWRule& rule, const std::vector<AdamWItem>& items,
              const at::Tensor& norm) override {
@@ -90,8 +99,40 @@ class CudaOptimEngine : public OptimEngine {
                                  .clocks = as<AdamWClock>(clocks_),
                                  .scalars = as<StepScalars>(scalars_),
                                  .learning_rate = as<double>(learning_rate_),
-                                 .norm = norm.defined() ? as<float>(norm) : nullptr};
+                                 .norm = norm_value(norm)};
       check_launch(kOp, cuda::launch_adamw(step, tensors, launch.stream));
+    }
+  }
+
+  void muon_directions(const MuonRule& rule, const std::vector<MuonItem>& items,
+                       const std::vector<at::Tensor>& directions, const at::Tensor& norm) override {
+    std::map<std::pair<FloatType, FloatType>, std::vector<cuda::MuonMomentum>> by_types;
+    for (size_t i = 0; i < items.size(); ++i) {
+      const MuonItem& item = items[i];
+      by_types[{type_of(item.grad), type_of(item.momentum)}].push_back(
+          {item.grad.const_data_ptr(), item.momentum.mutable_data_ptr(),
+           as<BFloat16>(directions[i]), item.weight.numel()});
+    }
+    const Launch launch(device_);
+    for (const auto& [types, tensors] : by_types) {
+      const cuda::MuonMomentumStep step{rule, types.first, types.second, norm_value(norm)};
+      check_launch(kOp, cuda::launch_muon_directions(step, tensors, launch.stream));
+    }
+  }
+
+  void muon_weights(const std::vector<MuonItem>& items, const std::vector<at::Tensor>& directions,
+                    const at::Tensor& norm) override {
+    std::map<FloatType, std::vector<cuda::MuonWeight>> by_type;
+    for (size_t i = 0; i < items.size(); ++i) {
+      const MuonItem& item = items[i];
+      by_type[type_of(item.weight)].push_back(
+          {as<BFloat16>(directions[i]), item.weight.mutable_data_ptr(), copy_of(item),
+           item.weight.numel(), item.weight_decay, muon_scale(item.weight)});
+    }
+    const Launch launch(device_);
+    for (const auto& [type, tensors] : by_type) {
+      const cuda::MuonWeightStep step{type, as<double>(learning_rate_), norm_value(norm)};
+      check_launch(kOp, cuda::launch_muon_weights(step, tensors, launch.stream));
     }
   }
 

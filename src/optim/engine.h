@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/adamw.h"
+#include "optim/muon.h"
 
 namespace moe8 {
 
@@ -32,11 +33,18 @@ class OptimEngine {
   virtual void add(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b,
                    const std::vector<at::Tensor>& out) = 0;
   virtual void set_learning_rate(double learning_rate) = 0;
-  /// As a tensor that operations on the device can read.
-  virtual at::Tensor learning_rate() const = 0;
   /// @param norm  of clip_gradients(); undefined: no clipping
   virtual void adamw(const AdamWRule& rule, const std::vector<AdamWItem>& items,
                      const at::Tensor& norm) = 0;
+  /// directions[i] (bf16, contiguous, the shape of items[i].weight) = clip g + momentum u, with
+  /// u = momentum u + clip g kept in items[i].momentum. Where the norm is not finite no momentum
+  /// changes, and directions are numbers. @param norm  as of adamw()
+  virtual void muon_directions(const MuonRule& rule, const std::vector<MuonItem>& items,
+                               const std::vector<at::Tensor>& directions,
+                               const at::Tensor& norm) = 0;
+  /// weight = (1 - lr weight_decay) weight - lr 0.2 sqrt(max(rows, columns)) directions[i].
+  virtual void muon_weights(const std::vector<MuonItem>& items,
+                            const std::vector<at::Tensor>& directions, const at::Tensor& norm) = 0;
   /// Of every parameter. Waits for the device.
   virtual std::vector<AdamWClock> clocks() const = 0;
   virtual void set_clocks(const std::vector<AdamWClock>& clocks) = 0;

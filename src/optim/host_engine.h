@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What engines share whose learning rate and clocks are the host's.
+// What engines share whose learning rate and clocks are the host's; Muon by LibTorch's operations.
 #pragma once
-
-#include <ATen/ops/scalar_tensor.h>
 
 #include <utility>
 #include <vector>
@@ -17,11 +15,12 @@ class HostOptimEngine : public OptimEngine {
   explicit HostOptimEngine(size_t parameters) : clocks_(parameters) {}
 
   void set_learning_rate(double learning_rate) override { learning_rate_ = learning_rate; }
-  at::Tensor learning_rate() const override {
-    return at::scalar_tensor(learning_rate_, at::kDouble);
-  }
   std::vector<AdamWClock> clocks() const override { return clocks_; }
   void set_clocks(const std::vector<AdamWClock>& clocks) override { clocks_ = clocks; }
+  void muon_directions(const MuonRule& rule, const std::vector<MuonItem>& items,
+                       const std::vector<at::Tensor>& directions, const at::Tensor& norm) override;
+  void muon_weights(const std::vector<MuonItem>& items, const std::vector<at::Tensor>& directions,
+                    const at::Tensor& norm) override;
 
  protected:
   StepScalars begin(const AdamWItem& item, const AdamWRule& rule, const float* norm) {

@@ -144,14 +144,15 @@ void Optimizer::State::step_adamw() {
 }
 
 void Optimizer::State::step_muon() {
+  std::vector<MuonItem> items;
   for (size_t i = 0; i < stepped.size(); ++i) {
     if (!is_muon(i) || !stepped[i].grad().defined()) continue;
     if (!first[i].defined()) first[i] = make_moment(i);
-    muon_step(
-        {plain(stepped[i].grad(), parameters[i].name), stepped[i],
-         has_master(i) ? parameters[i].tensor : at::Tensor(), first[i], parameters[i].weight_decay},
-        options.momentum, rule.max_norm, engine->learning_rate(), norm);
+    items.push_back({plain(stepped[i].grad(), parameters[i].name), stepped[i],
+                     has_master(i) ? parameters[i].tensor : at::Tensor(), first[i],
+                     parameters[i].weight_decay});
   }
+  muon_step(*engine, {static_cast<float>(options.momentum), rule.max_norm}, items, norm);
 }
 
 Optimizer::Optimizer(std::vector<OptimizedParameter> parameters, const OptimizerOptions& options)

@@ -32,17 +32,6 @@ struct Params {
 static_assert(sizeof(Params) <= 4096);
 
 // ---- device helpers
-// Element i of a packet whose elements before it have been put.
-template <typename T>
-__device__ void put(Packet<T>& packet, int i, T value) {
-  if constexpr (sizeof(T) == 4) {
-    packet.words[i] = __float_as_uint(value);
-  } else {
-    const uint32_t bits = value.bits;
-    packet.words[i / 2] = i % 2 ? packet.words[i / 2] | bits << 16 : bits;
-  }
-}
-
 template <typename G, typename W, typename M>
 __device__ void step_elements(const AdamWRule& rule, const StepScalars& s, const Entry& e,
                               int64_t at) {

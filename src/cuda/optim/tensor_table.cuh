@@ -56,6 +56,17 @@ __device__ void store_some(void* x, const Packet<T>& packet, int64_t at, int64_t
   aligned&& left >= 8 ? store_packet(p, packet) : store_elements(p, packet, left);
 }
 
+/// Element i of a packet whose elements before it have been put.
+template <typename T>
+__device__ void put(Packet<T>& packet, int i, T value) {
+  if constexpr (sizeof(T) == 4) {
+    packet.words[i] = __float_as_uint(value);
+  } else {
+    const uint32_t bits = value.bits;
+    packet.words[i / 2] = i % 2 ? packet.words[i / 2] | bits << 16 : bits;
+  }
+}
+
 inline bool starts_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }

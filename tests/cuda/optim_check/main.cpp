@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Compares the kernels of src/cuda/optim/ with src/reference/adamw.cpp, byte for byte: hard sizes and
+// Compares the kernels of src/cuda/optim/ with src/reference/adamw.cpp and muon.cpp, byte for byte: hard sizes and
 // addresses, then random ones. A program of its own, without Torch: `optim_check [RANDOM_LISTS]`.
 #include <cuda_runtime_api.h>
 
@@ -14,7 +14,9 @@
 #include "cuda/comparison.h"
 #include "cuda/optim/adamw.h"
 #include "cuda/optim/gradients.h"
+#include "cuda/optim/muon.h"
 #include "reference/adamw.h"
+#include "reference/muon.h"
 
 namespace moe8::cuda {
 namespace {
@@ -133,6 +135,52 @@ void check_steps(const Types& types, const std::vector<int64_t>& sizes, float no
          name_of(types) + ": clocks");
 }
 
+// Both passes of Muon over a list of tensors, without its products between them.
+void check_muon(const Types& types, const std::vector<int64_t>& sizes, const float* norm,
+                std::mt19937& rng) {
+  const MuonRule rule{0.95f, 1.0f};
+  const bool copies = types.weight == FloatType::F32;
+  const double rate = 2e-2, decay = 0.1, scale = 3.5;
+  std::vector<std::unique_ptr<Tensor>> tensors;
+  std::vector<std::unique_ptr<Array>> directions;
+  std::vector<MuonMomentum> momenta;
+  std::vector<MuonWeight> weights;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const int64_t shift = i % 5 == 3 ? 1 : 0;
+    Tensor& t = *tensors.emplace_back(std::make_unique<Tensor>(types, sizes[i], shift, rng));
+    Array& d = *directions.emplace_back(
+        std::make_unique<Array>(FloatType::BF16, sizes[i], shift, false, rng));
+    auto* const direction = static_cast<BFloat16*>(d.on_device());
+    momenta.push_back({t.grad.on_device(), t.first.on_device(), direction, sizes[i]});
+    weights.push_back({direction, t.weight.on_device(),
+                       copies ? static_cast<BFloat16*>(t.copy.on_device()) : nullptr, sizes[i],
+                       decay, scale});
+    auto* const on_host = static_cast<BFloat16*>(d.on_host());
+    reference::muon_directions(
+        {rule, norm, types.grad, types.moment, t.grad.on_host(), t.first.on_host(), on_host},
+        sizes[i]);
+    reference::muon_weights(
+        {muon_scalars(rate, decay, scale), norm, types.weight, on_host, t.weight.on_host(),
+         copies ? static_cast<BFloat16*>(t.copy.on_host()) : nullptr},
+        sizes[i]);
+  }
+  const testing::DeviceBuffer<double> device_rate(std::vector<double>{rate});
+  const testing::DeviceBuffer<float> device_norm(std::vector<float>{norm ? *norm : 0.0f});
+  const float* const norm_there = norm ? device_norm.get() : nullptr;
+  require(launch_muon_directions({rule, types.grad, types.moment, norm_there}, momenta, nullptr),
+          "launch_muon_directions");
+  require(launch_muon_weights({types.weight, device_rate.get(), norm_there}, weights, nullptr),
+          "launch_muon_weights");
+  require(cudaDeviceSynchronize(), "muon");
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const std::string what = "muon of " + std::to_string(sizes[i]);
+    directions[i]->expect_equal_on_device(what + ": direction");
+    tensors[i]->first.expect_equal_on_device(what + ": momentum");
+    tensors[i]->weight.expect_equal_on_device(what + ": weight");
+    tensors[i]->copy.expect_equal_on_device(what + ": copy");
+  }
+}
+
 void check_norm(const std::vector<int64_t>& sizes, bool broken, std::mt19937& rng) {
   std::vector<std::unique_ptr<Array>> arrays;
   std::vector<Gradient> list;
@@ -199,6 +247,10 @@ void check_list(const std::vector<int64_t>& sizes, std::mt19937& rng) {
     check_steps(types, sizes, 3.5f, true, rng);
     check_steps(types, sizes, std::numeric_limits<float>::infinity(), true, rng);
     check_steps(types, sizes, std::nanf(""), false, rng);
+    check_muon(types, sizes, nullptr, rng);
+    for (const float norm : {0.25f, 3.5f, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+      check_muon(types, sizes, &norm, rng);
+    }
   }
   check_norm(sizes, false, rng);
   check_norm(sizes, true, rng);
