@@ -2,6 +2,7 @@
 #include "cuda/comparison.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 namespace moe8::cuda {
 
@@ -25,6 +26,20 @@ void expect_equal(const std::string& what, const DeviceBytes& actual, const Byte
   }
   std::printf("FAILED %s: %zu of %zu bytes differ, first %zu: expected %02x, got %02x\n",
               what.c_str(), count, expected.size(), first, expected[first], got[first]);
+}
+
+int run_checks(int argc, char** argv, int usual, const char* unit, const char* problems,
+               void (*checks)(int random)) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
+  const int random = argc > 1 ? std::atoi(argv[1]) : usual;
+  checks(random);
+  std::printf("%s: %lld %s compared, %d failures, %d random %s\n", failures == 0 ? "OK" : "FAILED",
+              static_cast<long long>(compared), unit, failures, random, problems);
+  return failures == 0 ? 0 : 1;
 }
 
 }  // namespace moe8::cuda

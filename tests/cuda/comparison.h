@@ -47,4 +47,13 @@ void run(const std::string& what, std::vector<std::pair<DeviceBytes*, const Byte
   }
 }
 
+/// The main of such a program, `NAME [RANDOM]`: runs `checks` with the number of random problems that
+/// the command line says, `usual` without one, and prints what became of them: "OK: 7 bytes compared,
+/// 0 failures, 40 random shapes".
+/// @param unit  what is counted, "bytes"
+/// @param problems  what is random, "shapes"
+/// @returns the exit status; 77, "skipped", where there is no GPU
+int run_checks(int argc, char** argv, int usual, const char* unit, const char* problems,
+               void (*checks)(int random));
+
 }  // namespace moe8::cuda

@@ -3,7 +3,6 @@
 // float64 reference, exactly for small integers; ragged and empty groups, odd sizes, graphs,
 // streams, lack of memory. Skipped where there is no GPU.
 #include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/torch.h>

@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Compares the kernels of src/cuda/experts/ with src/reference/, byte for byte: hard layers, then
 // random ones. A program of its own, without Torch: `experts_check [RANDOM_LAYERS]`.
-#include <cuda_runtime_api.h>
-
-#include <cstdio>
-#include <cstdlib>
-
 #include "cuda/experts_check/check.h"
 
 namespace moe8::cuda {
@@ -35,15 +30,5 @@ void check_all(int random_layers) {
 
 int main(int argc, char** argv) {
   using namespace moe8::cuda;
-  const int random_layers = argc > 1 ? std::atoi(argv[1]) : 200;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 77;
-  }
-  check_all(random_layers);
-  std::printf("%s: %lld bytes compared, %d failures, %d random layers\n",
-              failures == 0 ? "OK" : "FAILED", static_cast<long long>(compared), failures,
-              random_layers);
-  return failures == 0 ? 0 : 1;
+  return run_checks(argc, argv, 200, "bytes", "layers", check_all);
 }

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <random>
@@ -277,15 +275,5 @@ void check_all(int random_lists) {
 
 int main(int argc, char** argv) {
   using namespace moe8::cuda;
-  const int random_lists = argc > 1 ? std::atoi(argv[1]) : 4;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 77;
-  }
-  check_all(random_lists);
-  std::printf("%s: %lld bytes compared, %d failures, %d random lists\n",
-              failures == 0 ? "OK" : "FAILED", static_cast<long long>(compared), failures,
-              random_lists);
-  return failures == 0 ? 0 : 1;
+  return run_checks(argc, argv, 4, "bytes", "lists", check_all);
 }

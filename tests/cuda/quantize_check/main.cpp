@@ -2,11 +2,7 @@
 // Compares the CUDA quantizers with src/reference/, byte for byte: fixed shapes with every format,
 // then random ones. A program of its own, without Torch: `quantize_check [RANDOM_SHAPES]`.
 // Outputs lie poisoned between guards; each launch is done twice.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 
 #include "cuda/quantize_check/check.h"
 
@@ -127,17 +123,7 @@ void check_random_shape(std::mt19937& rng) {
            FloatType::BF16);
 }
 
-}  // namespace
-}  // namespace moe8::cuda
-
-int main(int argc, char** argv) {
-  using namespace moe8::cuda;
-  const int random_shapes = argc > 1 ? std::atoi(argv[1]) : 200;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 77;
-  }
+void check_all(int random_shapes) {
   std::mt19937 rng(1);
   check_invalid_offs();
   check_graph(rng);
@@ -151,8 +137,12 @@ int main(int argc, char** argv) {
     check_blocked(ends.back() + 3, columns, ends, rng);
   }
   for (int i = 0; i < random_shapes; ++i) check_random_shape(rng);
-  std::printf("%s: %lld bytes compared, %d failures, %d random shapes\n",
-              failures == 0 ? "OK" : "FAILED", static_cast<long long>(compared), failures,
-              random_shapes);
-  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace moe8::cuda
+
+int main(int argc, char** argv) {
+  using namespace moe8::cuda;
+  return run_checks(argc, argv, 200, "bytes", "shapes", check_all);
 }
