@@ -6,6 +6,7 @@
 
 #include "autograd/function_parts.h"
 #include "autograd/group_bias.h"
+#include "autograd/shared_input.h"
 #include "moe8/memory.h"
 #include "quantize/check_input.h"
 #include "weights/backward_end.h"
@@ -79,7 +80,8 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
                             const std::optional<at::Tensor>& bias,
                             const c10::intrusive_ptr<Product>& product) {
     const PlainOps guard;
-    const Operand a(A);
+    // Forms along rows of groups are those of these groups alone.
+    const Operand a(A, product->groups.offs() ? make_form_store() : input_forms(A));
     const CachedOperand w = weight_for_forward(W, product->needs_grad_input);
     const Operand grad_out =
         Operand::future({A.size(0), W.size(1)}, product->out_dtype, A.device());

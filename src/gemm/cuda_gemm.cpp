@@ -90,8 +90,14 @@ std::string describe(const cuda::VariantChoice& choice) {
   return text;
 }
 
-void launch(const char* op, const cuda::GroupedGemmArgs& args) {
+void launch(const char* op, cuda::GroupedGemmArgs args, const at::Device& device) {
   const cuda::VariantChoice choice = cuda::choose_grouped_gemm(args);
+  at::Tensor partial;
+  args.slices = cuda::choose_slices(args);
+  if (args.slices > 1) {
+    partial = empty_on(device, {args.slices, args.E, args.N, args.K}, at::kFloat);
+    args.partial = partial.mutable_data_ptr<float>();
+  }
   if (logs_dispatch()) log_dispatch(concat(op, "\n", describe(choice)));
   check_launch(op, cuda::launch_grouped_gemm(choice, args));
 }
@@ -158,7 +164,7 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
     args.padded_starts = groups.metadata.padded_starts;
     args.padded_tokens = groups.metadata.padded_rows();
   }
-  launch("cuda_fp8", args);
+  launch("cuda_fp8", args, p.left.device());
   return out;
 }
 
@@ -191,7 +197,7 @@ at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   args.left_pitch = row_pitch(left);
   args.right = right.const_data_ptr();
   args.right_pitch = right.size(-1);
-  launch("cuda_bf16", args);
+  launch("cuda_bf16", args, p.left.device());
   return out;
 }
 

@@ -2,6 +2,9 @@
 // Router, experts and the MoE layer as modules. What they compute is in src/routing and src/experts.
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <array>
+
+#include "autograd/shared_input.h"
 #include "moe8/model_ops.h"
 #include "moe8/router_losses.h"
 #include "moe8/transformer.h"
@@ -43,7 +46,10 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
 }
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
-  const torch::Tensor up = linear(x, w3), gate = linear(x, w1);
+  const auto [up, gate] = [&]() -> std::array<torch::Tensor, 2> {
+    const SharedInput quantized_once(x);
+    return {linear(x, w3), linear(x, w1)};
+  }();
   return linear(swiglu(gate, up), w2);
 }
 

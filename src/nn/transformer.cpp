@@ -4,9 +4,12 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <array>
 #include <cmath>
 
+#include "autograd/shared_input.h"
 #include "base/check.h"
+#include "nn/attention.h"
 #include "nn/init.h"
 #include "nn/linear.h"
 #include "nn/recompute.h"
@@ -45,13 +48,14 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor
   const auto heads = [&](const torch::Tensor& projected) {
     return projected.view({x.size(0), x.size(1), -1, head_dim_});  // [B, S, H, D]
   };
-  const torch::Tensor projected_q = heads(linear(x, wq)), projected_k = heads(linear(x, wk));
+  const auto [projected_q, projected_k, projected_v] = [&]() -> std::array<torch::Tensor, 3> {
+    const SharedInput quantized_once(x);
+    return {heads(linear(x, wq)), heads(linear(x, wk)), heads(linear(x, wv))};
+  }();
   const RotatedHeads rotated = rotary_embedding(projected_q, projected_k, freqs);
   const torch::Tensor q = rotated.q.transpose(1, 2), k = rotated.k.transpose(1, 2);
-  const torch::Tensor v = heads(linear(x, wv)).transpose(1, 2);
-  const torch::Tensor out = at::scaled_dot_product_attention(
-      q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, /*scale=*/std::nullopt,
-      /*enable_gqa=*/q.size(1) != k.size(1));
+  const torch::Tensor v = projected_v.transpose(1, 2);
+  const torch::Tensor out = causal_attention(q, k, v);
   return linear(out.transpose(1, 2).reshape({x.size(0), x.size(1), -1}), wo);
 }
 

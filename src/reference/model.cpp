@@ -86,12 +86,68 @@ Gate gate(double gate, double up) {
   return {silu * up, up * sigmoid * (1 + gate * (1 - sigmoid)), silu};
 }
 
+namespace {
+
+constexpr double kLeastSum = 1e-20;
+
+// Of the chosen experts.
+double sum_of_chosen(const std::vector<double>& p, const std::vector<int64_t>& chosen) {
+  double sum = kLeastSum;
+  for (const int64_t e : chosen) sum += p[static_cast<size_t>(e)];
+  return sum;
+}
+
+}  // namespace
+
+template <typename T>
+std::vector<double> expert_scores(const T* logits, int64_t experts, ScoreFunction function) {
+  const bool softmax = function == ScoreFunction::SOFTMAX;
+  const double lse = softmax ? log_sum_exp(logits, experts) : 0;
+  std::vector<double> p;
+  for (int64_t e = 0; e < experts; ++e) {
+    const double x = wide(logits[e]);
+    p.push_back(softmax ? std::exp(x - lse) : 1 / (1 + std::exp(-x)));
+  }
+  return p;
+}
+
+std::vector<double> route_scores(const std::vector<double>& p, const std::vector<int64_t>& chosen,
+                                 bool normalize, double scale) {
+  const double divisor = normalize ? sum_of_chosen(p, chosen) : 1;
+  std::vector<double> scores;
+  for (const int64_t e : chosen) scores.push_back(scale * p[static_cast<size_t>(e)] / divisor);
+  return scores;
+}
+
+std::vector<double> route_gradient(const std::vector<double>& p, const std::vector<int64_t>& chosen,
+                                   const std::vector<double>& grad, ScoreFunction function,
+                                   bool normalize, double scale) {
+  const double divisor = normalize ? sum_of_chosen(p, chosen) : 1;
+  double mean = 0;  // of the chosen experts' gradients, with their shares
+  for (size_t j = 0; normalize && j < chosen.size(); ++j) {
+    mean += grad[j] * p[static_cast<size_t>(chosen[j])] / divisor;
+  }
+  std::vector<double> by_p(p.size());
+  for (size_t j = 0; j < chosen.size(); ++j) {
+    by_p[static_cast<size_t>(chosen[j])] = scale * (grad[j] - mean) / divisor;
+  }
+  double product = 0;
+  for (size_t e = 0; e < p.size(); ++e) product += by_p[e] * p[e];
+  std::vector<double> out(p.size());
+  for (size_t e = 0; e < p.size(); ++e) {
+    out[e] = function == ScoreFunction::SOFTMAX ? p[e] * (by_p[e] - product)
+                                                : by_p[e] * p[e] * (1 - p[e]);
+  }
+  return out;
+}
+
 #define MOE8_MODEL_OPERATIONS(T)                                                                   \
   template void rotate(const T*, int64_t, const float*, int64_t, int64_t, RotaryPairs, bool, T*);  \
   template double log_sum_exp(const T*, int64_t);                                                  \
   template std::vector<double> cross_entropy_gradient(const T*, int64_t, double, int64_t, double); \
   template double rms_norm_scale(const T*, int64_t, double);                                       \
-  template std::vector<double> rms_norm_gradient(const T*, const T*, const T*, int64_t, double)
+  template std::vector<double> rms_norm_gradient(const T*, const T*, const T*, int64_t, double);   \
+  template std::vector<double> expert_scores(const T*, int64_t, ScoreFunction)
 MOE8_MODEL_OPERATIONS(BFloat16);
 MOE8_MODEL_OPERATIONS(float);
 #undef MOE8_MODEL_OPERATIONS

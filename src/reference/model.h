@@ -9,6 +9,7 @@
 
 #include "formats/float_type.h"
 #include "moe8/rotary_pairs.h"
+#include "moe8/score_function.h"
 
 namespace moe8::reference {
 
@@ -44,5 +45,18 @@ struct Gate {
   double value, by_gate, by_up;
 };
 Gate gate(double gate, double up);
+
+/// The scores of one token's experts, from its logits: exp(x) / sum of exp(x), or 1 / (1 + exp(-x)).
+template <typename T>
+std::vector<double> expert_scores(const T* logits, int64_t experts, ScoreFunction function);
+
+/// What a token's chosen experts weigh: scale * p / (1, or the sum of the chosen p + 1e-20).
+std::vector<double> route_scores(const std::vector<double>& p, const std::vector<int64_t>& chosen,
+                                 bool normalize, double scale);
+
+/// The gradient of the logits, from that of what route_scores() gave.
+std::vector<double> route_gradient(const std::vector<double>& p, const std::vector<int64_t>& chosen,
+                                   const std::vector<double>& grad, ScoreFunction function,
+                                   bool normalize, double scale);
 
 }  // namespace moe8::reference

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The CUDA side of routing in a build without CUDA: it refuses, and so is never called.
 #include "base/check.h"
+#include "routing/cuda_router.h"
 #include "routing/cuda_rows.h"
 
 namespace moe8 {
@@ -19,6 +20,16 @@ std::optional<std::string> cuda_order_refusal(const at::Tensor&, int64_t) {
 }
 std::optional<std::string> cuda_rows_refusal(const at::Tensor&, const ExpertOrder&) {
   return kNoKernels;
+}
+std::optional<std::string> cuda_router_refusal(const at::Tensor&, const RouterOptions&) {
+  return kNoKernels;
+}
+RoutedTokens cuda_route(const at::Tensor&, const RouterOptions&, const at::Tensor&) {
+  fail_without_cuda();
+}
+at::Tensor cuda_route_backward(const at::Tensor&, const RouterOptions&, const at::Tensor&,
+                               const at::Tensor&) {
+  fail_without_cuda();
 }
 ExpertOrder cuda_expert_order(const at::Tensor&, int64_t) {
   fail_without_cuda();

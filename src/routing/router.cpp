@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The router's arithmetic, in LibTorch's operations, which bring the gradients.
+// The router's arithmetic: by the kernels of a GPU, or in LibTorch's operations, which bring the
+// gradients.
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/topk.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "base/check.h"
 #include "moe8/routing.h"
 #include "quantize/check_input.h"
+#include "routing/cuda_router.h"
 
 namespace moe8 {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 constexpr const char* kRouteTokens = "route_tokens";
 constexpr double kLeastSum = 1e-20;  // keeps scores that all are 0 from becoming NaN
@@ -34,25 +41,82 @@ void check_arguments(const at::Tensor& logits, const RouterOptions& options,
              ", got ", describe(*bias));
 }
 
+// ---- in LibTorch's operations -----------------------------------------------------
+at::Tensor scores_of_all(const at::Tensor& logits, const RouterOptions& options) {
+  const at::Tensor wide = logits.to(at::kFloat);
+  return options.score_function == ScoreFunction::SIGMOID ? at::sigmoid(wide)
+                                                          : at::softmax(wide, /*dim=*/1);
+}
+
+at::Tensor scores_of_chosen(const at::Tensor& scores, const at::Tensor& experts,
+                            const RouterOptions& options) {
+  at::Tensor chosen = scores.gather(1, experts);
+  if (options.normalize) chosen = chosen / (chosen.sum(1, /*keepdim=*/true) + kLeastSum);
+  return chosen * options.scale;
+}
+
+RoutedTokens route_by_operations(const at::Tensor& logits, const RouterOptions& options,
+                                 const std::optional<at::Tensor>& bias) {
+  const at::Tensor scores = scores_of_all(logits, options);
+  const at::Tensor preference = bias ? scores.detach() + bias->detach() : scores.detach();
+  const at::Tensor experts = std::get<1>(at::topk(preference, options.top_k, /*dim=*/1));
+  return {experts, scores_of_chosen(scores, experts, options)};
+}
+
+// ---- by kernels -------------------------------------------------------------------
+struct Options : torch::CustomClassHolder {
+  explicit Options(const RouterOptions& o) : options(o) {}
+  RouterOptions options;
+};
+
+struct Route : torch::autograd::Function<Route> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
+                               const std::optional<at::Tensor>& bias,
+                               const c10::intrusive_ptr<Options>& options) {
+    RoutedTokens routed = cuda_route(logits, options->options, bias ? *bias : at::Tensor());
+    ctx->save_for_backward({logits, routed.experts});
+    ctx->saved_data["options"] = c10::IValue::make_capsule(options);
+    ctx->mark_non_differentiable({routed.experts});
+    return {routed.experts, routed.scores};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const at::Tensor& grad = grads[1];
+    if (!grad.defined()) return {{}, {}, {}};
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &logits = saved[0], &experts = saved[1];
+    const RouterOptions options =
+        c10::static_intrusive_pointer_cast<Options>(ctx->saved_data["options"].toCapsule())
+            ->options;
+    if (!at::GradMode::is_enabled()) {
+      return {cuda_route_backward(logits, options, experts, grad), {}, {}};
+    }
+    // To be differentiated again: LibTorch's operations can.
+    const at::Tensor again = scores_of_chosen(scores_of_all(logits, options), experts, options);
+    return {torch::autograd::grad({again}, {logits}, {grad}, /*retain_graph=*/true,
+                                  /*create_graph=*/true)[0],
+            {},
+            {}};
+  }
+};
+
+RoutedTokens route(const at::Tensor& logits, const RouterOptions& options,
+                   const std::optional<at::Tensor>& bias) {
+  if (cuda_router_refusal(logits, options)) return route_by_operations(logits, options, bias);
+  variable_list routed = Route::apply(logits, bias, c10::make_intrusive<Options>(options));
+  return {std::move(routed[0]), std::move(routed[1])};
+}
+
 }  // namespace
 
 Routing route_tokens(const at::Tensor& logits, const RouterOptions& options,
                      const std::optional<at::Tensor>& bias) {
   const std::optional<at::Tensor> preferred = bias && bias->defined() ? bias : std::nullopt;
   check_arguments(logits, options, preferred);
-  const at::Tensor wide = logits.to(at::kFloat);
-  const at::Tensor scores = options.score_function == ScoreFunction::SIGMOID
-                                ? at::sigmoid(wide)
-                                : at::softmax(wide, /*dim=*/1);
-  const at::Tensor preference = preferred ? scores.detach() + preferred->detach() : scores.detach();
-
+  RoutedTokens routed = route(logits, options, preferred);
   Routing routing;
-  routing.experts = std::get<1>(at::topk(preference, options.top_k, /*dim=*/1));
-  routing.scores = scores.gather(1, routing.experts);
-  if (options.normalize) {
-    routing.scores = routing.scores / (routing.scores.sum(1, /*keepdim=*/true) + kLeastSum);
-  }
-  routing.scores = routing.scores * options.scale;
+  routing.experts = std::move(routed.experts);
+  routing.scores = std::move(routed.scores);
   routing.order = expert_order(routing.experts, logits.size(1));
   routing.tokens_per_expert = routing.order.counts;
   return routing;

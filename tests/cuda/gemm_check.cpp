@@ -314,8 +314,9 @@ const char* kind_name(Gemm kind) {
 std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const GroupedGemmArgs& args,
                                DeviceBuffer<uint8_t>& out, const std::string& what) {
   alarm(20);  // a kernel that hangs must not hold the machine
+  const cuda::VariantChoice choice{.chosen = &variant};
   const auto launch = [&](const GroupedGemmArgs& a) {
-    const cuda::LaunchStatus status = variant.launch(a);
+    const cuda::LaunchStatus status = cuda::launch_grouped_gemm(choice, a);
     require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
   };
   std::vector<uint8_t> results[2];
@@ -378,10 +379,18 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
                                  (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
                                  std::to_string(pitch);
-        const std::vector<uint8_t> result = run_twice(variant, args, out, what);
-        worst = std::max(worst, check(p, kind, result, pitch, expected, output,
-                                      limit_of(p.fill, kind, element, output), what));
-        ++runs;
+        for (const int slices : {1, 2, 7}) {
+          if (slices > 1 && kind != Gemm::GRAD_WEIGHT) break;
+          const DeviceBuffer<float> partial(static_cast<size_t>(slices * shape.rows * shape.cols));
+          GroupedGemmArgs sliced = args;
+          sliced.slices = slices;
+          sliced.partial = partial.get();
+          const std::string which = what + " in " + std::to_string(slices);
+          const std::vector<uint8_t> result = run_twice(variant, sliced, out, which);
+          worst = std::max(worst, check(p, kind, result, pitch, expected, output,
+                                        limit_of(p.fill, kind, element, output), which));
+          ++runs;
+        }
       }
     }
   }
@@ -459,11 +468,44 @@ void check_choice() {
       ++failures;
       std::printf("FAILED choice: %s, expected %s\n", chosen ? chosen->name : "none", e.name);
     }
+    if (e.kind != kGradWeight && cuda::choose_slices(args) != 1) {
+      ++failures;
+      std::printf("FAILED choice: slices of what is no gradient of weights\n");
+    }
     args.left_pitch = 1;
     if (cuda::choose_grouped_gemm(args).chosen != nullptr) {
       ++failures;
       std::printf("FAILED choice: %s for a pitch that TMA cannot read\n", e.name);
     }
+  }
+}
+
+/// Slices are for products that leave multiprocessors idle, and no others.
+void check_slices() {
+  struct Expected {
+    int64_t M, N, K, E;
+    bool in_slices;
+  };
+  const Expected list[] = {
+      {16384, 768, 768, 1, true},     {16384, 256, 768, 1, true},    {16384, 512, 2048, 1, true},
+      {16384, 4096, 2048, 1, false},  {16384, 8192, 8192, 1, false}, {65536, 320, 768, 32, false},
+      {131072, 8192, 5120, 8, false}, {256, 64, 64, 1, false},       {16384, 0, 64, 1, false},
+      {0, 64, 64, 1, false},          {100, 64, 64, 0, false},
+  };
+  for (const Expected& e : list) {
+    GroupedGemmArgs args{};
+    args.kind = Gemm::GRAD_WEIGHT;
+    args.element = GemmElement::E4M3;
+    args.M = e.M;
+    args.N = e.N;
+    args.K = e.K;
+    args.E = e.E;
+    const int slices = cuda::choose_slices(args);
+    if (slices >= 1 && (slices > 1) == e.in_slices) continue;
+    ++failures;
+    std::printf("FAILED choice: %d slices of M %ld N %ld K %ld E %ld\n", slices,
+                static_cast<long>(e.M), static_cast<long>(e.N), static_cast<long>(e.K),
+                static_cast<long>(e.E));
   }
 }
 
@@ -533,6 +575,7 @@ void check_case(const Case& c, Fill fill) {
 /// `only`: the name of one case, for tools that slow kernels down a thousandfold; empty: all.
 int check_all(const std::string& only) {
   check_choice();
+  check_slices();
   std::vector<Case> chosen = cases();
   if (!only.empty()) std::erase_if(chosen, [&](const Case& c) { return c.name != only; });
   if (chosen.empty()) {

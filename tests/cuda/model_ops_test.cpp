@@ -9,6 +9,7 @@
 #include "device/cuda_backend.h"
 #include "moe8/moe8.h"
 #include "moe8/transformer.h"
+#include "nn/attention.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -257,6 +258,71 @@ TEST_F(ModelOpsOnGpu, ALargeVocabularyFits) {
               chunks);
   EXPECT_LT(whole, 5.0);
   EXPECT_LT(chunks, 1.0);
+}
+
+// ---- attention ----------------------------------------------------------------------
+/// Asks LibTorch for deterministic algorithms, as training does.
+class Deterministic {
+ public:
+  Deterministic() { at::globalContext().setDeterministicAlgorithms(true, false); }
+  ~Deterministic() { at::globalContext().setDeterministicAlgorithms(false, false); }
+};
+
+TEST_F(ModelOpsOnGpu, AttentionIsNearFloat64AndRepeatsItself) {
+  struct Shape {
+    int64_t heads, kv_heads, positions, width;
+  };
+  const Deterministic on;
+  for (const Shape& s : {Shape{12, 4, 130, 64}, {4, 4, 257, 128}, {6, 1, 64, 40}, {2, 2, 1, 64}}) {
+    SCOPED_TRACE(c10::str(s.heads, " ", s.kv_heads, " ", s.positions, " ", s.width));
+    const auto heads = [&](int64_t count) {
+      return random({2, s.positions, count, s.width}, at::kBFloat16);
+    };
+    const variable_list inputs{heads(s.heads), heads(s.kv_heads), heads(s.kv_heads)};
+    const variable_list wide = each(inputs, in_float64), here = each(inputs, gpu);
+    const at::Tensor up = at::randn({2, s.positions, s.heads, s.width}).to(at::kBFloat16);
+    const auto turned = [](const at::Tensor& x) { return x.transpose(1, 2); };
+    const auto exact = [&](const variable_list& x) -> variable_list {
+      return {turned(at::scaled_dot_product_attention(turned(x[0]), turned(x[1]), turned(x[2]), {},
+                                                      0.0, true, std::nullopt, true))};
+    };
+    const auto run = [&](const variable_list& x) -> variable_list {
+      return {turned(causal_attention(turned(x[0]), turned(x[1]), turned(x[2])))};
+    };
+    const variable_list expected = results_of(exact, wide, {up.to(at::kDouble)});
+    const variable_list got = results_of(run, here, {gpu(up)});
+    const variable_list again = results_of(run, here, {gpu(up)});
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_GT(sqnr_db(expected[i], got[i].cpu()), 42) << i;
+      EXPECT_TRUE(same_bits(got[i], again[i])) << i;
+    }
+  }
+}
+
+// ---- router -------------------------------------------------------------------------
+// Choice, scores, and gradients: by kernels, to be differentiated again, and the second ones.
+TEST_F(ModelOpsOnGpu, RouterIsThatOfTheCpu) {
+  const at::Tensor logits = random({200, 40}, at::kFloat, 2), bias = at::randn({40}) * 0.1;
+  const at::Tensor weights = at::randn({200, 3});
+  for (const ScoreFunction function : {ScoreFunction::SOFTMAX, ScoreFunction::SIGMOID}) {
+    for (const bool normalize : {false, true}) {
+      const RouterOptions options{
+          .top_k = 3, .score_function = function, .normalize = normalize, .scale = 1.5};
+      const auto results = [&](const at::Tensor& x) -> variable_list {
+        const Routing routing = route_tokens(x, options, bias.to(x.device()));
+        const at::Tensor sum = (routing.scores * weights.to(x.device())).sum();
+        const at::Tensor plain = grad({sum}, {x}, {}, /*retain_graph=*/true)[0];
+        const at::Tensor first =
+            grad({sum}, {x}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+        const at::Tensor second = grad({first.square().sum()}, {x})[0];
+        return {routing.scores.detach(),  plain, first.detach(), second, routing.experts,
+                routing.tokens_per_expert};
+      };
+      const variable_list expected = results(logits), got = results(gpu(logits));
+      for (size_t i = 0; i < 4; ++i) EXPECT_GT(sqnr_db(expected[i], got[i].cpu()), 110) << i;
+      for (size_t i = 4; i < 6; ++i) EXPECT_TRUE(same_bits(expected[i], got[i].cpu())) << i;
+    }
+  }
 }
 
 // ---- the model ---------------------------------------------------------------------

@@ -3,9 +3,12 @@
 // knows (M, N, K, E), never how tokens are spread over the groups.
 #include "cuda/gemm/grouped_gemm.h"
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
 
 #include "cuda/gemm/sm90_variants.h"
+#include "cuda/gemm/sum_slices.h"
 #include "formats/integers.h"
 
 namespace moe8::cuda {
@@ -63,6 +66,27 @@ constexpr std::array kVariants = {
 
 static_assert(kVariants.size() == kGroupedGemmVariants);
 
+// ---- slices -----------------------------------------------------------------
+constexpr int64_t kClusters = 66;          // of an H100 or H200, each with a super-tile at a time
+constexpr int64_t kSuperTile = 256;        // rows and columns, of most variants
+constexpr int64_t kStepTokens = 256;       // of a super-tile that are multiplied at a time
+constexpr int64_t kMaxPartial = 32 << 20;  // bytes
+constexpr double kStepMicroseconds = 2;    // of FP8; bf16 takes twice as long
+constexpr double kLaunchMicroseconds = 4;  // of adding slices
+constexpr double kBytesPerMicrosecond = 3e6;
+
+// What a product in so many slices takes: whole waves of tiles, and a pass that adds the slices.
+double microseconds_in(const GroupedGemmArgs& a, int64_t slices) {
+  const int64_t tiles = a.E * ceil_div(a.N, kSuperTile) * ceil_div(a.K, kSuperTile);
+  const int64_t waves = ceil_div(tiles * slices, kClusters);
+  const int64_t steps = ceil_div(ceil_div(a.M / a.E, kStepTokens), slices);
+  const double multiplying =
+      static_cast<double>(waves * steps) * kStepMicroseconds * (is_fp8(a.element) ? 1 : 2);
+  if (slices == 1) return multiplying;
+  const double bytes = 8.0 * static_cast<double>(slices * a.E * a.N * a.K);
+  return multiplying + kLaunchMicroseconds + bytes / kBytesPerMicrosecond;
+}
+
 }  // namespace
 
 std::span<const GroupedGemmVariant> grouped_gemm_variants() {
@@ -82,9 +106,35 @@ VariantChoice choose_grouped_gemm(const GroupedGemmArgs& args) {
   return choice;
 }
 
+int choose_slices(const GroupedGemmArgs& args) {
+  if (args.kind != Gemm::GRAD_WEIGHT || args.E == 0) return 1;
+  const int64_t part = args.E * args.N * args.K * int64_t{sizeof(float)};
+  const int64_t most =
+      std::min(args.M / args.E / kStepTokens, kMaxPartial / std::max(part, int64_t{1}));
+  int64_t best = 1;
+  for (int64_t slices = 2; slices <= std::min(most, kClusters); ++slices) {
+    if (microseconds_in(args, slices) < microseconds_in(args, best)) best = slices;
+  }
+  return static_cast<int>(best);
+}
+
 LaunchStatus launch_grouped_gemm(const VariantChoice& choice, const GroupedGemmArgs& args) {
   if (choice.chosen == nullptr) return {cudaErrorNotSupported, "every kernel of the list refuses"};
-  return choice.chosen->launch(args);
+  if (args.slices <= 1) return choice.chosen->launch(args);
+  GroupedGemmArgs parts = args;
+  parts.output = FloatType::F32;
+  parts.out = args.partial;
+  parts.out_pitch = args.K;
+  const LaunchStatus multiplied = choice.chosen->launch(parts);
+  if (!multiplied.ok()) return multiplied;
+  return launch_sum_slices({.partial = args.partial,
+                            .slices = args.slices,
+                            .rows = args.E * args.N,
+                            .cols = args.K,
+                            .output = args.output,
+                            .out = args.out,
+                            .out_pitch = args.out_pitch,
+                            .stream = args.stream});
 }
 
 }  // namespace moe8::cuda

@@ -69,6 +69,11 @@ struct GroupedGemmArgs {
   /// of one backward follow each other: this one then multiplies while that one ends.
   bool operands_are_ready = false;
 
+  /// GRAD_WEIGHT: how many slices of a group's contraction are computed apart, for products with
+  /// too few tiles to occupy the GPU. Their float32 sums are added in the slices' order.
+  int slices = 1;
+  float* partial = nullptr;  // [slices, E, N, K], where there are several
+
   const float* row_scale = nullptr;  // FP8: [M], GRAD_WEIGHT: [E, N]; multipliers
   const float* col_scale = nullptr;  // FP8: [E, N] or [E, K]; multipliers
 
@@ -102,7 +107,11 @@ struct VariantChoice {
 };
 VariantChoice choose_grouped_gemm(const GroupedGemmArgs& args);
 
-/// Launches the chosen variant on args.stream. Never synchronises, never reads device memory on the
+/// How many slices a product of these sizes should have. Other numbers than 1 are other sums in
+/// float32, so the answer depends on nothing else, as not on the GPU.
+int choose_slices(const GroupedGemmArgs& args);
+
+/// Launches the chosen variant on args.stream, and what adds its slices. Never synchronises, never reads device memory on the
 /// host, may be captured in a graph. Deterministic: repeated calls give the same bits.
 LaunchStatus launch_grouped_gemm(const VariantChoice& choice, const GroupedGemmArgs& args);
 

@@ -9,7 +9,8 @@ namespace moe8::cuda::sm90 {
 
 /// Where a warp's part of a tile goes: 16 rows of each piece, from `row` of the group and `col` on.
 struct Target {
-  int64_t base;  // row of out (and of the row scales) where the group starts
+  int64_t base;        // row of out where the group, or its slice, starts
+  int64_t scale_base;  // of the row scales, where the group starts
   int row, col;
   int rows, cols;  // of the group
   int group;
@@ -22,7 +23,9 @@ __device__ __forceinline__ Target target_of(const Problem& p, const Work& work, 
   using T = Traits<C>;
   const int first_row = T::kCooperative ? warp / 4 * 64 : 0;  // of the warpgroup in the tile
   return {
-      .base = C::kGrouped == Grouped::DEPTH ? int64_t{work.group} * p.rows : work.first_row,
+      .base = C::kGrouped == Grouped::DEPTH ? (int64_t{work.slice} * p.groups + work.group) * p.rows
+                                            : work.first_row,
+      .scale_base = C::kGrouped == Grouped::DEPTH ? int64_t{work.group} * p.rows : work.first_row,
       .row =
           work.row + (T::kShareLeft ? 0 : rank * C::kTileRows) + first_row + warp % 4 * kWarpRows,
       .col = work.col + (T::kShareLeft ? rank * C::kTileCols : 0),
@@ -55,7 +58,7 @@ __device__ __forceinline__ void fetch_scales(const Problem& p, const Target& t, 
     const bool there = !t.empty && row < t.rows;
     if (piece < T::kPieces) {
       fetch(scales + C::kTileCols + piece * kWarpRows + lane % kWarpRows,
-            there ? p.row_scale + t.base + row : p.row_scale, there);
+            there ? p.row_scale + t.scale_base + row : p.row_scale, there);
     }
   }
 }

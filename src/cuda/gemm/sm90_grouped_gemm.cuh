@@ -351,6 +351,7 @@ inline Problem problem_of(const GroupedGemmArgs& a) {
   p.col_scale = a.col_scale;
   p.out = a.out;
   p.out_pitch = a.out_pitch;
+  p.slices = by_depth ? std::max(a.slices, 1) : 1;
   p.vector_store =
       reinterpret_cast<uintptr_t>(a.out) % store == 0 && a.out_pitch * bytes % store == 0;
   p.operands_are_ready = a.operands_are_ready;
@@ -395,7 +396,7 @@ const char* encode_maps(const GroupedGemmArgs& a, const Problem& p, CUtensorMap&
 /// Writes zeros: what a product without contraction gives.
 inline LaunchStatus zero_out(const GroupedGemmArgs& a, const Problem& p) {
   const size_t bytes = a.output == FloatType::BF16 ? 2 : 4;
-  const int64_t rows = a.kind == Gemm::GRAD_WEIGHT ? a.E * p.rows : p.rows;
+  const int64_t rows = a.kind == Gemm::GRAD_WEIGHT ? a.E * p.slices * p.rows : p.rows;
   const cudaError_t error = cudaMemset2DAsync(a.out, a.out_pitch * bytes, 0, p.cols * bytes,
                                               static_cast<size_t>(rows), a.stream);
   return {error, error == cudaSuccess ? nullptr : "cudaMemset2DAsync"};
@@ -428,8 +429,8 @@ LaunchStatus launch(const GroupedGemmArgs& a) {
   // Each group, and the rows of none, can end in one partial row of super-tiles.
   const int64_t col_tiles = (p.cols + T::kSuperCols - 1) / T::kSuperCols;
   const int64_t row_tiles = (p.rows + T::kSuperRows - 1) / T::kSuperRows;
-  const int64_t most =
-      col_tiles * (C::kGrouped == Grouped::ROWS ? row_tiles + p.groups + 1 : row_tiles * p.groups);
+  const int64_t most = col_tiles * (C::kGrouped == Grouped::ROWS ? row_tiles + p.groups + 1
+                                                                 : row_tiles * p.groups * p.slices);
   const auto clusters = static_cast<unsigned>(std::min<int64_t>(most, processors / kCluster));
   return launch_early(kernel, clusters * kCluster, kThreads, T::kSharedBytes, a.stream, left, right,
                       p);

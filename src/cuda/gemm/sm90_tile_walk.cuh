@@ -24,7 +24,8 @@ struct Problem {
   const float* col_scale;
   void* out;
   int64_t out_pitch;
-  bool vector_store;        // rows of out are aligned for the widest stores
+  int slices;         // DEPTH: of each group's contraction; out has the parts of each, in turn
+  bool vector_store;  // rows of out are aligned for the widest stores
   bool operands_are_ready;  // GroupedGemmArgs
 };
 
@@ -35,12 +36,16 @@ struct Work {
   int rows;         // of the group (DEPTH: of the output)
   int row, col;     // of the super-tile, relative to first_row and to 0
   int depth;        // length of the contraction
-  int first_depth;  // DEPTH: where the group starts in the contraction
+  int first_depth;  // DEPTH: where it starts in the contraction
+  int slice;        // DEPTH: of the group's contraction
 };
 
 /// Consecutive super-tiles walk down kBandRows rows, then move to the next column: what the
 /// clusters work on at a time is a square patch whose operands stay in L2.
 inline constexpr int kBandRows = 2048;
+
+/// Tokens of a slice are a multiple of it: whole stages, and whole sums of FP8 products.
+inline constexpr int kSliceTokens = 256;
 
 template <Grouped kGrouped, int kSuperRows, int kSuperCols>
 class TileWalk {
@@ -95,20 +100,28 @@ class TileWalk {
     work.rows = __shfl_sync(~0u, size_, owner);
     work.depth = work.group < problem_.groups ? problem_.depth : 0;
     work.first_depth = 0;
+    work.slice = 0;
     place(index - (owner > 0 ? before : 0), work);
     return true;
   }
 
   __device__ __forceinline__ bool find_depth(int index, Work& work) {
     const int per_group = (problem_.rows + kSuperRows - 1) / kSuperRows * col_tiles_;
-    work.group = index / per_group;
+    const int part = index / per_group;
+    work.group = part / problem_.slices;
     if (work.group >= problem_.groups) return false;
+    work.slice = part % problem_.slices;
     const int begin = work.group > 0 ? end_of(work.group - 1) : 0;
+    const int depth = max(end_of(work.group) - begin, 0);
+    const int unit = kSliceTokens * problem_.slices;
+    const int in_slice = (depth + unit - 1) / unit * kSliceTokens;
+    const int before = min(work.slice * in_slice, depth);
     work.first_row = 0;
     work.rows = problem_.rows;
-    work.depth = max(end_of(work.group) - begin, 0);
-    work.first_depth = problem_.padded_starts ? problem_.padded_starts[work.group] : begin;
-    place(index - work.group * per_group, work);
+    work.depth = min(in_slice, depth - before);
+    work.first_depth =
+        (problem_.padded_starts ? problem_.padded_starts[work.group] : begin) + before;
+    place(index - part * per_group, work);
     return true;
   }
 

@@ -87,5 +87,6 @@ void check_rotary(std::mt19937& rng, int random_shapes);
 void check_cross_entropy(std::mt19937& rng, int random_shapes);
 void check_rms_norm(std::mt19937& rng, int random_shapes);
 void check_gate(std::mt19937& rng, int random_shapes);
+void check_route(std::mt19937& rng, int random_shapes);
 
 }  // namespace moe8::cuda

@@ -8,7 +8,8 @@ namespace {
 
 void check_all(int random_shapes) {
   std::mt19937 rng(1);
-  for (const auto check : {check_rotary, check_cross_entropy, check_rms_norm, check_gate}) {
+  for (const auto check :
+       {check_rotary, check_cross_entropy, check_rms_norm, check_gate, check_route}) {
     check(rng, random_shapes);
   }
 }
