@@ -29,7 +29,7 @@ NAMES = {
                  r"contains|replace)\b(?! *<[^>]*> *\{)",
     "array": r"array\b",
     "atomic": r"atomic",
-    "bit": r"(bit_cast|popcount|countl_zero|countr_zero|bit_width|has_single_bit|endian)\b",
+    "bit": r"(bit_cast|bit_ceil|popcount|countl_zero|countr_zero|bit_width|has_single_bit|endian)\b",
     "charconv": r"(from_chars|to_chars)\b",
     "chrono": r"chrono::",
     "cmath": r"(isnan|isinf|isfinite|exp2|log2|log10|log|exp|sqrt|pow|ldexp|frexp|floor|ceil|round|cos|sin|"
@@ -78,7 +78,7 @@ IMPLIED = {"string_view": {"string"}, "exception": {"stdexcept"}, "utility": {"m
 # The rooms of src/, each above those that it may include. "moe8" is the public API, include/moe8/.
 ROOMS = ["moe8", "base", "formats", "kernels", "reference", "cpu", "cuda", "config", "device", "groups",
          "quantize", "dist", "operand", "weights", "gemm", "numerics", "autograd", "ops", "routing",
-         "experts", "optim", "io", "convert", "nn", "train"]
+         "experts", "optim", "io", "text", "convert", "nn", "train"]
 COMMENT_OR_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 INCLUDE = re.compile(r'^\s*#include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 
