@@ -3,12 +3,16 @@
 """The same mixture-of-experts layers through PyTorch, torchao, SonicMoE and moe8, in one call, on one GPU.
 
     python3 bench/compare_layers.py [--bench build/cuda/bench/moe_layer_cuda_bench] [--layers dsv3,gpt-oss]
+                                    [--routing balanced,ragged,zipf]
 
 What is not installed is left out and said. Each layer has a process: they compile and tune side by side, then
 measure one after the other. In a layer all take turns, round by round; moe8's turn is a program of its own. A
 time is a step, forward + backward with the router, in milliseconds: the median over all rounds, with the host
 waiting after each step, as moe8's benchmark waits. Memory is the peak above what was there before the step
 (weights and input), gradients counted. Ratios are to torch.compile.
+
+Balanced: each router, fresh, chooses. Ragged and Zipf-skewed: all get the same experts, whose scores are those of
+their routers.
 """
 import argparse
 import json
@@ -28,6 +32,23 @@ LAYERS = {name: tuple(map(int, sizes.split(",")))
                                         pathlib.Path(__file__).with_name("shapes.h").read_text())}
 
 
+def chosen_experts(routing, shape):
+    """[T, k] on the GPU, in shuffled order, with shares by the rule of moe_layer_cuda_bench.cpp; None: the router's."""
+    import torch
+
+    if routing == "balanced":
+        return None
+    tokens, _, _, experts, top_k = shape
+    ranks = torch.arange(experts)
+    weights = 0.5 + (ranks * 619 + 7) % 1000 / 1000.0
+    if routing == "zipf":
+        weights[(5 * ranks + 3) % experts] = 1.0 / (ranks + 1)
+    ends = (weights.double().cumsum(0) / weights.double().sum() * tokens * top_k).floor()
+    chosen = torch.searchsorted(ends, torch.arange(tokens * top_k).double(), right=True).clamp_max(experts - 1)
+    shuffled = chosen[torch.randperm(tokens * top_k, generator=torch.Generator().manual_seed(1))]
+    return shuffled.view(tokens, top_k).cuda()
+
+
 def torch_layer(shape):
     """Router, experts through torch._grouped_mm and a weighted sum, as torchtitan writes them; bf16."""
     import torch
@@ -40,13 +61,16 @@ def torch_layer(shape):
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
+            self.chosen = None  # None: the router chooses
             self.gate = nn.Linear(dim, experts, bias=False, **make)
             self.w1 = nn.Parameter(torch.randn(experts, hidden, dim, **make) / dim**0.5)
             self.w3 = nn.Parameter(torch.randn(experts, hidden, dim, **make) / dim**0.5)
             self.w2 = nn.Parameter(torch.randn(experts, dim, hidden, **make) / hidden**0.5)
 
         def forward(self, x):
-            scores, chosen = functional.softmax(self.gate(x).float(), -1).topk(top_k, -1)
+            scores = functional.softmax(self.gate(x).float(), -1)
+            scores, chosen = (scores.topk(top_k, -1) if self.chosen is None
+                              else (scores.gather(-1, self.chosen), self.chosen))
             flat = chosen.flatten()
             order = flat.argsort(stable=True)
             ends = torch.histc(flat.float(), bins=experts, min=0, max=experts - 1)
@@ -101,11 +125,24 @@ def sonic_layer(shape):
     import torch
 
     quack.gemm_config._get_sm90_configs = few_sonic_tiles  # before sonicmoe asks for them
-    from sonicmoe import MoE
+    from sonicmoe import MoE, functional
     from sonicmoe.enums import ActivationType
 
     _, dim, hidden, experts, top_k = shape
     layer = MoE(experts, top_k, dim, hidden, ActivationType.SWIGLU, False, 0.02)
+    layer.chosen = None
+    own = functional.TC_Softmax_Topk_Router_Function
+
+    class Router:
+        """SonicMoE's router, or in its place the experts that are given."""
+
+        @staticmethod
+        def apply(logits, *options):
+            if layer.chosen is None:
+                return own.apply(logits, *options)
+            return torch.softmax(logits.float(), -1).gather(-1, layer.chosen), layer.chosen.int()
+
+    functional.TC_Softmax_Topk_Router_Function = Router
     return layer.to("cuda", torch.bfloat16)
 
 
@@ -124,6 +161,10 @@ class Peer:
         bf16 = {"device": "cuda", "dtype": torch.bfloat16}
         self.x = torch.randn(shape[0], shape[1], **bf16).requires_grad_()
         self.grad = torch.randn(shape[0], shape[1], **bf16)
+
+    def route(self, chosen):
+        """From now on to these experts; None: as its router chooses."""
+        getattr(self.layer, "_orig_mod", self.layer).chosen = chosen
 
     def step(self):
         out = self.layer(self.x)
@@ -153,12 +194,15 @@ class Peer:
         return measured
 
 
-def moe8_times(bench, layer, repeats):
+def moe8_times(bench, layer, routing, chosen, repeats):
     """Recipe and op to milliseconds, and recipe to what the program says of memory."""
     with tempfile.TemporaryDirectory() as folder:
-        report = os.path.join(folder, "report.json")
-        told = subprocess.run([bench, "--rounds", str(repeats), "--json", report],
-                              env={**os.environ, "MOE8_BENCH_SHAPES": layer, "MOE8_BENCH_LOADS": "balanced"},
+        report, experts = os.path.join(folder, "report.json"), os.path.join(folder, "experts")
+        environment = {**os.environ, "MOE8_BENCH_SHAPES": layer, "MOE8_BENCH_LOADS": routing}
+        if chosen is not None:
+            chosen.cpu().numpy().tofile(experts)
+            environment["MOE8_BENCH_EXPERTS"] = experts
+        told = subprocess.run([bench, "--rounds", str(repeats), "--json", report], env=environment,
                               check=True, stdout=subprocess.PIPE, text=True).stdout
         with open(report, encoding="utf-8") as file:
             rows = json.load(file)["rows"]
@@ -168,28 +212,34 @@ def moe8_times(bench, layer, repeats):
     return times, peaks
 
 
-def prepared(layer):
-    """The peers that take this layer, compiled and tuned, and the peak memory of each."""
-    peers, peaks = {}, {}
+def prepared(layer, routings):
+    """The peers that take this layer, compiled and tuned; the peak memory of each by routing; the routings."""
+    peers, peaks = {}, {routing: {} for routing in routings}
+    chosen = {routing: chosen_experts(routing, LAYERS[layer]) for routing in routings}
     for name, make in PEERS.items():
         try:
             peer = Peer(make, LAYERS[layer])
-            peer.step()  # compiles and tunes
-            peer.step()
-            peers[name], peaks[name] = peer, peer.peak()
-        except Exception as error:  # what is not installed, or refuses the shape: others go on
+            for routing in routings:
+                peer.route(chosen[routing])
+                peer.step()  # compiles and tunes
+                peer.step()
+                peaks[routing][name] = peer.peak()
+            peers[name] = peer
+        except Exception as error:  # what is not installed, or refuses the shape or routing: others go on
             print(f"{layer}: {name} left out: {type(error).__name__}: {str(error)[:200]}".splitlines()[0], flush=True)
-    return peers, peaks
+    return peers, peaks, chosen
 
 
-def measured(layer, peers, peaks, options):
+def measured(layer, routing, peers, peaks, chosen, options):
     """Prints the rows of a layer."""
     times = {name: [] for name in peers}
+    for peer in peers.values():
+        peer.route(chosen)
     for _ in range(options.rounds):
         for name, peer in peers.items():
             times[name] += peer.times(options.repeats)
         if options.bench:
-            ours, memory = moe8_times(options.bench, layer, options.repeats)
+            ours, memory = moe8_times(options.bench, layer, routing, chosen, options.repeats)
             peaks |= memory
             for name, milliseconds in ours.items():
                 times.setdefault(name, []).append(milliseconds)
@@ -198,31 +248,37 @@ def measured(layer, peers, peaks, options):
         median = statistics.median(all_times)
         ratio = f"{statistics.median(base) / median:.2f}" if base else "-"
         peak = f"{peaks[name]:.2f}" if name in peaks else "-"
-        print(f"| {layer} | {name} | {median:.3f} | {ratio} | {peak} |", flush=True)
+        print(f"| {layer} | {routing} | {name} | {median:.3f} | {ratio} | {peak} |", flush=True)
 
 
 def compare(layer, options, all_ready, gpu):
     """One layer, in a process of its own. all_ready: nobody measures while somebody compiles."""
-    peers, peaks = prepared(layer)
+    routings = options.routing.split(",")
+    peers, peaks, chosen = prepared(layer, routings)
     try:
         all_ready.wait(options.patience)
     except threading.BrokenBarrierError:
         print(f"{layer}: measured although other layers still compile", flush=True)
     with gpu:
-        measured(layer, peers, peaks, options)
+        for routing in routings:
+            measured(layer, routing, peers, peaks[routing], chosen[routing], options)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bench", default="build/cuda/bench/moe_layer_cuda_bench", help="empty: peers alone")
     parser.add_argument("--layers", default=",".join(LAYERS), help="e.g. dsv3,gpt-oss")
+    parser.add_argument("--routing", default="balanced", help="of balanced,ragged,zipf")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--repeats", type=int, default=7, help="steps timed in a turn")
     parser.add_argument("--patience", type=float, default=600, help="seconds a layer waits for others to compile")
     options = parser.parse_args()
-    print("| layer | who | ms | x torch compiled | peak GiB |")
-    print("|---|---|---|---|---|")
+    print("| layer | routing | who | ms | x torch compiled | peak GiB |")
+    print("|---|---|---|---|---|---|")
     layers = options.layers.split(",")
+    unknown = set(options.routing.split(",")) - {"balanced", "ragged", "zipf"}
+    if unknown:
+        parser.error(f"--routing: expected balanced, ragged or zipf, got {', '.join(sorted(unknown))}")
     spawn = multiprocessing.get_context("spawn")
     all_ready, gpu = spawn.Barrier(len(layers)), spawn.Lock()
     processes = [spawn.Process(target=compare, args=(layer, options, all_ready, gpu)) for layer in layers]

@@ -15,6 +15,7 @@
 
 #include "cuda/experts/combine.h"
 #include "cuda/experts/gather.h"
+#include "cuda/experts/mx_rows.h"
 #include "cuda/experts/routing.h"
 #include "cuda/experts/swiglu.h"
 #include "cuda/experts/transpose_codes.h"
@@ -126,7 +127,8 @@ void measure(const RoutedLayer& l) {
   const Memory gathered(bytes_for(l.rows * d, 2)), gathered_scale(bytes_for(l.rows, 4)),
       amax(bytes_for(s.experts * d, 4)), turned(bytes_for(padded * std::max(d, 2 * s.hidden))),
       column_scale(bytes_for(s.experts * std::max(d, 2 * s.hidden), 4)),
-      combined(bytes_for(s.tokens * d, 4));
+      combined(bytes_for(s.tokens * d, 4)), mx_rows(bytes_for(l.rows * d, 2)),
+      mx_columns(bytes_for(l.rows * d, 2));
   const QuantizedRows hidden(l.rows, 2 * s.hidden, l.groups);
 
   const RowCodes through{tokens.codes.as<uint8_t>(),
@@ -188,6 +190,23 @@ void measure(const RoutedLayer& l) {
          l.groups.jagged.begins + s.experts, gathered.get()},
         nullptr);
   });
+  const auto gather_mx = [&](void* by_rows, void* by_columns) {
+    return launch_gather_mx({tokens.values.get(),
+                             d,
+                             l.groups,
+                             l.slot_of_row.as<int32_t>(),
+                             l.row_of_slot.as<int32_t>(),
+                             s.top_k,
+                             ScaleCalculationMode::RCEIL,
+                             {nullptr, by_rows, by_columns}},
+                            nullptr);
+  };
+  table.add("gather mx values, rows", 2 * (T + R),
+            [&] { return gather_mx(mx_rows.get(), nullptr); });
+  table.add("gather mx values, columns", 2 * (T + R),
+            [&] { return gather_mx(nullptr, mx_columns.get()); });
+  table.add("gather mx values, both", 2 * (T + 2 * R),
+            [&] { return gather_mx(mx_rows.get(), mx_columns.get()); });
   table.add("gather codes", T + R, [&] { return launch_gather_codes(gather(nullptr), nullptr); });
   table.add("gather codes + column amax", T + R,
             [&] { return launch_gather_codes(gather(amax.as<uint32_t>()), nullptr); });
@@ -214,6 +233,8 @@ struct GatedRows {
         amax(bytes_for(groups * width, 4)) {}
 
   ActivationRows as_values() const { return {values.get()}; }
+  MxRows as_mx_rows() const { return {nullptr, values.get()}; }
+  MxRows as_mx_columns() const { return {nullptr, nullptr, values.get()}; }
   ActivationRows as_codes(bool maxima) const {
     return {nullptr, codes.as<uint8_t>(), columns, inverse_scale.as<float>(),
             maxima ? amax.as<uint32_t>() : nullptr};
@@ -250,6 +271,16 @@ void measure_gate(const RoutedLayer& l, bool clamped) {
                                   nullptr);
   };
 
+  const GatedRows mx_columns(l.rows, 2 * h, 1);
+  const Memory score_parts(bytes_for(swiglu_mx_score_parts(h) * l.rows, 4));
+  const auto backward_mx = [&] {
+    const MxRows of_hidden{nullptr, hidden_grad.values.get(), mx_columns.values.get()};
+    return launch_swiglu_mx_backward(
+        {source, ScaleCalculationMode::RCEIL, grad.get(), of_hidden, activation.as_mx_columns(),
+         score_grad.as<float>(), score_parts.as<float>()},
+        nullptr);
+  };
+
   Table table;
   const auto n = static_cast<double>(l.rows * h);
   const std::string name = clamped ? "clamped, interleaved, bias" : "swiglu";
@@ -260,6 +291,11 @@ void measure_gate(const RoutedLayer& l, bool clamped) {
   table.add(name + " bf16", 6 * n, [&] {
     return launch_swiglu({source, activation.as_values()}, nullptr);
   });
+  table.add(name + " mx values", 6 * n, [&] {
+    return launch_swiglu_mx({source, ScaleCalculationMode::RCEIL, activation.as_mx_rows()},
+                            nullptr);
+  });
+  table.add(name + " backward, mx values", 16 * n, backward_mx);
   table.add(name + " backward, codes", 9 * n,
             [&] { return backward(hidden_grad.as_codes(true), activation.as_codes(true)); });
   table.add(name + " backward, bf16", 12 * n,

@@ -6,7 +6,8 @@
 //   moe_layer_cuda_bench [--rounds N] [--json FILE]
 // MOE8_BENCH_SHAPES=scout,dsv3 picks layers, MOE8_BENCH_RECIPES=bf16,fp8_rowwise recipes;
 // MOE8_BENCH_LOADS=balanced,ragged,zipf how tokens are spread; MOE8_BENCH_KERNELS=1 prints kernels.
-// compare_layers.py runs it beside other libraries.
+// compare_layers.py runs it beside other libraries, with MOE8_BENCH_EXPERTS=FILE: the experts of
+// ragged and skewed layers, int64 [T, k].
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/torch.h>
@@ -14,6 +15,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <sstream>
 #include <utility>
@@ -46,9 +48,20 @@ const char* to_string(Load load) {
   return "invalid";
 }
 
+at::Tensor experts_of_file(const char* file, const ExpertLayerShape& s) {
+  const at::Tensor experts = at::empty({s.T, s.k}, at::kLong);
+  std::ifstream bytes(file, std::ios::binary);
+  bytes.read(static_cast<char*>(experts.mutable_data_ptr()),
+             static_cast<std::streamsize>(experts.nbytes()));
+  TORCH_CHECK(bytes && bytes.peek() == EOF, file, ": expected ", experts.nbytes(),
+              " bytes, the experts of ", s.name);
+  return experts.to(at::kCUDA);
+}
+
 // Experts of every slot, in shuffled order, with shares by the rules of grouped_mm_cuda_bench.cpp. An
 // expert may come twice for a token: the layer does not mind.
 at::Tensor chosen_experts(Load load, const ExpertLayerShape& s) {
+  if (const char* file = std::getenv("MOE8_BENCH_EXPERTS")) return experts_of_file(file, s);
   const int64_t slots = s.T * s.k;
   at::Tensor weights = at::ones({s.E}, at::kDouble);
   for (int64_t e = 0; e < s.E; ++e) {
@@ -68,21 +81,26 @@ struct Way {
   const char* op;
   bool is_cached;  // a further microbatch: the weights' codes are those of the step before
   bool is_joined;  // gate and up in one weight
+  SavedHidden hidden = SavedHidden::SOURCE;
 };
 
-constexpr Way kWays[] = {{"bf16", "layer", false, false},
-                         {"bf16", "layer, one weight for gate and up", false, true},
-                         {"fp8_rowwise", "layer", false, false},
-                         {"fp8_rowwise", "layer, cached weights", true, false},
-                         {"mxfp8_rceil", "layer", false, false},
-                         {"mxfp8_rceil", "layer, cached weights", true, false}};
+constexpr Way kWays[] = {
+    {"bf16", "layer", false, false},
+    {"bf16", "layer, one weight for gate and up", false, true},
+    {"fp8_rowwise", "layer", false, false},
+    {"fp8_rowwise", "layer, cached weights", true, false},
+    {"fp8_rowwise", "layer, hidden rows as codes", false, false, SavedHidden::FLOAT8},
+    {"mxfp8_rceil", "layer", false, false},
+    {"mxfp8_rceil", "layer, cached weights", true, false}};
 
 struct LayerImpl : torch::nn::Module {
   ExpertLayerShape shape;
   at::Tensor x, grad_out, gate, w1, w3, w2;
   at::Tensor experts;  // undefined: the router's own choice
+  ExpertsOptions options;
 
-  LayerImpl(const ExpertLayerShape& s, Load load, const Way& way) : shape(s) {
+  LayerImpl(const ExpertLayerShape& s, Load load, const Way& way)
+      : shape(s), options{.saved_hidden = way.hidden} {
     const auto bf16 = at::dtype(at::kBFloat16).device(at::kCUDA);
     const auto weight = [&](const char* name, at::IntArrayRef sizes) {
       const double std = 1 / std::sqrt(static_cast<double>(sizes.back()));
@@ -103,10 +121,10 @@ struct LayerImpl : torch::nn::Module {
     const at::Tensor logits = at::linear(x, gate);
     if (!experts.defined()) {
       const Routing routing = route_tokens(logits, {.top_k = shape.k});
-      return moe_experts(x, w1, w3, w2, routing.order, routing.scores);
+      return moe_experts(x, w1, w3, w2, routing.order, routing.scores, options);
     }
     const at::Tensor scores = at::softmax(logits, 1, at::kFloat).gather(1, experts);
-    return moe_experts(x, w1, w3, w2, experts, scores);
+    return moe_experts(x, w1, w3, w2, experts, scores, options);
   }
   void backward(const at::Tensor& out) const {
     std::vector<at::Tensor> inputs{x, gate, w1, w2};

@@ -2,12 +2,15 @@
 // The stages on the kernels of src/cuda/experts/. What a product reads as FP8 codes is written as
 // codes by the stage before it: tokens are quantized once each and their codes gathered; hidden rows
 // and their gradients are quantized as they are made; codes along columns are made from those along
-// rows. Other forms are made of values in bf16, as of any operand.
+// rows. What a product reads as MX values is written as such, along rows and columns in one pass.
+// Other forms are made of values in bf16, as of any operand.
 
 #include <algorithm>
+#include <utility>
 #include <variant>
 
 #include "cuda/experts/gather.h"
+#include "cuda/experts/mx_rows.h"
 #include "cuda/experts/swiglu.h"
 #include "cuda/experts/transpose_codes.h"
 #include "cuda/quantize/float8.h"
@@ -168,6 +171,97 @@ Operand gathered(const ExpertsCall& call, const CodedRows& tokens, const CodedRo
   return operand;
 }
 
+// ---- MX values --------------------------------------------------------------------
+bool is_high_precision(const FormKey& key) {
+  return std::holds_alternative<HighPrecision>(key.format);
+}
+
+// The one MX format of forms that kernels of mx_rows.h write, rows as they are beside them; nothing
+// where there is none, or a form that they do not write.
+std::optional<MxFormat> mx_format_of(const Keys& keys) {
+  std::optional<MxFormat> format;
+  for (const FormKey& key : keys) {
+    if (key.encoding != Encoding::BF16) return std::nullopt;
+    if (is_high_precision(key)) continue;
+    const auto* mx = std::get_if<MxFormat>(&key.format);
+    if (!mx || mx->elem != ElemDtype::E4M3) return std::nullopt;
+    if (format && !(*format == *mx)) return std::nullopt;
+    format = *mx;
+  }
+  return format;
+}
+
+// Whether those kernels read it: undefined, or in whole 16-byte pieces.
+bool is_wide(const at::Tensor& x) {
+  const bool is_aligned =
+      reinterpret_cast<uintptr_t>(x.defined() ? x.const_data_ptr() : nullptr) % 16 == 0;
+  return !x.defined() || (x.is_contiguous() && is_aligned && x.size(-1) % 8 == 0);
+}
+
+// The forms of a bf16 matrix [R, columns] that such a kernel writes.
+class MxMade {
+ public:
+  /// @param memory  for one of the forms, of their size; undefined: all have memory of their own
+  MxMade(const ExpertsCall& call, const Keys& keys, int64_t columns, at::Tensor memory = {})
+      : call_(call), keys_(keys), columns_(columns) {
+    for (const FormKey& key : keys) {
+      at::Tensor& data = this->*data_of(key);
+      if (data.defined()) continue;
+      data = memory.defined() ? std::exchange(memory, {})
+                              : empty_on(call.device, {call.rows(), columns}, at::kBFloat16);
+    }
+  }
+
+  cuda::MxRows rows() const {
+    const auto data = [](const at::Tensor& x) {
+      return x.defined() ? x.mutable_data_ptr() : nullptr;
+    };
+    return {data(values_), data(by_rows_), data(by_columns_)};
+  }
+
+  std::optional<Operand> operand() const {
+    if (keys_.empty()) return std::nullopt;
+    Operand operand = values_.defined()
+                          ? Operand(values_)
+                          : Operand::future({call_.rows(), columns_}, at::kBFloat16, call_.device);
+    for (const FormKey& key : keys_) {
+      if (!is_high_precision(key)) operand.add({key, this->*data_of(key), {}});
+    }
+    return operand;
+  }
+
+ private:
+  static at::Tensor MxMade::*data_of(const FormKey& key) {
+    if (is_high_precision(key)) return &MxMade::values_;
+    return key.axis == kAlongRows ? &MxMade::by_rows_ : &MxMade::by_columns_;
+  }
+
+  const ExpertsCall& call_;
+  const Keys& keys_;
+  int64_t columns_;
+  at::Tensor values_, by_rows_, by_columns_;
+};
+
+// Rows of tokens as MX values, or as they are.
+Operand gather_values(const ExpertsCall& call, const at::Tensor& x, const Keys& keys) {
+  const std::optional<MxFormat> format = mx_format_of(keys);
+  if (!format || x.scalar_type() != at::kBFloat16 || !is_wide(x)) {
+    return of_values(cuda_gather_tokens(x, call.order), keys);
+  }
+  const Launch on(call.device);
+  const MxMade made(call, keys, x.size(1));
+  const cuda::GatherMxArgs args{.in = x.const_data_ptr(),
+                                .columns = x.size(1),
+                                .groups = groups_of(call),
+                                .slot_of_row = call.order.slot_of_row.const_data_ptr<int32_t>(),
+                                .row_of_slot = call.order.row_of_slot.const_data_ptr<int32_t>(),
+                                .top_k = call.order.top_k(),
+                                .mode = format->mode,
+                                .out = made.rows()};
+  check_launch(kOp, cuda::launch_gather_mx(args, on.stream));
+  return *made.operand();
+}
+
 // ---- the activation ---------------------------------------------------------------
 GateFunction function_of(Activation activation) {
   switch (activation) {
@@ -258,6 +352,39 @@ class Made {
   at::Tensor values_;
 };
 
+// ---- the activation as MX values ----------------------------------------------------
+// The format of all that the activation is to make as MX values; nothing: it makes them otherwise.
+std::optional<MxFormat> activation_mx_format(const ExpertsCall& call,
+                                             const ActivationInputs& inputs, Keys keys,
+                                             const Keys& of_hidden_grad = {}) {
+  if (!is_wide(inputs.H) || !is_wide(inputs.bias) || call.hidden % 8 != 0) return std::nullopt;
+  // Blocks along the rows of dH must not hold gates and ups.
+  const bool splits_blocks = call.layout == GateUpLayout::HALVES && call.hidden % kMxBlock != 0;
+  if (splits_blocks && has_axis(of_hidden_grad, kAlongRows)) return std::nullopt;
+  keys.insert(keys.end(), of_hidden_grad.begin(), of_hidden_grad.end());
+  return mx_format_of(keys);
+}
+
+// `grads` and what activate_backward() gives beside them. A' takes the memory of dA, `grad`.
+void activate_backward_mx(const ExpertsCall& call, const ActivationInputs& inputs,
+                          const at::Tensor& grad, const ActivationWants& wants,
+                          const MxFormat& format, ActivationGrads& grads) {
+  const Launch on(call.device);
+  const MxMade dH(call, wants.dH, 2 * call.hidden), A(call, wants.A, call.hidden, grad);
+  cuda::SwigluMxBackwardArgs args{source_of(call, inputs), format.mode, grad.const_data_ptr(),
+                                  dH.rows(), A.rows()};
+  at::Tensor parts;
+  if (wants.scores) {
+    parts =
+        empty_on(call.device, {cuda::swiglu_mx_score_parts(call.hidden), call.rows()}, at::kFloat);
+    args.score_grad = grads.scores.mutable_data_ptr<float>();
+    args.score_parts = parts.mutable_data_ptr<float>();
+  }
+  check_launch(kOp, cuda::launch_swiglu_mx_backward(args, on.stream));
+  grads.dH = dH.operand();
+  grads.A = A.operand();
+}
+
 // ---- the stages ---------------------------------------------------------------------
 class CudaStages final : public ExpertStages {
  public:
@@ -275,7 +402,7 @@ class CudaStages final : public ExpertStages {
   GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x, const Keys& keys,
                                bool for_backward) const override {
     const Float8Format* const format = codes_for(call, keys);
-    if (!format) return {of_values(cuda_gather_tokens(x, call.order), keys), {}};
+    if (!format) return {gather_values(call, x, keys), {}};
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, x.contiguous(), *format, on.stream);
     const bool keeps_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
@@ -287,7 +414,7 @@ class CudaStages final : public ExpertStages {
 
   Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const Keys& keys) const override {
-    if (saved.instead.empty()) return of_values(cuda_gather_tokens(saved.x, call.order), keys);
+    if (saved.instead.empty()) return gather_values(call, saved.x, keys);
     const Float8Format* const format = codes_for(call, keys);
     MOE8_CHECK(format, kOp, "x", "expected its codes, which forward kept, to be of use in ",
                "backward. This is a defect of moe8");
@@ -300,7 +427,7 @@ class CudaStages final : public ExpertStages {
   Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
                        const Keys& keys) const override {
     const Float8Format* const format = codes_for(call, keys);
-    if (!format) return of_values(cuda_gather_tokens(grad_out, call.order), keys);
+    if (!format) return gather_values(call, grad_out, keys);
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
     const CodedRows rows = gather_codes(call, tokens, has_axis(keys, kAlongColumns), on.stream);
@@ -311,6 +438,12 @@ class CudaStages final : public ExpertStages {
                    const Keys& keys) const override {
     const Launch on(call.device);
     const ActivationInputs inputs = contiguous(given);
+    if (const auto format = activation_mx_format(call, inputs, keys)) {
+      const MxMade A(call, keys, call.hidden);
+      const cuda::SwigluMxArgs args{source_of(call, inputs), format->mode, A.rows()};
+      check_launch(kOp, cuda::launch_swiglu_mx(args, on.stream));
+      return *A.operand();
+    }
     const Made A(call, keys, call.hidden);
     cuda::SwigluArgs args{source_of(call, inputs), A.rows()};
     if (A.format()) args.elem = A.format()->elem;
@@ -327,7 +460,13 @@ class CudaStages final : public ExpertStages {
     if (wants.bias) {
       grads.bias = moe8::activate_backward(call, inputs, dA, false, false, false, true).bias;
     }
+    if (wants.scores) grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
     const at::Tensor grad = dA.defined() ? dA.contiguous() : zeros_like_A(call);
+    const auto mx = activation_mx_format(call, inputs, wants.A, wants.dH);
+    if (mx && is_wide(grad)) {
+      activate_backward_mx(call, inputs, grad, wants, *mx, grads);
+      return grads;
+    }
     const Made A(call, wants.A, call.hidden);
     // A row of dH's codes is as long as one of dA, and written when that has been read, but where rows
     // are read again element by element.
@@ -338,10 +477,7 @@ class CudaStages final : public ExpertStages {
       args.hidden_grad = dH.emplace(call, wants.dH, 2 * call.hidden).rows();
     }
     if (dH->format() || A.format()) args.elem = (dH->format() ? *dH : A).format()->elem;
-    if (wants.scores) {
-      grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
-      args.score_grad = grads.scores.mutable_data_ptr<float>();
-    }
+    if (wants.scores) args.score_grad = grads.scores.mutable_data_ptr<float>();
     check_launch(kOp, cuda::launch_swiglu_backward(args, on.stream));
     grads.dH = dH->operand();
     grads.A = A.operand();

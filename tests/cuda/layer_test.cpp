@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/torch.h>
 
+#include <array>
 #include <cmath>
 #include <map>
 #include <random>
@@ -226,7 +227,8 @@ TEST_F(ExpertsOnGpu, RandomLayersAgreeWithFloat64AndRepeat) {
     ExpertsProblem p = experts_problem(shape, at::kBFloat16, i, random() % 3 == 0);
     p.activation = random() % 2 ? Activation::SWIGLU : Activation::CLAMPED_SWIGLU;
     p.placement = random() % 2 ? ScorePlacement::OUTPUT : ScorePlacement::INPUT;
-    const std::string name = std::vector<std::string>{"bf16", "fp8_rowwise", "mxfp8_rceil"}[i % 3];
+    const std::string name = std::vector<std::string>{"bf16", "fp8_rowwise", "mxfp8_rceil",
+                                                      "mxfp8_rceil_wgrad_with_hp"}[i % 4];
     SCOPED_TRACE(c10::str(name, " T ", shape.tokens, " k ", shape.top_k, " E ", shape.experts,
                           " d ", shape.dim, " h ", shape.hidden, " number ", i));
     const ExpertsOptions options{.config = config_of(name),
@@ -325,11 +327,53 @@ TEST_F(ExpertsOnGpu, OneWeightIsTheTwoThatItHolds) {
   }
 }
 
+// Layers that share converted weights, each on a stream of its own, at the same time.
+TEST_F(ExpertsOnGpu, TwoStreamsAtOnce) {
+  const ExpertsShape shape{.tokens = 1024, .top_k = 2, .experts = 6, .dim = 512, .hidden = 384};
+  for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
+    SCOPED_TRACE(name);
+    std::array<ExpertsProblem, 2> problems{gpu(experts_problem(shape, at::kBFloat16, 21)),
+                                           gpu(experts_problem(shape, at::kBFloat16, 22))};
+    torch::nn::Module owner("experts");
+    for (at::Tensor ExpertsProblem::*weight :
+         {&ExpertsProblem::w1, &ExpertsProblem::w3, &ExpertsProblem::w2}) {
+      problems[1].*weight = problems[0].*weight;
+    }
+    owner.register_parameter("w1", problems[0].w1);
+    owner.register_parameter("w3", problems[0].w3);
+    owner.register_parameter("w2", problems[0].w2);
+    if (const auto config = config_of(name)) quantize_(owner, {{"re:w[123]", *config}});
+
+    std::vector<ExpertsResults> alone;
+    for (const ExpertsProblem& p : problems) alone.push_back(run_experts(p, {}));
+    c10::cuda::device_synchronize();
+    const std::array<c10::cuda::CUDAStream, 2> streams{c10::cuda::getStreamFromPool(),
+                                                       c10::cuda::getStreamFromPool()};
+    ASSERT_NE(streams[0].stream(), streams[1].stream());
+    std::array<std::vector<ExpertsResults>, 2> together;
+    for (int round = 0; round < 6; ++round) {
+      for (size_t i = 0; i < 2; ++i) {
+        const c10::cuda::CUDAStreamGuard guard(streams[i]);
+        together[i].push_back(run_experts(problems[i], {}));
+      }
+    }
+    c10::cuda::device_synchronize();
+    for (size_t i = 0; i < 2; ++i) {
+      for (const ExpertsResults& got : together[i]) {
+        EXPECT_TRUE(same_bits(alone[i].out, got.out)) << i;
+        for (size_t g = 0; g < got.grads.size(); ++g) {
+          EXPECT_TRUE(same_bits(alone[i].grads[g], got.grads[g])) << i << ", gradient " << g;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(ExpertsOnGpu, AGraphReplaysWithAnotherRouting) {
   const ExpertsShape shape{.tokens = 256, .top_k = 2, .experts = 6, .dim = 128, .hidden = 64};
   const ExpertsProblem p = gpu(experts_problem(shape, at::kBFloat16, 3));
   const at::Tensor other = gpu(experts_problem(shape, at::kBFloat16, 4).experts);
-  for (const char* name : {"bf16", "fp8_rowwise"}) {
+  for (const char* name : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
     SCOPED_TRACE(name);
     const ExpertsOptions options{.config = config_of(name)};
     const at::Tensor experts = p.experts.clone();

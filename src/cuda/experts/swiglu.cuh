@@ -200,19 +200,75 @@ __device__ inline Packet32 load_bias(const SwigluSource& a, int64_t at) {
   return bias;
 }
 
-/// The biases of packet v of a group; without any -0.0, which adds nothing to anything.
+/// The biases of eight pairs of a group, whose two packets lie at these columns; without any -0.0,
+/// which adds nothing to anything.
 template <typename Kind>
-__device__ PairsOf<Packet32> load_biases(const SwigluSource& a, int32_t group,
-                                         const ThreadColumns<Kind>& at, int v) {
+__device__ PairsOf<Packet32> load_biases(const SwigluSource& a, int32_t group, int32_t first,
+                                         int32_t second) {
   PairsOf<Packet32> bias{};
   if (Kind::kPlain) return bias;
   if (a.bias != nullptr) {
     const int64_t row = group * 2 * a.columns;
-    return {load_bias(a, row + at.first(v)), load_bias(a, row + at.second(v))};
+    return {load_bias(a, row + first), load_bias(a, row + second)};
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) bias.first.words[i] = bias.second.words[i] = 0x80000000u;
   return bias;
+}
+
+/// Eight activations.
+template <typename Kind>
+__device__ Packet16 activate_packet(const GateNumbers& n, const RowFactors& factors, const Pairs& h,
+                                    const PairsOf<Packet32>& bias) {
+  constexpr GateLayout kLayout = Kind::kLayout;
+  Packet16 out;
+#pragma unroll
+  for (int w = 0; w < Packet16::kWords; ++w) {
+    float value[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Pair pair = pair_of<kLayout>(h, 2 * w + i), b = pair_of<kLayout>(bias, 2 * w + i);
+      value[i] = activate<Kind::kPlain>(n, factors, pair, b).value;
+    }
+    out.words[w] = round_pair(value[0], value[1]);
+  }
+  return out;
+}
+
+/// Eight pairs of gradients and eight activations. Returns `score` and what they add to it.
+template <typename Kind, bool kInput>
+__device__ float differentiate_packet(const GateNumbers& n, const RowFactors& factors,
+                                      const Pairs& h, const PairsOf<Packet32>& bias,
+                                      const Packet16& grad, float score, Pairs& hidden,
+                                      Packet16& activation) {
+  constexpr GateLayout kLayout = Kind::kLayout;
+#pragma unroll
+  for (int w = 0; w < Packet16::kWords; ++w) {
+    float gate[2], up[2], value[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = 2 * w + i;
+      const PairGradient d = differentiate<Kind::kPlain, kInput>(
+          n, factors, pair_of<kLayout>(h, at), pair_of<kLayout>(bias, at), grad.get(at), score);
+      gate[i] = d.hidden.gate;
+      up[i] = d.hidden.up;
+      value[i] = d.activation;
+      score = d.score;
+    }
+    hidden.template set<kLayout>(w, gate, up);
+    activation.words[w] = round_pair(value[0], value[1]);
+  }
+  return score;
+}
+template <typename Kind>
+__device__ float differentiate_packet(const GateNumbers& n, const RowFactors& factors,
+                                      const Pairs& h, const PairsOf<Packet32>& bias,
+                                      const Packet16& grad, float score, Pairs& hidden,
+                                      Packet16& activation) {
+  if (!Kind::kPlain && factors.is_input) {
+    return differentiate_packet<Kind, true>(n, factors, h, bias, grad, score, hidden, activation);
+  }
+  return differentiate_packet<Kind, false>(n, factors, h, bias, grad, score, hidden, activation);
 }
 
 // ---- results

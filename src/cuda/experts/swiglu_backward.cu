@@ -82,31 +82,6 @@ __device__ RowTotals block_totals(RowTotals t, RowTotals (&shared)[kMaxRowWarps]
           threadIdx.x < 32 ? warp_sum(t.score_grad) : 0.0f};
 }
 
-// Eight pairs of gradients and eight activations. Returns `score` and what they add to it.
-template <typename Kind, bool kInput>
-__device__ float differentiate(const GateNumbers& n, const RowFactors& factors, const Pairs& h,
-                               const PairsOf<Packet32>& bias, const Packet16& grad, float score,
-                               Pairs& hidden, Packet16& activation) {
-  constexpr GateLayout kLayout = Kind::kLayout;
-#pragma unroll
-  for (int w = 0; w < Packet16::kWords; ++w) {
-    float gate[2], up[2], value[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int at = 2 * w + i;
-      const PairGradient d = differentiate<Kind::kPlain, kInput>(
-          n, factors, pair_of<kLayout>(h, at), pair_of<kLayout>(bias, at), grad.get(at), score);
-      gate[i] = d.hidden.gate;
-      up[i] = d.hidden.up;
-      value[i] = d.activation;
-      score = d.score;
-    }
-    hidden.template set<kLayout>(w, gate, up);
-    activation.words[w] = round_pair(value[0], value[1]);
-  }
-  return score;
-}
-
 // A thread's part of the row at `staged`: 2 * columns of H, columns of dA. Returns its score_grad.
 template <typename Kind>
 __device__ float differentiate_row(const Params& p, const ThreadColumns<Kind>& at,
@@ -125,14 +100,9 @@ __device__ float differentiate_row(const Params& p, const ThreadColumns<Kind>& a
     if (!at.has(v)) continue;
     const Pairs h{{load_shared(hidden + at.first(v)), load_shared(hidden + at.second(v))}};
     const Packet16 d = load_shared(grad + at.pair(v));
-    const PairsOf<Packet32> bias = load_biases(p.args, group, at, v);
-    if (!Kind::kPlain && factors.is_input) {
-      score_grad =
-          differentiate<Kind, true>(p.gate, factors, h, bias, d, score_grad, pairs, activation);
-    } else {
-      score_grad =
-          differentiate<Kind, false>(p.gate, factors, h, bias, d, score_grad, pairs, activation);
-    }
+    const PairsOf<Packet32> bias = load_biases<Kind>(p.args, group, at.first(v), at.second(v));
+    score_grad =
+        differentiate_packet<Kind>(p.gate, factors, h, bias, d, score_grad, pairs, activation);
   }
   return score_grad;
 }

@@ -12,24 +12,6 @@ using Params = SwigluKernelArgs<SwigluArgs>;
 constexpr int kResidentThreads = 1024;  // on a multiprocessor, that the registers must allow
 
 // ---- device helpers
-template <typename Kind>
-__device__ Packet16 activate(const GateNumbers& n, const RowFactors& factors, const Pairs& h,
-                             const PairsOf<Packet32>& bias) {
-  constexpr GateLayout kLayout = Kind::kLayout;
-  Packet16 out;
-#pragma unroll
-  for (int w = 0; w < Packet16::kWords; ++w) {
-    float value[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Pair pair = pair_of<kLayout>(h, 2 * w + i), b = pair_of<kLayout>(bias, 2 * w + i);
-      value[i] = activate<Kind::kPlain>(n, factors, pair, b).value;
-    }
-    out.words[w] = round_pair(value[0], value[1]);
-  }
-  return out;
-}
-
 // A thread's packets of the row at `staged`.
 template <typename Kind>
 __device__ void activate_row(const Params& p, const ThreadColumns<Kind>& at, const uint8_t* staged,
@@ -41,7 +23,8 @@ __device__ void activate_row(const Params& p, const ThreadColumns<Kind>& at, con
     part[v] = {};
     if (!at.has(v)) continue;
     const Pairs h{{load_shared(hidden + at.first(v)), load_shared(hidden + at.second(v))}};
-    part[v] = activate<Kind>(p.gate, factors, h, load_biases(p.args, group, at, v));
+    const PairsOf<Packet32> bias = load_biases<Kind>(p.args, group, at.first(v), at.second(v));
+    part[v] = activate_packet<Kind>(p.gate, factors, h, bias);
   }
 }
 

@@ -95,12 +95,12 @@ struct PlainBf16 {
   static constexpr uint32_t kShift = std::bit_cast<uint32_t>(1.5f * (1 << (7 - f.mantissa_bits)));
   static constexpr uint32_t kShifts = (kShift & 0xFFFF0000u) | kShift >> 16;
 
-  /// For blocks of zeros, of NaN, and of magnitudes whose roundings stay normal.
+  /// For blocks of zeros, and of magnitudes whose roundings stay normal. None with a NaN.
   static __device__ bool is_plain(uint32_t amax_bits, uint32_t s) {
     constexpr uint32_t kHighest = 127 + 119;  // 1.5 * 2^(7 - 1) * 2^119 is below 2^127
     constexpr int kLowest = 1 - f.min_exponent();
     const bool in_range = static_cast<int>(s) >= kLowest && (amax_bits >> 23) <= kHighest;
-    return amax_bits == 0 || s == kE8m0NaN || in_range;
+    return amax_bits == 0 || in_range;
   }
 
   static __device__ uint32_t smallest(uint32_t s) {
@@ -225,7 +225,6 @@ __device__ Out convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) 
     for (int w = 0; w < 4; ++w) {
       out.words[w] = Plain::round_pair(x.words[w], s[2 * w], s[2 * w + 1]);
     }
-    name_nans(out.words, s, 0x7FC0u);
   } else {
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
@@ -233,15 +232,69 @@ __device__ Out convert_plain(const Packet<BFloat16>& x, const uint32_t (&s)[8]) 
           __byte_perm(Plain::encode_pair(x.words[2 * w], s[4 * w], s[4 * w + 1]),
                       Plain::encode_pair(x.words[2 * w + 1], s[4 * w + 2], s[4 * w + 3]), 0x6420);
     }
-    name_nans(out.words, s, layout_of(elem).nan_cast);
   }
   return out;
 }
 
 // ---- a lane's share of a tile
+/// The amax of two row blocks of bf16 whose packets kLanes neighbouring lanes have, from those of the
+/// lane's own packets: both in one shuffle.
+template <int kLanes>
+__device__ void share_amax(uint32_t& a, uint32_t& b) {
+  uint32_t pair = a >> 16 | b;
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) {
+    pair = __vmaxu2(pair, __shfl_xor_sync(~0u, pair, step));
+  }
+  a = pair << 16;
+  b = pair & 0xFFFF0000u;
+}
+
+/// The amax of each of a lane's columns, from the largest magnitudes of its own packets.
 template <typename T>
-struct MxTile {
+__device__ void amax_of_columns(Packet<T> m, uint32_t (&amax)[8]) {
+#pragma unroll
+  for (int w = 0; w < Packet<T>::kWords; ++w) {
+    m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 8));
+    m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 16));
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) amax[i] = magnitude_at(m, i);
+}
+
+template <typename T>
+struct MxPackets {
   Packet<T> packets[kPacketRows];
+
+  /// The amax of each packet's row block.
+  __device__ void row_amax(uint32_t (&amax)[8]) const {
+#pragma unroll
+    for (int i = 0; i < kPacketRows; ++i) amax[i] = largest_magnitude(packets[i]);
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; i += 2) share_amax<4>(amax[i], amax[i + 1]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPacketRows; ++i) {
+        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 1));
+        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 2));
+      }
+    }
+  }
+
+  /// The amax of each of the lane's columns.
+  __device__ void column_amax(uint32_t (&amax)[8]) const {
+    Packet<T> m = packets[0];
+#pragma unroll
+    for (int i = 1; i < kPacketRows; ++i) update_magnitudes(m, packets[i]);
+    amax_of_columns(m, amax);
+  }
+};
+
+/// And where it lies.
+template <typename T>
+struct MxTile : MxPackets<T> {
+  using MxPackets<T>::packets;
   RowChunk block;
   int32_t block_index;
   int32_t column;  // of the lane's first element
@@ -286,49 +339,14 @@ struct MxTile {
       store_elements(address, out, left);
     }
   }
-
-  /// The amax of each packet's row block.
-  __device__ void row_amax(uint32_t (&amax)[8]) const {
-#pragma unroll
-    for (int i = 0; i < kPacketRows; ++i) amax[i] = largest_magnitude(packets[i]);
-    if constexpr (sizeof(T) == 2) {  // two blocks to a shuffle
-#pragma unroll
-      for (int i = 0; i < kPacketRows; i += 2) {
-        uint32_t pair = amax[i] >> 16 | amax[i + 1];
-        pair = __vmaxu2(pair, __shfl_xor_sync(~0u, pair, 1));
-        pair = __vmaxu2(pair, __shfl_xor_sync(~0u, pair, 2));
-        amax[i] = pair << 16;
-        amax[i + 1] = pair & 0xFFFF0000u;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPacketRows; ++i) {
-        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 1));
-        amax[i] = max(amax[i], __shfl_xor_sync(~0u, amax[i], 2));
-      }
-    }
-  }
-
-  /// The amax of each of the lane's columns.
-  __device__ void column_amax(uint32_t (&amax)[8]) const {
-    Packet<T> m = packets[0];
-#pragma unroll
-    for (int i = 1; i < kPacketRows; ++i) update_magnitudes(m, packets[i]);
-#pragma unroll
-    for (int w = 0; w < Packet<T>::kWords; ++w) {
-      m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 8));
-      m.words[w] = max_magnitude<T>(m.words[w], __shfl_xor_sync(~0u, m.words[w], 16));
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) amax[i] = magnitude_at(m, i);
-  }
 };
 
-template <ElemDtype elem>
-__device__ void scales_of(const uint32_t (&amax)[8], ScaleCalculationMode mode, uint32_t (&s)[8]) {
+template <ElemDtype elem, int kCount>
+__device__ void scales_of(const uint32_t (&amax)[kCount], ScaleCalculationMode mode,
+                          uint32_t (&s)[kCount]) {
   const auto of_mode = [&]<ScaleCalculationMode kMode>() {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) s[i] = mx_scale(amax[i], elem, kMode);
+    for (int i = 0; i < kCount; ++i) s[i] = mx_scale(amax[i], elem, kMode);
   };
   using enum ScaleCalculationMode;
   switch (mode) {
@@ -344,36 +362,39 @@ __device__ void scales_of(const uint32_t (&amax)[8], ScaleCalculationMode mode, 
 }
 
 /// Whether the whole warp may use the arithmetic of bf16.
-template <typename Out, ElemDtype elem, typename T>
-__device__ bool all_plain(const uint32_t (&amax)[8], const uint32_t (&s)[8]) {
+template <typename Out, ElemDtype elem, typename T, int kCount>
+__device__ bool all_plain(const uint32_t (&amax)[kCount], const uint32_t (&s)[kCount]) {
   if constexpr (!kHasPlain<Out, elem, T>) return false;
   bool plain = true;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) plain &= PlainBf16<elem>::is_plain(amax[i], s[i]);
+  for (int i = 0; i < kCount; ++i) plain &= PlainBf16<elem>::is_plain(amax[i], s[i]);
   return __all_sync(~0u, plain);
 }
 
-/// Converts and stores the lane's packets; s(i): the scale bytes of packet i's elements.
-template <typename Out, ElemDtype elem, typename T, typename Scales>
-__device__ void emit(const Mx& p, const MxTile<T>& tile, void* base, bool plain, Scales s) {
+struct ScaleBytes {
+  uint32_t bytes[8];
+
+  /// Of a packet within one row block.
+  static __device__ ScaleBytes all(uint32_t s) { return {{s, s, s, s, s, s, s, s}}; }
+};
+
+/// Converts the lane's packets and calls store(i, result); s(i): the scale bytes of packet i.
+template <typename Out, ElemDtype elem, typename T, typename Scales, typename Store>
+__device__ void emit(const MxPackets<T>& x, bool plain, Scales s, Store store) {
   if constexpr (kHasPlain<Out, elem, T>) {
     if (plain) {
 #pragma unroll
       for (int i = 0; i < kPacketRows; ++i) {
-        tile.store(p, base, i, convert_plain<Out, elem>(tile.packets[i], s(i).bytes));
+        store(i, convert_plain<Out, elem>(x.packets[i], s(i).bytes));
       }
       return;
     }
   }
 #pragma unroll
   for (int i = 0; i < kPacketRows; ++i) {
-    tile.store(p, base, i, convert<Out, elem>(tile.packets[i], s(i).bytes));
+    store(i, convert<Out, elem>(x.packets[i], s(i).bytes));
   }
 }
-
-struct ScaleBytes {
-  uint32_t bytes[8];
-};
 
 /// The scale bytes of a thread block's row blocks: gathered, as single bytes cost a sector each.
 inline constexpr int kRowScales = kMxWarps * kWarpColumns / kBlockRows;
@@ -417,9 +438,9 @@ __device__ void emit_rows(const Mx& p, const MxTile<T>& tile, RowScales& scales)
   }
   void* base = Out::kWords == 2 ? o.codes : o.values;
   if (base == nullptr) return;
-  emit<Out, elem>(p, tile, base, all_plain<Out, elem, T>(amax, s), [&](int i) {
-    return ScaleBytes{{s[i], s[i], s[i], s[i], s[i], s[i], s[i], s[i]}};
-  });
+  emit<Out, elem>(
+      tile, all_plain<Out, elem, T>(amax, s), [&](int i) { return ScaleBytes::all(s[i]); },
+      [&](int i, const Out& out) { tile.store(p, base, i, out); });
 }
 
 template <typename Out, ElemDtype elem, typename T>
@@ -446,7 +467,9 @@ __device__ void emit_columns(const Mx& p, const MxTile<T>& tile) {
     for (int i = 0; i < kPacketRows; ++i) tile.store(p, base, i, Out{});
     return;
   }
-  emit<Out, elem>(p, tile, base, all_plain<Out, elem, T>(amax, s.bytes), [&](int) { return s; });
+  emit<Out, elem>(
+      tile, all_plain<Out, elem, T>(amax, s.bytes), [&](int) { return s; },
+      [&](int i, const Out& out) { tile.store(p, base, i, out); });
 }
 
 // ---- kernel

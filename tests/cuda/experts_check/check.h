@@ -74,11 +74,14 @@ void check_gather(const Layer& layer, std::mt19937& rng);
 void check_transpose_codes(const Layer& layer, std::mt19937& rng);
 void check_combine(const Layer& layer, std::mt19937& rng);
 void check_swiglu(const Layer& layer, std::mt19937& rng);
+void check_mx_rows(const Layer& layer, std::mt19937& rng);
 
 // ---- checks with layers of their own
 void check_large_orders(std::mt19937& rng);
 void check_swiglu_widths(std::mt19937& rng);
 void check_swiglu_refusals();
+void check_mx_row_widths(std::mt19937& rng);
+void check_mx_row_refusals();
 void check_refusals();
 void check_graph(std::mt19937& rng);
 

@@ -7,15 +7,17 @@ namespace moe8::cuda {
 namespace {
 
 constexpr void (*kChecks[])(const Layer&, std::mt19937&) = {
-    check_order, check_gather, check_transpose_codes, check_combine, check_swiglu};
+    check_order, check_gather, check_transpose_codes, check_combine, check_swiglu, check_mx_rows};
 
 void check_all(int random_layers) {
   std::mt19937 rng(1);
   check_refusals();
   check_swiglu_refusals();
+  check_mx_row_refusals();
   check_graph(rng);
   check_large_orders(rng);
   check_swiglu_widths(rng);
+  check_mx_row_widths(rng);
   for (const Layer& layer : hard_layers(rng)) {
     for (const auto check : kChecks) check(layer, rng);
   }
