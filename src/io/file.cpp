@@ -200,8 +200,12 @@ void write_file(const char* op, const std::string& path, std::string_view bytes)
 }
 
 // ---- AtomicFolder -----------------------------------------------------------
+std::string AtomicFolder::partial_of(const std::string& path) {
+  return path + kPartial;
+}
+
 AtomicFolder::AtomicFolder(const char* op, const std::string& path)
-    : op_(op), path_(path), partial_(path + kPartial) {
+    : op_(op), path_(path), partial_(partial_of(path)) {
   std::error_code error;
   std::filesystem::remove_all(partial_, error);
   if (!error) std::filesystem::create_directory(partial_, error);

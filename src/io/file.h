@@ -97,6 +97,8 @@ class AtomicFolder {
   AtomicFolder(const AtomicFolder&) = delete;
   AtomicFolder& operator=(const AtomicFolder&) = delete;
 
+  /// The name under which a folder is filled, for other processes that help with it.
+  static std::string partial_of(const std::string& path);
   /// Where the files go; each must be on the disk before commit() (AtomicFile::commit sees to it).
   const std::string& partial() const { return partial_; }
   /// Takes the name. @throws c10::Error when it belongs to a file or a folder that is not empty.
