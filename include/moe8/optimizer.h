@@ -44,6 +44,11 @@ struct OptimizedParameter {
   at::Tensor tensor{};  // bf16 or float32, contiguous; keeps its identity
   double weight_decay = 0;
   UpdateRule rule = UpdateRule::ADAMW;
+  /// Of a part of a parameter, which another optimizer steps as well: the number of the parameter
+  /// in the list of the whole ones, and the element with which the part begins. Moments in bf16
+  /// are then rounded as those of the whole. Less than 0: `tensor` is whole, its number its place.
+  int64_t number = -1;
+  int64_t first_element = 0;
 };
 
 /// Steps all parameters at once. The same gradients give the same bits, on a CPU and on a GPU with
@@ -67,6 +72,10 @@ class Optimizer {
   /// follows multiplies them by min(1, max_grad_norm / (norm + 1e-6)), and changes nothing when the
   /// norm is not finite.
   at::Tensor clip_gradients();
+
+  /// The same with a norm that is known, of more gradients than this optimizer's: a float32 scalar
+  /// on their device.
+  void clip_gradients(const at::Tensor& norm);
 
   /// Of the steps that follow. On a GPU it is written to memory that step() reads: a CUDA graph of
   /// step() takes what was set before it is replayed.

@@ -36,6 +36,7 @@ struct AdamWClock {
   double beta1_power = 1;
   double beta2_power = 1;
   int64_t steps = 0;
+  uint64_t key_offset = 0;  // of a part of a tensor: see rounding_offset()
 };
 
 /// What a step needs of its number, its learning rate and the norm of the gradients.
@@ -85,7 +86,8 @@ inline MOE8_HD StepScalars begin_step(AdamWClock& clock, const AdamWRule& rule,
   s.decay = static_cast<float>(fma(-learning_rate, weight_decay, 1.0));
   s.step_size = static_cast<float>(learning_rate / (1.0 - clock.beta1_power));
   s.inverse_root = static_cast<float>(1.0 / sqrt(1.0 - clock.beta2_power));
-  s.key = scramble(scramble(static_cast<uint32_t>(clock.steps)) + index);
+  s.key = scramble(scramble(static_cast<uint32_t>(clock.steps)) + index) +
+          static_cast<uint32_t>(clock.key_offset);
   s.go = 1u;
   return s;
 }
@@ -109,6 +111,12 @@ inline MOE8_HD AdamWElement adamw(const AdamWElement& x, float grad, const AdamW
 /// Random bits of element i: the low half rounds the first moment, the high half the second.
 inline MOE8_HD uint32_t rounding_bits(uint32_t key, int64_t i) {
   return scramble(static_cast<uint32_t>(i) * 0x9E3779B9u + key);
+}
+
+/// For a part of a tensor that begins with its element `first`: the random bits of the whole are
+/// rounding_bits(key + rounding_offset(first), i) == rounding_bits(key, first + i).
+inline MOE8_HD uint32_t rounding_offset(int64_t first) {
+  return static_cast<uint32_t>(first) * 0x9E3779B9u;
 }
 
 /// Rounded up with the probability that the bits dropped stand for; `random` has 16 bits. A mean of

@@ -3,6 +3,8 @@
 // the random bits of src/kernels/adamw.h, with LibTorch's roundings.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 
@@ -58,6 +60,20 @@ class CompositeOptimEngine : public HostOptimEngine {
       squares.push_back(grad.to(at::kFloat).square().sum(at::kDouble));
     }
     return at::stack(squares).sum().sqrt().to(at::kFloat);
+  }
+
+  at::Tensor squares(const std::vector<at::Tensor>& grads) override {
+    std::vector<at::Tensor> sums;
+    for (const at::Tensor& grad : grads) {
+      const int64_t rest = (kNormChunk - grad.numel() % kNormChunk) % kNormChunk;
+      const at::Tensor runs =
+          at::constant_pad_nd(grad.flatten().to(at::kFloat).square(), {0, rest});
+      sums.push_back(runs.view({-1, kNormChunk}).sum(1, /*keepdim=*/false, at::kDouble));
+    }
+    return at::cat(sums).to(at::kFloat);
+  }
+  at::Tensor norm_of(const at::Tensor& squares) override {
+    return squares.sum(at::kDouble).sqrt().to(at::kFloat);
   }
 
   void add(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b,

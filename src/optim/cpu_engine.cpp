@@ -70,17 +70,23 @@ class CpuOptimEngine : public HostOptimEngine {
  public:
   using HostOptimEngine::HostOptimEngine;
 
-  at::Tensor norm(const std::vector<at::Tensor>& grads) override {
+  at::Tensor squares(const std::vector<at::Tensor>& grads) override {
     const Runs runs = runs_of(grads);
-    std::vector<float> sums(static_cast<size_t>(runs.count()));
+    const at::Tensor squares = at::empty({runs.count()}, at::kFloat);
+    auto* const sums = squares.mutable_data_ptr<float>();
     parallel_items(runs.count(), kNormChunk, [&](int64_t first, int64_t last) {
       runs.for_each(first, last, [&](size_t i, int64_t begin, int64_t end, int64_t run) {
-        sums[static_cast<size_t>(run)] = cpu::sum_of_squares(
-            element(grads[i], begin), float_type(grads[i].scalar_type()), end - begin);
+        sums[run] = cpu::sum_of_squares(element(grads[i], begin),
+                                        float_type(grads[i].scalar_type()), end - begin);
       });
     });
+    return squares;
+  }
+
+  at::Tensor norm_of(const at::Tensor& squares) override {
     const at::Tensor norm = at::empty({}, at::kFloat);
-    *norm.mutable_data_ptr<float>() = reference::norm_of(sums.data(), runs.count());
+    *norm.mutable_data_ptr<float>() =
+        reference::norm_of(squares.const_data_ptr<float>(), squares.numel());
     return norm;
   }
 

@@ -57,16 +57,22 @@ class CudaOptimEngine : public OptimEngine {
     set_clocks(std::vector<AdamWClock>(parameters));
   }
 
-  at::Tensor norm(const std::vector<at::Tensor>& grads) override {
+  at::Tensor squares(const std::vector<at::Tensor>& grads) override {
     std::vector<cuda::Gradient> gradients;
     for (const at::Tensor& grad : grads) {
       gradients.push_back({grad.const_data_ptr(), type_of(grad), grad.numel()});
     }
     const Launch launch(device_);
-    const at::Tensor sums = empty_on(device_, {cuda::gradient_norm_sums(gradients)}, at::kFloat);
+    at::Tensor sums = empty_on(device_, {cuda::gradient_norm_sums(gradients)}, at::kFloat);
+    check_launch(kOp, cuda::launch_gradient_squares(gradients, as<float>(sums), launch.stream));
+    return sums;
+  }
+
+  at::Tensor norm_of(const at::Tensor& squares) override {
+    const Launch launch(device_);
     at::Tensor norm = empty_on(device_, {}, at::kFloat);
-    check_launch(kOp, cuda::launch_gradient_norm(gradients, as<float>(sums), as<float>(norm),
-                                                 launch.stream));
+    check_launch(kOp, cuda::launch_norm_of_squares(as<float>(squares), squares.numel(),
+                                                   as<float>(norm), launch.stream));
     return norm;
   }
 

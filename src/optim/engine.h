@@ -15,7 +15,7 @@ namespace moe8 {
 
 /// A tensor that AdamW steps. All are contiguous, on one device.
 struct AdamWItem {
-  size_t index;  // of its clock
+  size_t index;  // of its clock; decides the random bits as well
   at::Tensor grad;
   at::Tensor weight;
   at::Tensor copy;  // bf16, receives the rounded weight; undefined: none
@@ -28,7 +28,11 @@ class OptimEngine {
   virtual ~OptimEngine() = default;
 
   /// The norm of all: a float32 scalar.
-  virtual at::Tensor norm(const std::vector<at::Tensor>& grads) = 0;
+  virtual at::Tensor norm(const std::vector<at::Tensor>& grads) { return norm_of(squares(grads)); }
+  /// Its two halves, for gradients that several processes share out: the sums of squares of
+  /// runs of kNormChunk elements, float32, gradient by gradient; then the norm of such sums.
+  virtual at::Tensor squares(const std::vector<at::Tensor>& grads) = 0;
+  virtual at::Tensor norm_of(const at::Tensor& squares) = 0;
   /// out[i] = a[i] + b[i] in float32; out[i] may be a[i].
   virtual void add(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b,
                    const std::vector<at::Tensor>& out) = 0;

@@ -7,6 +7,7 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "base/check.h"
@@ -43,8 +44,9 @@ at::Tensor plain(const at::Tensor& grad, const std::string& name) {
 }
 
 // Powers are multiplied step by step, as begin_step() does.
-AdamWClock clock_at(int64_t steps, const AdamWRule& rule) {
+AdamWClock clock_at(int64_t steps, const AdamWRule& rule, uint64_t key_offset) {
   AdamWClock clock;
+  clock.key_offset = key_offset;
   for (; clock.steps < steps; ++clock.steps) {
     clock.beta1_power *= rule.beta1;
     clock.beta2_power *= rule.beta2;
@@ -75,6 +77,8 @@ struct Optimizer::State {
   at::Tensor norm;        // of clip_gradients(), for the next step
   std::unique_ptr<OptimEngine> engine;
 
+  size_t number(size_t i) const;  // of the clock
+  std::vector<AdamWClock> new_clocks() const;
   bool has_master(size_t i) const { return !stepped[i].is_same(parameters[i].tensor); }
   bool is_muon(size_t i) const { return parameters[i].rule == UpdateRule::MUON; }
   at::Tensor make_moment(size_t i) const;
@@ -83,6 +87,20 @@ struct Optimizer::State {
   void step_adamw();
   void step_muon();
 };
+
+size_t Optimizer::State::number(size_t i) const {
+  return parameters[i].number < 0 ? i : static_cast<size_t>(parameters[i].number);
+}
+
+std::vector<AdamWClock> Optimizer::State::new_clocks() const {
+  size_t count = 0;
+  for (size_t i = 0; i < parameters.size(); ++i) count = std::max(count, number(i) + 1);
+  std::vector<AdamWClock> clocks(count);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    clocks[number(i)].key_offset = rounding_offset(parameters[i].first_element);
+  }
+  return clocks;
+}
 
 at::Tensor Optimizer::State::make_moment(size_t i) const {
   at::ScalarType dtype = stepped[i].scalar_type();
@@ -136,7 +154,7 @@ void Optimizer::State::step_adamw() {
     if (is_muon(i) || !stepped[i].grad().defined()) continue;
     if (!first[i].defined()) first[i] = make_moment(i);
     if (!second[i].defined()) second[i] = make_moment(i);
-    items.push_back({i, plain(stepped[i].grad(), parameters[i].name), stepped[i],
+    items.push_back({number(i), plain(stepped[i].grad(), parameters[i].name), stepped[i],
                      has_master(i) ? parameters[i].tensor : at::Tensor(), first[i], second[i],
                      parameters[i].weight_decay});
   }
@@ -174,7 +192,9 @@ Optimizer::Optimizer(std::vector<OptimizedParameter> parameters, const Optimizer
   s.parameters = std::move(parameters);
   s.first.resize(s.stepped.size());
   s.second.resize(s.stepped.size());
-  s.engine = make_optim_engine(s.stepped.front().device(), s.stepped.size());
+  const std::vector<AdamWClock> clocks = s.new_clocks();
+  s.engine = make_optim_engine(s.stepped.front().device(), clocks.size());
+  s.engine->set_clocks(clocks);
 }
 
 Optimizer::~Optimizer() = default;
@@ -199,6 +219,12 @@ at::Tensor Optimizer::clip_gradients() {
                ? at::zeros({}, s.stepped.front().options().dtype(at::kFloat).requires_grad(false))
                : s.engine->norm(grads);
   return s.norm;
+}
+
+void Optimizer::clip_gradients(const at::Tensor& norm) {
+  const at::NoGradGuard no_grad;
+  state_->take_gradients();
+  state_->norm = norm;
 }
 
 void Optimizer::set_learning_rate(double learning_rate) {
@@ -235,7 +261,7 @@ std::vector<std::pair<std::string, at::Tensor>> Optimizer::state() const {
     }
     tensors.emplace_back("exp_avg." + name, s.first[i]);
     tensors.emplace_back("exp_avg_sq." + name, s.second[i]);
-    tensors.emplace_back("steps." + name, at::scalar_tensor(clocks[i].steps, at::kLong));
+    tensors.emplace_back("steps." + name, at::scalar_tensor(clocks[s.number(i)].steps, at::kLong));
   }
   return tensors;
 }
@@ -244,7 +270,7 @@ void Optimizer::restore(
     const std::function<at::Tensor(const std::string& name, const at::Tensor& like)>& read) {
   const at::NoGradGuard no_grad;
   State& s = *state_;
-  std::vector<AdamWClock> clocks(s.stepped.size());
+  std::vector<AdamWClock> clocks = s.new_clocks();
   const at::Tensor count = at::scalar_tensor(0, at::kLong);
   for (size_t i = 0; i < s.stepped.size(); ++i) {
     const std::string& name = s.parameters[i].name;
@@ -261,7 +287,8 @@ void Optimizer::restore(
     s.first[i] = like.copy_(first);
     if (s.is_muon(i)) continue;
     s.second[i] = s.make_moment(i).copy_(need("exp_avg_sq.", like));
-    clocks[i] = clock_at(need("steps.", count).item<int64_t>(), s.rule);
+    AdamWClock& clock = clocks[s.number(i)];
+    clock = clock_at(need("steps.", count).item<int64_t>(), s.rule, clock.key_offset);
   }
   s.engine->set_clocks(clocks);
 }

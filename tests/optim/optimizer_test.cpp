@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <random>
+#include <utility>
 
 #include "cpu/adamw.h"
 #include "reference/adamw.h"
@@ -266,6 +267,45 @@ TEST(Optimizer, GoesOnFromItsStateBitForBit) {
 }
 
 // The mean of squares must be able to fall: to nearest, 0.999 v is v again in bf16.
+TEST(Optimizer, PartsStepAsTheWholeBitForBit) {
+  // Two optimizers of a part of each of two parameters, against one of the whole.
+  constexpr int64_t kRows = 4, kCut = 1;
+  const auto parameters = [] {
+    at::manual_seed(3);
+    return std::vector<at::Tensor>{at::randn({kRows, kNormChunk}).to(at::kBFloat16),
+                                   at::randn({kRows, kNormChunk}).to(at::kBFloat16)};
+  };
+  const OptimizerOptions options{.max_grad_norm = 0.5, .moments = MomentDtype::BF16};
+  const auto whole = parameters(), parts = parameters();
+  Optimizer one({{.name = "a", .tensor = whole[0]}, {.name = "b", .tensor = whole[1]}}, options);
+  std::vector<Optimizer> several;
+  for (const auto& [first, rows] : {std::pair{int64_t{0}, kCut}, {kCut, kRows - kCut}}) {
+    std::vector<OptimizedParameter> list;
+    for (size_t i = 0; i < 2; ++i) {
+      list.push_back({.name = i == 0 ? "a" : "b",
+                      .tensor = parts[i].narrow(0, first, rows),
+                      .number = static_cast<int64_t>(i),
+                      .first_element = first * kNormChunk});
+    }
+    several.emplace_back(std::move(list), options);
+  }
+  for (int step = 0; step < 3; ++step) {
+    for (size_t i = 0; i < 2; ++i) {
+      const at::Tensor grad = at::randn({kRows, kNormChunk}).to(at::kBFloat16);
+      one.stepped()[i].mutable_grad() = grad;
+      several[0].stepped()[i].mutable_grad() = grad.narrow(0, 0, kCut);
+      several[1].stepped()[i].mutable_grad() = grad.narrow(0, kCut, kRows - kCut);
+    }
+    const at::Tensor norm = one.clip_gradients();
+    for (Optimizer* optimizer : {&one, &several[0], &several[1]}) {
+      if (optimizer != &one) optimizer->clip_gradients(norm);
+      optimizer->set_learning_rate(1e-2);
+      optimizer->step();
+    }
+  }
+  for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(whole[i], parts[i]));
+}
+
 TEST(Optimizer, MomentsInBf16ForgetOldGradients) {
   at::Tensor w = parameter({1000}, at::kFloat);
   Optimizer optimizer({{.name = "w", .tensor = w}},

@@ -132,8 +132,8 @@ int64_t gradient_norm_sums(std::span<const Gradient> gradients) {
   return count;
 }
 
-LaunchStatus launch_gradient_norm(std::span<const Gradient> gradients, float* sums, float* norm,
-                                  cudaStream_t stream) {
+LaunchStatus launch_gradient_squares(std::span<const Gradient> gradients, float* sums,
+                                     cudaStream_t stream) {
   NormParams p{.sums = sums, .table = {}};
   const auto flush = [&]() -> LaunchStatus {
     if (p.table.blocks == 0) return {};
@@ -150,8 +150,19 @@ LaunchStatus launch_gradient_norm(std::span<const Gradient> gradients, float* su
     if (!p.table.is_full()) continue;
     if (const LaunchStatus status = flush(); !status.ok()) return status;
   }
-  if (const LaunchStatus status = flush(); !status.ok()) return status;
-  return launch_early(norm_of_sums, 1, kSumThreads, 0, stream, sums, p.sums - sums, norm);
+  return flush();
+}
+
+LaunchStatus launch_norm_of_squares(const float* sums, int64_t count, float* norm,
+                                    cudaStream_t stream) {
+  return launch_early(norm_of_sums, 1, kSumThreads, 0, stream, sums, count, norm);
+}
+
+LaunchStatus launch_gradient_norm(std::span<const Gradient> gradients, float* sums, float* norm,
+                                  cudaStream_t stream) {
+  const LaunchStatus status = launch_gradient_squares(gradients, sums, stream);
+  if (!status.ok()) return status;
+  return launch_norm_of_squares(sums, gradient_norm_sums(gradients), norm, stream);
 }
 
 LaunchStatus launch_gradient_sums(std::span<const GradientSum> sums, cudaStream_t stream) {

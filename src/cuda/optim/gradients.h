@@ -28,6 +28,12 @@ int64_t gradient_norm_sums(std::span<const Gradient> gradients);
 LaunchStatus launch_gradient_norm(std::span<const Gradient> gradients, float* sums, float* norm,
                                   cudaStream_t stream);
 
+/// Its two halves: the sums of squares of all runs, and the norm of `count` such sums.
+LaunchStatus launch_gradient_squares(std::span<const Gradient> gradients, float* sums,
+                                     cudaStream_t stream);
+LaunchStatus launch_norm_of_squares(const float* sums, int64_t count, float* norm,
+                                    cudaStream_t stream);
+
 /// out = a + b in float32; `out` may be `a`.
 struct GradientSum {
   const void* a;
