@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Buckets of gradients to the ranks that step them, buckets of parameters back. Which rows are whose:
+// shard/partition.h.
+#include "moe8/sharded_optimizer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "base/check.h"
+#include "formats/integers.h"
+#include "kernels/adamw.h"
+#include "optim/engine.h"
+#include "shard/partition.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kOptimizer = "sharded_optimizer";
+constexpr size_t kInFlight = 2;  // buckets that travel at once: each is held twice meanwhile
+
+SharedTensor shared(const OptimizedParameter& parameter) {
+  const at::Tensor& x = parameter.tensor;
+  SharedTensor s;
+  if (x.dim() > 0) {
+    s.rows = x.size(0);
+    s.row_elements = s.rows > 0 ? x.numel() / s.rows : 0;
+  }
+  s.whole = parameter.rule == UpdateRule::MUON && x.dim() == 2;  // of a stack, matrices
+  return s;
+}
+
+// Rows of a contiguous tensor, apart from autograd.
+at::Tensor rows_of(const at::Tensor& x, const RowRange& range) {
+  const at::Tensor plain = x.detach();
+  return x.dim() == 0 || range.count == x.size(0) ? plain
+                                                  : plain.narrow(0, range.first, range.count);
+}
+
+// Consecutive parameters of one dtype and one group.
+struct Bucket {
+  const Group* group = nullptr;
+  size_t rank = 0;
+  at::ScalarType dtype = at::kFloat;
+  std::vector<size_t> parameters;
+  std::vector<std::vector<RowRange>> shares;  // [rank][parameter]
+  std::vector<int64_t> elements;              // of each rank
+
+  size_t missing = 0;  // gradients of this backward that are still to come
+  size_t hooked = 0;   // that tell when they are there
+  at::Tensor alone;    // gradients in a group of one
+  Pending coming;      // what all ranks send
+  at::Tensor sum;      // of this rank's part; undefined: no gradient yet
+
+  size_t ranks() const { return shares.size(); }
+  int64_t mine() const { return elements[rank]; }
+};
+
+// What this rank steps of one parameter.
+struct Piece {
+  size_t bucket;
+  size_t parameter;
+  RowRange rows;
+  int64_t begin;  // in the bucket's sum
+  int64_t elements;
+  int64_t first_slot;  // of its sums of squares among those of the model
+};
+
+class TellsWhenReady : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit TellsWhenReady(std::function<void()> tell) : tell_(std::move(tell)) {}
+  void operator()(const at::Tensor&) override { tell_(); }
+
+ private:
+  std::function<void()> tell_;
+};
+
+}  // namespace
+
+struct ShardedOptimizer::State {
+  std::vector<ShardedParameter> parameters;
+  Group data, expert_data;
+  std::vector<Bucket> buckets;  // in the order in which backward comes to them
+  std::vector<Piece> pieces;
+  std::map<std::string, size_t> piece_of;  // by the parameter's name
+  std::optional<Optimizer> optimizer;      // none: this rank steps nothing
+  std::unique_ptr<OptimEngine> engine;     // adds up
+  at::TensorOptions on_device;
+  int64_t slots = 0;
+  at::Tensor slot_of;   // of each of this rank's sums of squares
+  size_t launched = 0;  // buckets of this backward
+  size_t finished = 0;
+  std::vector<size_t> hooked;
+  int64_t bytes_sent = 0;
+  double seconds_waited = 0;
+
+  ~State();
+  const at::Tensor& tensor(size_t i) const { return parameters[i].parameter.tensor; }
+  const Group& group_of(size_t i) const { return parameters[i].experts > 0 ? expert_data : data; }
+  void check() const;
+  void make_buckets(int64_t elements);
+  void make_pieces();
+  void make_slots();
+  void make_optimizer(const OptimizerOptions& options);
+  void hook();
+  void ready(size_t bucket);
+  at::Tensor packed_gradients(const Bucket& bucket);
+  void launch();
+  void finish();
+  at::Tensor wait(Pending& pending);
+  void add_up(Bucket& bucket, const at::Tensor& all);
+  void give_gradients();
+  void start_gather(Bucket& bucket);
+  void end_gather(Bucket& bucket);
+  int64_t first_row(const Piece& piece) const {
+    return parameters[piece.parameter].first_expert + piece.rows.first;
+  }
+};
+
+// ---- who steps what -------------------------------------------------------------
+void ShardedOptimizer::State::check() const {
+  MOE8_CHECK(!parameters.empty(), kOptimizer, "parameters", "expected at least one, got none");
+  for (const auto& [parameter, first_expert, experts] : parameters) {
+    const at::Tensor& x = parameter.tensor;
+    MOE8_CHECK(x.defined() && x.is_contiguous(), kOptimizer, parameter.name,
+               "expected a contiguous tensor");
+    if (experts == 0) continue;
+    MOE8_CHECK(x.dim() >= 2 && x.size(0) > 0 && experts % x.size(0) == 0 &&
+                   first_expert % x.size(0) == 0 && first_expert < experts,
+               kOptimizer, parameter.name, "expected an equal part of ", experts,
+               " experts, got those from ", first_expert, " on in ", x.sizes());
+    const int64_t parts = experts / x.size(0);
+    MOE8_CHECK(parts * expert_data.size() == data.size(), kOptimizer, parameter.name, "expected ",
+               parts, " parts of experts on ", expert_data.size(), " ranks each to be all ",
+               data.size(), " ranks");
+  }
+}
+
+// The last parameters first: their gradients are there first.
+void ShardedOptimizer::State::make_buckets(int64_t elements) {
+  int64_t room = 0;
+  for (size_t i = parameters.size(); i-- > 0;) {
+    const at::Tensor& x = tensor(i);
+    const Group* group = &group_of(i);
+    const bool fits = !buckets.empty() && buckets.back().group == group &&
+                      buckets.back().dtype == x.scalar_type() && x.numel() <= room;
+    if (!fits) {
+      Bucket& bucket = buckets.emplace_back();
+      bucket.group = group;
+      bucket.rank = static_cast<size_t>(group->rank());
+      bucket.dtype = x.scalar_type();
+      room = elements;
+    }
+    buckets.back().parameters.push_back(i);
+    room -= x.numel();
+  }
+}
+
+void ShardedOptimizer::State::make_pieces() {
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    Bucket& bucket = buckets[b];
+    std::vector<SharedTensor> tensors;
+    for (const size_t i : bucket.parameters) tensors.push_back(shared(parameters[i].parameter));
+    bucket.shares = partition(tensors, bucket.group->size());
+    for (const std::vector<RowRange>& share : bucket.shares) {
+      int64_t sum = 0;
+      for (size_t j = 0; j < tensors.size(); ++j) sum += share[j].count * tensors[j].row_elements;
+      bucket.elements.push_back(sum);
+    }
+    int64_t begin = 0;
+    for (size_t j = 0; j < tensors.size(); ++j) {
+      const RowRange& rows = bucket.shares[bucket.rank][j];
+      const int64_t count = rows.count * tensors[j].row_elements;
+      if (count > 0) pieces.push_back({b, bucket.parameters[j], rows, begin, count, 0});
+      begin += count;
+    }
+  }
+  // As the parameters are listed, whatever the buckets.
+  std::ranges::sort(pieces, {}, &Piece::parameter);
+  for (size_t k = 0; k < pieces.size(); ++k) {
+    piece_of[parameters[pieces[k].parameter].parameter.name] = k;
+  }
+}
+
+// Sums of squares lie in the order of the parameters and of their rows: as of one process, where
+// parts are cut between runs.
+void ShardedOptimizer::State::make_slots() {
+  std::vector<std::pair<const Bucket*, size_t>> place(parameters.size());
+  for (const Bucket& bucket : buckets) {
+    for (size_t j = 0; j < bucket.parameters.size(); ++j) {
+      place[bucket.parameters[j]] = {&bucket, j};
+    }
+  }
+  std::vector<int64_t> own;
+  size_t next = 0;  // piece
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto [bucket, j] = place[i];
+    const SharedTensor x = shared(parameters[i].parameter);
+    const int64_t parts = parameters[i].experts > 0 ? parameters[i].experts / x.rows : 1;
+    const int64_t part = parameters[i].first_expert / std::max<int64_t>(x.rows, 1);
+    for (int64_t p = 0; p < parts; ++p) {
+      for (size_t rank = 0; rank < bucket->ranks(); ++rank) {
+        const int64_t runs = ceil_div(bucket->shares[rank][j].count * x.row_elements, kNormChunk);
+        if (p == part && rank == bucket->rank && runs > 0) {
+          pieces[next++].first_slot = slots;
+          for (int64_t run = 0; run < runs; ++run) own.push_back(slots + run);
+        }
+        slots += runs;
+      }
+    }
+  }
+  slot_of = at::tensor(own, at::kLong).to(on_device.device());
+}
+
+void ShardedOptimizer::State::make_optimizer(const OptimizerOptions& options) {
+  std::vector<OptimizedParameter> own;
+  for (const Piece& piece : pieces) {
+    OptimizedParameter& part = own.emplace_back(parameters[piece.parameter].parameter);
+    const int64_t row_elements = piece.elements / piece.rows.count;
+    part.tensor = rows_of(part.tensor, piece.rows);
+    part.first_element = first_row(piece) * row_elements;
+  }
+  if (!own.empty()) optimizer.emplace(std::move(own), options);
+  engine = make_optim_engine(on_device.device(), 1);
+}
+
+// ---- gradients ------------------------------------------------------------------
+void ShardedOptimizer::State::hook() {
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    for (const size_t i : buckets[b].parameters) {
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          tensor(i), std::make_unique<TellsWhenReady>([this, b] { ready(b); }));
+      hooked.push_back(i);
+      ++buckets[b].hooked;
+    }
+    buckets[b].missing = buckets[b].hooked;
+  }
+}
+
+ShardedOptimizer::State::~State() {
+  for (const size_t i : hooked) torch::autograd::impl::post_acc_grad_hooks(tensor(i)).reset();
+}
+
+// Buckets leave in one order, the same on all ranks, whichever is ready first.
+void ShardedOptimizer::State::ready(size_t bucket) {
+  const at::NoGradGuard no_grad;
+  MOE8_CHECK(bucket >= launched && buckets[bucket].missing > 0, kOptimizer, "accumulate",
+             "expected a call after every backward, got a second backward before it");
+  --buckets[bucket].missing;
+  while (launched < buckets.size() && buckets[launched].missing == 0) launch();
+}
+
+// What goes to rank 0, then what goes to rank 1, ...
+at::Tensor ShardedOptimizer::State::packed_gradients(const Bucket& bucket) {
+  std::vector<at::Tensor> grads, parts;
+  for (const size_t i : bucket.parameters) {
+    at::Tensor grad = std::move(tensor(i).mutable_grad());
+    tensor(i).mutable_grad().reset();
+    MOE8_CHECK(!grad.defined() || grad.layout() == at::kStrided, kOptimizer,
+               parameters[i].parameter.name, "expected a dense gradient, got ", grad.layout());
+    grads.push_back(grad.defined() ? grad.to(bucket.dtype).contiguous()
+                                   : at::zeros_like(tensor(i), tensor(i).options(),
+                                                    at::MemoryFormat::Contiguous));
+  }
+  for (const std::vector<RowRange>& share : bucket.shares) {
+    for (size_t j = 0; j < grads.size(); ++j) {
+      if (share[j].count > 0) parts.push_back(rows_of(grads[j], share[j]).flatten());
+    }
+  }
+  return parts.empty() ? at::empty({0}, on_device.dtype(bucket.dtype)) : at::cat(parts);
+}
+
+void ShardedOptimizer::State::launch() {
+  Bucket& bucket = buckets[launched++];
+  const at::Tensor packed = packed_gradients(bucket);
+  if (bucket.ranks() == 1) {
+    bucket.alone = packed;
+  } else {
+    const std::vector<int64_t> from_each(bucket.ranks(), bucket.mine());
+    bucket.coming = begin_all_to_all(*bucket.group, packed, bucket.elements, from_each);
+    bytes_sent += (packed.numel() - bucket.mine()) * static_cast<int64_t>(packed.itemsize());
+  }
+  while (launched - finished > kInFlight) finish();
+}
+
+at::Tensor ShardedOptimizer::State::wait(Pending& pending) {
+  const auto start = std::chrono::steady_clock::now();
+  at::Tensor result = pending.wait();
+  seconds_waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  pending = {};
+  return result;
+}
+
+void ShardedOptimizer::State::finish() {
+  Bucket& bucket = buckets[finished++];
+  const at::Tensor all =
+      bucket.coming.valid() ? wait(bucket.coming) : std::exchange(bucket.alone, {});
+  add_up(bucket, all);
+  bucket.missing = bucket.hooked;
+}
+
+// In float32, in the order of ranks, after what is there. One gradient alone stays as it came.
+void ShardedOptimizer::State::add_up(Bucket& bucket, const at::Tensor& all) {
+  if (bucket.mine() == 0) return;
+  for (const at::Tensor& grad : all.view({-1, bucket.mine()}).unbind(0)) {
+    if (!bucket.sum.defined()) {
+      bucket.sum = grad;
+      continue;
+    }
+    const bool in_place = bucket.sum.scalar_type() == at::kFloat && !bucket.sum.is_alias_of(all);
+    const at::Tensor to =
+        in_place ? bucket.sum : at::empty(bucket.sum.sizes(), on_device.dtype(at::kFloat));
+    engine->add({bucket.sum}, {grad}, {to});
+    bucket.sum = to;
+  }
+}
+
+// The sums become gradients of what this rank steps.
+void ShardedOptimizer::State::give_gradients() {
+  if (!optimizer) return;
+  const std::vector<at::Tensor>& stepped = optimizer->stepped();
+  for (size_t k = 0; k < pieces.size(); ++k) {
+    const at::Tensor& sum = buckets[pieces[k].bucket].sum;
+    if (!sum.defined()) continue;
+    at::Tensor grad = sum.narrow(0, pieces[k].begin, pieces[k].elements).view(stepped[k].sizes());
+    // Kernels step bf16 parameters by bf16 gradients.
+    if (stepped[k].scalar_type() == at::kBFloat16) grad = grad.to(at::kBFloat16);
+    stepped[k].mutable_grad() = std::move(grad);
+  }
+}
+
+// ---- parameters -----------------------------------------------------------------
+// All ranks send as much as the one that has most.
+void ShardedOptimizer::State::start_gather(Bucket& bucket) {
+  const int64_t most = *std::ranges::max_element(bucket.elements);
+  const at::Tensor own = at::empty({most}, on_device.dtype(bucket.dtype));
+  std::vector<at::Tensor> from, to;
+  int64_t begin = 0;
+  for (size_t j = 0; j < bucket.parameters.size(); ++j) {
+    const RowRange& rows = bucket.shares[bucket.rank][j];
+    if (rows.count == 0) continue;
+    from.push_back(rows_of(tensor(bucket.parameters[j]), rows).flatten());
+    to.push_back(own.narrow(0, begin, from.back().numel()));
+    begin += from.back().numel();
+  }
+  if (!from.empty()) at::_foreach_copy_(to, from);
+  if (begin < most) own.narrow(0, begin, most - begin).zero_();
+  bucket.coming = begin_all_gather(*bucket.group, own);
+  bytes_sent += static_cast<int64_t>(own.nbytes() * (bucket.ranks() - 1));
+}
+
+void ShardedOptimizer::State::end_gather(Bucket& bucket) {
+  const at::Tensor all = wait(bucket.coming);
+  const int64_t most = all.numel() / static_cast<int64_t>(bucket.ranks());
+  std::vector<at::Tensor> from, to;
+  for (size_t rank = 0; rank < bucket.ranks(); ++rank) {
+    if (rank == bucket.rank) continue;
+    int64_t begin = static_cast<int64_t>(rank) * most;
+    for (size_t j = 0; j < bucket.parameters.size(); ++j) {
+      const RowRange& rows = bucket.shares[rank][j];
+      if (rows.count == 0) continue;
+      to.push_back(rows_of(tensor(bucket.parameters[j]), rows));
+      from.push_back(all.narrow(0, begin, to.back().numel()).view(to.back().sizes()));
+      begin += to.back().numel();
+    }
+  }
+  if (!to.empty()) at::_foreach_copy_(to, from);
+}
+
+// ---- the public face ------------------------------------------------------------
+ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
+                                   const OptimizerOptions& options, const Group& data,
+                                   const Group& expert_data, const ShardingOptions& sharding)
+    : state_(std::make_unique<State>()) {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  s.parameters = std::move(parameters);
+  s.data = data;
+  s.expert_data = expert_data;
+  for (size_t i = 0; i < s.parameters.size(); ++i) {
+    s.parameters[i].parameter.number = static_cast<int64_t>(i);
+  }
+  // What is frozen is not stepped.
+  std::erase_if(s.parameters, [](const ShardedParameter& p) {
+    return p.parameter.tensor.defined() && !p.parameter.tensor.requires_grad();
+  });
+  s.check();
+  s.on_device = at::TensorOptions(s.tensor(0).device());
+  s.make_buckets(std::max<int64_t>(sharding.bucket_elements, 1));
+  s.make_pieces();
+  s.make_slots();
+  s.make_optimizer(options);
+  if (sharding.overlap) s.hook();
+}
+
+ShardedOptimizer::~ShardedOptimizer() = default;
+ShardedOptimizer::ShardedOptimizer(ShardedOptimizer&&) noexcept = default;
+ShardedOptimizer& ShardedOptimizer::operator=(ShardedOptimizer&&) noexcept = default;
+
+void ShardedOptimizer::accumulate() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  while (s.launched < s.buckets.size()) s.launch();
+  while (s.finished < s.buckets.size()) s.finish();
+  s.launched = s.finished = 0;
+}
+
+at::Tensor ShardedOptimizer::clip_gradients() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  s.give_gradients();
+  const at::Tensor squares = at::zeros({s.slots}, s.on_device.dtype(at::kFloat));
+  if (s.optimizer) {
+    std::vector<at::Tensor> grads;
+    for (const at::Tensor& stepped : s.optimizer->stepped()) {
+      MOE8_CHECK(stepped.grad().defined(), kOptimizer, "clip_gradients",
+                 "expected accumulate() before it");
+      grads.push_back(stepped.grad());
+    }
+    squares.index_copy_(0, s.slot_of, s.engine->squares(grads));
+  }
+  // A slot is one rank's: nothing is rounded in this sum.
+  all_reduce_(s.data, squares);
+  const at::Tensor norm = s.engine->norm_of(squares);
+  if (s.optimizer) s.optimizer->clip_gradients(norm);
+  return norm;
+}
+
+void ShardedOptimizer::set_learning_rate(double learning_rate) {
+  if (state_->optimizer) state_->optimizer->set_learning_rate(learning_rate);
+}
+
+void ShardedOptimizer::step() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (s.optimizer) {
+    if (!s.optimizer->stepped().front().grad().defined()) s.give_gradients();  // without clipping
+    s.optimizer->step();
+  }
+  for (Bucket& bucket : s.buckets) bucket.sum.reset();
+  std::vector<Bucket*> several;
+  for (Bucket& bucket : s.buckets) {
+    if (bucket.ranks() > 1) several.push_back(&bucket);
+  }
+  for (size_t b = 0; b < several.size() + kInFlight - 1; ++b) {
+    if (b < several.size()) s.start_gather(*several[b]);
+    if (b + 1 >= kInFlight) s.end_gather(*several[b + 1 - kInFlight]);
+  }
+}
+
+std::vector<OwnedRows> ShardedOptimizer::state() const {
+  const State& s = *state_;
+  std::vector<OwnedRows> rows;
+  if (!s.optimizer) return rows;
+  for (auto& [name, tensor] : s.optimizer->state()) {
+    const Piece& piece = s.pieces[s.piece_of.at(name.substr(name.find('.') + 1))];
+    const int64_t first = s.first_row(piece);
+    const bool is_count = name.starts_with("steps.");
+    if (is_count && first > 0) continue;  // whoever has the first row writes it
+    rows.push_back({name, is_count ? 0 : first, tensor});
+  }
+  return rows;
+}
+
+void ShardedOptimizer::restore(
+    const std::function<at::Tensor(const std::string& name, int64_t first_row,
+                                   const at::Tensor& like)>& read) {
+  const State& s = *state_;
+  if (!s.optimizer) return;
+  state_->optimizer->restore([&](const std::string& name, const at::Tensor& like) {
+    const Piece& piece = s.pieces[s.piece_of.at(name.substr(name.find('.') + 1))];
+    return read(name, name.starts_with("steps.") ? 0 : s.first_row(piece), like);
+  });
+}
+
+std::vector<OwnedRows> ShardedOptimizer::owned() const {
+  const State& s = *state_;
+  std::vector<OwnedRows> rows;
+  for (const Piece& piece : s.pieces) {
+    const OptimizedParameter& parameter = s.parameters[piece.parameter].parameter;
+    rows.push_back({parameter.name, s.first_row(piece), rows_of(parameter.tensor, piece.rows)});
+  }
+  return rows;
+}
+
+int64_t ShardedOptimizer::take_bytes_sent() {
+  return std::exchange(state_->bytes_sent, 0);
+}
+
+double ShardedOptimizer::take_seconds_waited() {
+  return std::exchange(state_->seconds_waited, 0.0);
+}
+
+}  // namespace moe8

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The optimizer over several processes: the bits of one, its state in parts, experts on some ranks.
+#include "moe8/sharded_optimizer.h"
+
+#include <torch/torch.h>
+
+#include <map>
+
+#include "testing/compare.h"
+#include "testing/processes.h"
+
+namespace moe8 {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::in_processes;
+using testing::same_bits;
+
+constexpr int64_t kBatches = 4;  // of a step
+constexpr int64_t kExperts = 4;
+
+// Matrices that are cut, ones that are not, a vector, a scalar and a stack of experts.
+struct Model {
+  std::vector<std::string> names{"a", "b", "norm", "gain", "experts", "frozen"};
+  std::vector<at::Tensor> tensors;
+
+  explicit Model(at::ScalarType dtype) {
+    at::manual_seed(7);
+    tensors = {at::randn({100, 1024}),         at::randn({6, 5}), at::ones({50}), at::ones({}),
+               at::randn({kExperts, 64, 512}), at::ones({8})};
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      tensors[i] = tensors[i].to(dtype).set_requires_grad(names[i] != "frozen");
+    }
+  }
+
+  // The loss of one micro-batch; `first` and `count`: the experts that there are.
+  at::Tensor loss(int64_t batch, int64_t first = 0, int64_t count = kExperts) const {
+    at::Generator generator = at::detail::createCPUGenerator(static_cast<uint64_t>(batch) + 1);
+    at::Tensor sum = at::zeros({}, at::kFloat);
+    for (size_t i = 0; i < 5; ++i) {
+      const bool experts = names[i] == "experts";
+      std::vector<int64_t> sizes = tensors[i].sizes().vec();
+      if (experts) sizes[0] = kExperts;
+      at::Tensor weight = at::randn(sizes, generator).to(tensors[i].scalar_type());
+      if (experts) weight = weight.narrow(0, first, count);
+      sum = sum + (tensors[i] * weight).sum().to(at::kFloat);
+    }
+    return sum / kBatches;
+  }
+};
+
+OptimizedParameter parameter(const Model& model, size_t i, UpdateRule matrices) {
+  return {.name = model.names[i],
+          .tensor = model.tensors[i],
+          .weight_decay = 0.1,
+          .rule = model.tensors[i].dim() >= 2 ? matrices : UpdateRule::ADAMW};
+}
+
+std::vector<OptimizedParameter> whole(const Model& model, UpdateRule matrices) {
+  std::vector<OptimizedParameter> list;
+  for (size_t i = 0; i < model.tensors.size(); ++i) list.push_back(parameter(model, i, matrices));
+  return list;
+}
+
+std::vector<ShardedParameter> shared(const Model& model, UpdateRule matrices) {
+  std::vector<ShardedParameter> list;
+  for (auto& one : whole(model, matrices)) list.push_back({.parameter = one});
+  return list;
+}
+
+// Steps of one process, and of this rank with all others; the same bits after each.
+void expect_same_steps(Model& one, Model& several, Optimizer& alone, ShardedOptimizer& together,
+                       const Group& data, int64_t steps) {
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t batch = 0; batch < kBatches; ++batch) {
+      one.loss(step * kBatches + batch).backward();
+      alone.accumulate();
+    }
+    for (int64_t round = 0; round < kBatches / data.size(); ++round) {
+      several.loss(step * kBatches + round * data.size() + data.rank()).backward();
+      together.accumulate();
+    }
+    const at::Tensor norm = alone.clip_gradients();
+    EXPECT_TRUE(same_bits(norm, together.clip_gradients()));
+    alone.set_learning_rate(1e-2);
+    together.set_learning_rate(1e-2);
+    alone.step();
+    together.step();
+    for (size_t i = 0; i < one.tensors.size(); ++i) {
+      EXPECT_TRUE(same_bits(one.tensors[i].detach(), several.tensors[i].detach()))
+          << one.names[i] << " after step " << step;
+    }
+  }
+}
+
+TEST(ShardedOptimizer, StepsAsOneProcessBitForBit) {
+  in_processes({1, 2, 4}, [](Parallel& p) {
+    for (const UpdateRule matrices : {UpdateRule::ADAMW, UpdateRule::MUON}) {
+      for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+        for (const MomentDtype moments : {MomentDtype::LIKE_WEIGHTS, MomentDtype::BF16}) {
+          for (const bool overlap : {true, false}) {
+            const OptimizerOptions options{.max_grad_norm = 0.5, .moments = moments};
+            Model one(dtype), several(dtype);
+            Optimizer alone(whole(one, matrices), options);
+            ShardedOptimizer together(shared(several, matrices), options, p.data(), {},
+                                      {.bucket_elements = 110'000, .overlap = overlap});
+            expect_same_steps(one, several, alone, together, p.data(), 2);
+          }
+        }
+      }
+    }
+  });
+}
+
+// Bf16 parameters that are stepped themselves get the float32 sum of gradients, rounded once.
+TEST(ShardedOptimizer, WithoutMastersRanksAgree) {
+  in_processes({2}, [](Parallel& p) {
+    Model model(at::kBFloat16);
+    ShardedOptimizer optimizer(shared(model, UpdateRule::ADAMW), {.masters = false}, p.data());
+    const at::Tensor before = model.tensors[0].detach().clone();
+    model.loss(p.data().rank()).backward();
+    optimizer.accumulate();
+    optimizer.set_learning_rate(1e-2);
+    optimizer.step();
+    EXPECT_FALSE(same_bits(before, model.tensors[0].detach()));
+    for (const at::Tensor& x : model.tensors) {
+      const at::Tensor all = all_gather(p.data(), x.detach().unsqueeze(0));
+      EXPECT_TRUE(same_bits(all[0], all[1]));
+    }
+  });
+}
+
+TEST(ShardedOptimizer, StateInPartsIsThatOfOneProcess) {
+  in_processes({2, 4}, [](Parallel& p) {
+    Model one(at::kBFloat16), several(at::kBFloat16);
+    Optimizer alone(whole(one, UpdateRule::ADAMW), {});
+    ShardedOptimizer together(shared(several, UpdateRule::ADAMW), {}, p.data());
+    expect_same_steps(one, several, alone, together, p.data(), 1);
+    std::map<std::string, at::Tensor> expected;
+    for (auto& [name, tensor] : alone.state()) expected[name] = tensor.detach().clone();
+    for (size_t i = 0; i < one.names.size(); ++i) expected[one.names[i]] = one.tensors[i].detach();
+
+    // Every row is some rank's, once.
+    std::map<std::string, int64_t> elements;
+    std::vector<OwnedRows> rows = together.state();
+    for (OwnedRows& owned : together.owned()) rows.push_back(std::move(owned));
+    for (const auto& [name, first_row, tensor] : rows) {
+      const at::Tensor& all = expected.at(name);
+      EXPECT_TRUE(same_bits(
+          all.dim() == 0 ? all : all.narrow(0, first_row, tensor.size(0)).contiguous(), tensor))
+          << name;
+      elements[name] += tensor.numel();
+    }
+    for (const auto& [name, tensor] : expected) {
+      if (name.ends_with("frozen")) continue;
+      const at::Tensor count = at::tensor({elements[name]});
+      all_reduce_(p.world(), count);
+      EXPECT_EQ(count.item<int64_t>(), tensor.numel()) << name;
+    }
+
+    // Another optimizer goes on from it.
+    Model next(at::kBFloat16);
+    for (size_t i = 0; i < next.tensors.size(); ++i) {
+      const at::NoGradGuard no_grad;
+      next.tensors[i].copy_(one.tensors[i]);
+    }
+    ShardedOptimizer other(shared(next, UpdateRule::ADAMW), {}, p.data());
+    other.restore([&](const std::string& name, int64_t first_row, const at::Tensor& like) {
+      const at::Tensor& all = expected.at(name);
+      return all.dim() == 0 ? all : all.narrow(0, first_row, like.size(0));
+    });
+    expect_same_steps(one, next, alone, other, p.data(), 1);
+  });
+}
+
+// Two ranks share the experts, and with four ranks there are two of each pair.
+TEST(ShardedOptimizer, ExpertsAreSummedOverTheRanksThatHoldThem) {
+  in_processes(
+      {2, 4},
+      [](Parallel& p) {
+        const int64_t held = kExperts / p.expert().size(), first = held * p.expert().rank();
+        Model one(at::kFloat), several(at::kFloat);
+        several.tensors[4] = several.tensors[4].detach().narrow(0, first, held).clone();
+        several.tensors[4].set_requires_grad(true);
+        std::vector<ShardedParameter> list = shared(several, UpdateRule::ADAMW);
+        list[4].first_expert = first;
+        list[4].experts = kExperts;
+        const OptimizerOptions options{.max_grad_norm = 0.5};
+        Optimizer alone(whole(one, UpdateRule::ADAMW), options);
+        ShardedOptimizer together(std::move(list), options, p.data(), p.expert_data(),
+                                  {.overlap = false});
+        for (int64_t batch = 0; batch < kBatches; ++batch) {
+          one.loss(batch).backward();
+          alone.accumulate();
+        }
+        // What its experts get of the batches of the ranks of an expert group, and its own batch.
+        const int64_t each = kBatches / p.data().size();
+        for (int64_t round = 0; round < each; ++round) {
+          const int64_t own = round * p.data().size() + p.data().rank();
+          several.loss(own, first, held).backward();
+          const at::Tensor of_own = several.tensors[4].grad().clone();
+          const int64_t neighbour = own + (p.expert().rank() == 0 ? 1 : -1);
+          // The gradient of an expert layer has the tokens of all ranks of its group.
+          Model other(at::kFloat);
+          other.loss(neighbour).backward();
+          several.tensors[4].mutable_grad() =
+              of_own + other.tensors[4].grad().narrow(0, first, held);
+          together.accumulate();
+        }
+        const at::Tensor norm = alone.clip_gradients(), shared_norm = together.clip_gradients();
+        EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
+        alone.set_learning_rate(1e-2);
+        together.set_learning_rate(1e-2);
+        alone.step();
+        together.step();
+        EXPECT_TRUE(at::allclose(one.tensors[4].narrow(0, first, held), several.tensors[4]));
+        EXPECT_TRUE(at::allclose(one.tensors[0], several.tensors[0]));
+        for (const auto& [name, first_row, tensor] : together.owned()) {
+          if (name != "experts") continue;
+          EXPECT_GE(first_row, first);
+          EXPECT_LE(first_row + tensor.size(0), first + held);
+        }
+      },
+      [](int64_t) { return ParallelLayout{.expert = 2}; });
+}
+
+TEST(ShardedOptimizer, SaysWhatIsWrong) {
+  Model model(at::kFloat);
+  std::vector<ShardedParameter> list = shared(model, UpdateRule::ADAMW);
+  list[4].experts = 2 * kExperts;
+  EXPECT_THAT(error_of([&] { ShardedOptimizer(list, {}, Group()); }),
+              HasSubstr("[sharded_optimizer] experts: expected 2 parts of experts on 1 ranks each "
+                        "to be all 1 ranks"));
+  EXPECT_THAT(error_of([&] { ShardedOptimizer({}, {}, Group()); }),
+              HasSubstr("[sharded_optimizer] parameters: expected at least one, got none"));
+  ShardedOptimizer optimizer(shared(model, UpdateRule::ADAMW), {}, Group());
+  EXPECT_THAT(error_of([&] {
+                model.loss(0).backward();
+                model.loss(1).backward();
+              }),
+              HasSubstr("accumulate: expected a call after every backward, got a second"));
+}
+
+}  // namespace
+}  // namespace moe8
