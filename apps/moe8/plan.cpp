@@ -32,6 +32,8 @@ struct PlanArguments {
   std::string recipe;
   std::string convert;
   std::string device;
+  int64_t world = 1;
+  int64_t expert = 0;  // 0: as in the config
   bool json = false;
 };
 
@@ -77,7 +79,10 @@ void plan_checkpoint(const PlanArguments& options) {
 
 void plan_config(const PlanArguments& options) {
   ConfigPlan plan{.config = load_with_overrides(options.config, options.overrides),
-                  .recipes = training_recipes()};
+                  .recipes = training_recipes(),
+                  .world = options.world};
+  if (options.expert > 0) plan.config.parallel.expert = options.expert;
+  plan.config.validate();
   if (options.device == "cuda") plan.config.training.device = TrainingDevice::CUDA;
   if (options.device == "cpu") plan.config.training.device = TrainingDevice::CPU;
   if (!options.recipe.empty()) {
@@ -133,6 +138,19 @@ void add_plan_command(CLI::App& app) {
                    "Whose memory to estimate, instead of the config's training.device")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->needs(config);
+  CLI::Option* world =
+      command
+          ->add_option("--world", options->world,
+                       "Also what each of so many processes holds, and sends in a step")
+          ->check(CLI::Range(1, 1 << 20))
+          ->type_name("RANKS")
+          ->needs(config);
+  command
+      ->add_option("--expert", options->expert,
+                   "Of these, over how many experts are spread, instead of parallel.expert")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("RANKS")
+      ->needs(world);
   command->add_flag("--json", options->json, "Print JSON instead of tables");
   command->footer(
       "No weights are made or loaded: a config says all, and of a checkpoint only the headers are\n"
@@ -143,6 +161,8 @@ void add_plan_command(CLI::App& app) {
       "What the memory counts and what not: docs/plan.md.\n\n" +
       examples("moe8 plan --config configs/qwen3_30b_a3b_like.toml --recipe mxfp8_rceil\n"
                "moe8 plan --config configs/qwen3_30b_a3b_like.toml --device cuda\n"
+               "moe8 plan --config configs/4b_bench.toml --device cuda --world 8 --set "
+               "training.accumulation=8\n"
                "moe8 plan --model model.safetensors --recipe fp8_rowwise\n"
                "moe8 plan --model model.safetensors --convert convert.toml\n"
                "with convert.toml:\n"

@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -11,6 +12,7 @@
 
 #include "base/plain_text.h"
 #include "cli.h"
+#include "moe8/parallel.h"
 #include "origin.h"
 #include "run_options.h"
 #include "train/interrupt.h"
@@ -81,6 +83,39 @@ RunConfig config_of(const TrainArguments& arguments) {
   return config;
 }
 
+RunResult train_or_end(const RunConfig& config, const RunOptions& options) {
+  try {
+    return train(config, options);
+  } catch (const OthersError&) {
+    end_as_failed();
+  }
+}
+
+// Of several ranks: who the others waited for, and how long.
+std::string ranks_line(const RunResult& result) {
+  size_t slowest = 0;
+  double waited = 0, took = 0, most_rows = 0, rows = 0;
+  const auto work = [](const RankUse& rank) { return rank.step_seconds - rank.waited_seconds; };
+  for (size_t r = 0; r < result.ranks.size(); ++r) {
+    const RankUse& rank = result.ranks[r];
+    if (work(rank) > work(result.ranks[slowest])) slowest = r;
+    waited += rank.waited_seconds;
+    took += rank.step_seconds;
+    most_rows = std::max(most_rows, rank.expert_rows);
+    rows += rank.expert_rows;
+  }
+  std::string line = formatted(
+      "Ranks: %zu, the slowest %zu; waiting for others %.1f %% of the time; %.1f MB sent a step by "
+      "a rank",
+      result.ranks.size(), slowest, took > 0 ? 100 * waited / took : 0,
+      result.ranks.front().bytes_sent / 1e6);
+  if (rows > 0) {
+    line += formatted("; most rows of experts on a rank: %.2f of the mean",
+                      most_rows * static_cast<double>(result.ranks.size()) / rows);
+  }
+  return line;
+}
+
 void print_end(const RunResult& result, int64_t steps) {
   if (result.stopped_by != 0) {
     std::cout << formatted(
@@ -95,6 +130,7 @@ void print_end(const RunResult& result, int64_t steps) {
       static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
       result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
       result.folder.c_str());
+  if (!result.ranks.empty()) std::cout << ranks_line(result) << '\n';
   std::cout << "Look at it, alone or beside others: moe8 compare " << result.folder << '\n';
 }
 
@@ -112,8 +148,8 @@ void run_train(const TrainArguments& arguments) {
   options.profiled_steps = arguments.profiled_steps;
   if (arguments.overwrite) options.existing = ExistingRun::REPLACE;
   if (arguments.resume) options.existing = ExistingRun::RESUME;
-  const RunResult result = train(config, options);
-  print_end(result, config.training.steps);
+  const RunResult result = train_or_end(config, options);
+  if (launch_from_environment().rank == 0) print_end(result, config.training.steps);
   if (result.stopped_by != 0) throw CLI::RuntimeError(128 + result.stopped_by);
 }
 

@@ -4,29 +4,35 @@
 
 #include <torch/nn/module.h>
 
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "moe8/optimizer.h"
+#include "moe8/sharded_optimizer.h"
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
 
 namespace moe8 {
 
-/// Turns gradients into new weights, by moe8/optimizer.h. With Weights::MASTER the model's bf16
+/// Turns gradients into new weights, by moe8/optimizer.h or, of several ranks, by
+/// moe8/sharded_optimizer.h. With Weights::MASTER the model's bf16
 /// parameters are rounded copies of float32 ones, which are stepped; the parameters keep their
 /// identity.
 class Stepper {
  public:
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
+  /// Of several ranks, each of which steps a part.
+  /// @param experts  those that this rank's model holds
+  Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
+          const Group& data, const Group& expert_data, const ExpertPart& experts);
 
   /// Call it after every backward: with master weights takes the gradients from the parameters, and
   /// adds up those of several backwards in float32.
-  void accumulate() { optimizer_.accumulate(); }
+  void accumulate();
 
   /// @return the norm of all gradients, a scalar on their device: nothing has waited for it. The
   /// next step scales them down to max_grad_norm, and changes nothing unless it is finite.
-  torch::Tensor clip_gradients() { return optimizer_.clip_gradients(); }
+  torch::Tensor clip_gradients();
 
   /// Steps, and clears the gradients.
   void step(double learning_rate) {
@@ -35,21 +41,30 @@ class Stepper {
   }
 
   /// The two halves of a step: a CUDA graph of step() takes the rate that was set before a replay.
-  void set_learning_rate(double learning_rate) { optimizer_.set_learning_rate(learning_rate); }
-  void step() { optimizer_.step(); }
+  void set_learning_rate(double learning_rate);
+  void step();
 
-  /// All that later steps depend on besides the model; see Optimizer::state.
-  NamedTensors state() const { return optimizer_.state(); }
-  /// Takes over such a state; tensors of other names are passed over.
+  /// All that later steps depend on besides the model, or this rank's part of it; see
+  /// Optimizer::state.
+  std::vector<TensorPiece> state() const;
+  /// Takes over such a state, of any number of ranks; tensors of other names are passed over.
   /// @throws c10::Error when one is missing or has another shape or dtype.
-  void restore(const std::string& path);
+  void restore(const PieceReader& files);
+
+  /// This rank's part of the parameters. Of several ranks only.
+  std::vector<TensorPiece> owned() const;
 
   /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves.
-  /// The next step reads their grad().
-  const std::vector<torch::Tensor>& stepped() const { return optimizer_.stepped(); }
+  /// The next step reads their grad(). Of one rank only.
+  const std::vector<torch::Tensor>& stepped() const { return alone_->stepped(); }
+
+  /// Since the call before: bytes that this rank sent, seconds that its host waited for others.
+  int64_t take_bytes_sent();
+  double take_seconds_waited();
 
  private:
-  Optimizer optimizer_;
+  std::unique_ptr<Optimizer> alone_;  // one of the two
+  std::unique_ptr<ShardedOptimizer> shared_;
 };
 
 }  // namespace moe8

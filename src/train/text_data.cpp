@@ -138,20 +138,25 @@ void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
              ". Give a longer text or shorten the sequence.");
 }
 
-Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size,
-                            int64_t seq_len) const {
+Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len,
+                            Rows rows) const {
   check_training(batch_size, seq_len);
   MOE8_CHECK(index >= 0, kTextData, "index", "expected 0 or more, got ", index);
+  if (rows.count == 0) rows = {0, batch_size};
+  MOE8_CHECK(rows.first >= 0 && rows.count >= 1 && rows.first + rows.count <= batch_size, kTextData,
+             "rows", "expected some of ", batch_size, ", got ", rows.count, " from ", rows.first,
+             " on");
   int64_t starts = 0;
   for (const Part& part : train_) starts += starts_in(part.size, seq_len);
 
   at::Philox4_32 random(seed, static_cast<uint64_t>(index));
-  const Batch batch = empty_batch(batch_size, seq_len);
-  for (int64_t row = 0; row < batch_size; ++row) {
+  const Batch batch = empty_batch(rows.count, seq_len);
+  for (int64_t row = 0; row < rows.first + rows.count; ++row) {
     int64_t start = draw_below(random, starts);
+    if (row < rows.first) continue;
     auto part = train_.begin();
     for (; start >= starts_in(part->size, seq_len); ++part) start -= starts_in(part->size, seq_len);
-    fill_row(batch, row, read({part->file, part->begin + start}, seq_len));
+    fill_row(batch, row - rows.first, read({part->file, part->begin + start}, seq_len));
   }
   return batch;
 }

@@ -20,6 +20,14 @@ struct Batch {
   at::Tensor targets;  // the same windows one byte later
 };
 
+/// Consecutive sequences of a batch.
+struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+
+  bool operator==(const Rows&) const = default;
+};
+
 /// The text of one or several files, read as it is needed. The last `validation_fraction` of each
 /// file is for validation, the rest for training; no window crosses from one file or part into
 /// another. A file that others shorten meanwhile is a c10::Error that names it, from every function
@@ -45,7 +53,9 @@ class TextData {
 
   /// Windows drawn uniformly from all positions in the training text (Philox, key `seed`, counter
   /// `index`): the same arguments give the same windows on every machine.
-  Batch train_batch(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len) const;
+  /// @param rows  of the batch, to read only these; none: all
+  Batch train_batch(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len,
+                    Rows rows = {}) const;
 
   /// Full batches of consecutive windows, in which each byte is a target once; what is left over at
   /// the end is dropped, so that all batches weigh the same in a mean.

@@ -2,6 +2,8 @@
 // The training loop.
 #include "train/trainer.h"
 
+#include <torch/headeronly/version.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -14,6 +16,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/nearest.h"
 #include "device/cuda_device.h"
 #include "device/implementation.h"
 #include "io/file.h"
@@ -21,6 +24,10 @@
 #include "moe8/quantize_model.h"
 #include "moe8/safetensors.h"
 #include "moe8/transformer.h"
+#include "moe8/version.h"
+#include "train/agree.h"
+#include "train/batch_share.h"
+#include "train/crew.h"
 #include "train/expert_load.h"
 #include "train/health.h"
 #include "train/profile/step_profile.h"
@@ -84,6 +91,8 @@ class Patience {
 
 void check(const RunConfig& config, const RunOptions& options) {
   config.validate();
+  MOE8_CHECK(options.profiled_steps == 0 || launch_from_environment().world == 1, kTrain,
+             "--profile", "expected one process, got ", launch_from_environment().world);
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   to_fqn_config(config.conversion());  // names a recipe that there is
@@ -161,7 +170,8 @@ double cpu_seconds() {
 class Run {
  public:
   /// @param others_hold  bytes that are in use for other runs
-  Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold);
+  Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold,
+      const Crew& crew);
   void begin();
   bool turn();
   RunResult end();
@@ -169,9 +179,11 @@ class Run {
   void share_process();
 
  private:
+  std::vector<std::pair<std::string, std::string>> shared_settings() const;
   void open_folder();
+  void take_folder();
   void resume();
-  void load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info);
+  void load(const std::string& path, const CheckpointInfo& info);
   std::optional<RunResult> finished(bool has_checkpoint) const;
   void write_start();
   // What LibTorch is set to while the run works.
@@ -194,6 +206,7 @@ class Run {
   torch::Tensor backward(int64_t number, StepClock& clock);
   std::vector<Batch> next_batches();
   torch::Tensor forward_backward(const std::vector<Batch>& batches, StepClock* clock);
+  std::vector<torch::Tensor> numbers_of_all(const torch::Tensor& losses);
   bool runs_as_graph(int64_t step);
   bool must_look_at_once(int64_t step) const;
   void look();
@@ -204,14 +217,20 @@ class Run {
   void save();
   void keep_checkpoints();
   void check_finite(double value, const char* what, int64_t number) const;
-  int stop_signal() const;
+  int stop_signal() const { return signal_; }
   void count_process();
-  RunResult result() const;
-  void write_results(const RunResult& end) const;
+  void count_use(const LaunchedStep& step, const std::vector<ExpertTokens>& layers);
+  RankUse use();
+  std::string ranks_text() const;
+  RunResult result(const std::vector<RankUse>& uses) const;
+  void write_results(const RunResult& end, const NamedTensors& model) const;
+  NamedTensors whole_model() const;
 
   RunConfig config_;
   RunOptions options_;
   Progress& progress_;
+  const Crew& crew_;
+  BatchShare share_;
   size_t row_ = 0;  // of the progress
   int64_t others_hold_;
   bool shares_process_ = false;
@@ -225,6 +244,8 @@ class Run {
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<Health> health_;
   RunState state_;
+  int signal_ = 0;                        // that wants the run to stop, known to all ranks
+  RankUse used_;                          // sums over the steps of this process
   std::optional<StepGraph> graph_;        // of steps that are all alike, once it is wanted
   std::optional<bool> wants_graph_;       // known after a few steps
   std::optional<LaunchedStep> launched_;  // the last step, until its numbers were looked at
@@ -241,12 +262,16 @@ class Run {
   std::optional<MetricsFile> metrics_;
 };
 
-Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold)
+Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t others_hold,
+         const Crew& crew)
     : config_(std::move(config)),
       options_(std::move(options)),
       progress_(progress),
+      crew_(crew),
+      share_(config_.training.batch_size, config_.training.accumulation, crew.data().size(),
+             crew.data().rank()),
       others_hold_(others_hold),
-      device_(training_device(config_.training.device)),
+      device_(crew.device(config_)),
       peak_flops_(bf16_peak(device_name(device_))),
       data_(config_.data.files, config_.data.validation_fraction),
       folder_{config_.output.folder},
@@ -257,15 +282,31 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   const Settings now = settings();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
+  crew_.check_same(shared_settings());
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
   model_->set_recompute(config_.training.activation_checkpointing);
-  weigh_router_losses(*model_, 1.0 / static_cast<double>(config_.training.accumulation));
+  weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.pieces()));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   conversion_ = convert(*model_, config_);
-  stepper_ = std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights);
+  stepper_ = crew_.is_alone()
+                 ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights)
+                 : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
+                                             crew_.data(), crew_.expert_data(),
+                                             crew_.experts(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
   if (options_.profiled_steps > 0) profile_.emplace(device_, options_.profiled_steps);
+}
+
+// What ranks that differ in it must not train together. Paths may differ, not what is in the files.
+std::vector<std::pair<std::string, std::string>> Run::shared_settings() const {
+  std::vector<std::pair<std::string, std::string>> settings{{"moe8", version()},
+                                                            {"LibTorch", TORCH_VERSION}};
+  for (const auto& [name, value] : settings_text(config_)) {
+    if (name != "data.files" && name != "training.threads") settings.emplace_back(name, value);
+  }
+  settings.emplace_back("text of data.files", join(text_));
+  return settings;
 }
 
 void Run::check_finite(double value, const char* what, int64_t number) const {
@@ -278,33 +319,64 @@ void Run::check_finite(double value, const char* what, int64_t number) const {
 std::vector<Batch> Run::next_batches() {
   const TrainingConfig& t = config_.training;
   std::vector<Batch> batches;
-  for (int64_t i = 0; i < t.accumulation; ++i) {
-    batches.push_back(moved(data_.train_batch(static_cast<uint64_t>(t.seed), state_.next_batch++,
-                                              t.batch_size, t.seq_len),
+  for (int64_t round = 0; round < share_.rounds(); ++round) {
+    const MicroBatch piece = share_.at(state_.next_batch, round);
+    batches.push_back(moved(data_.train_batch(static_cast<uint64_t>(t.seed), piece.index,
+                                              t.batch_size, t.seq_len, piece.rows),
                             device_));
   }
+  state_.next_batch += t.accumulation;
   return batches;
 }
 
-// The loss of one step, a scalar on the device; its gradients are left in the stepper.
+// What this rank's batches add to the loss of the step, in float64 on the device; their gradients are
+// left in the stepper.
 // @param clock  null: the parts of this step cannot be told apart
 torch::Tensor Run::forward_backward(const std::vector<Batch>& batches, StepClock* clock) {
-  torch::Tensor sum = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
+  std::vector<torch::Tensor> losses;
   for (const Batch& batch : batches) {
     if (clock) clock->start(StepClock::Part::FORWARD);
-    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(batches.size());
-    sum += loss.detach();
+    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(share_.pieces());
+    losses.push_back(loss.detach().to(at::kDouble));
     if (clock) clock->start(StepClock::Part::BACKWARD);
     loss.backward();
     health_->stop();  // one batch stands for the step
     stepper_->accumulate();
   }
-  return sum;
+  return at::stack(losses);
+}
+
+// The losses of a step's pieces in their order, and what the layers of experts have counted: of all
+// ranks, left in the layers as well. Counts are whole numbers and a loss is one rank's, so that only
+// the sums of routers' losses are rounded.
+std::vector<torch::Tensor> Run::numbers_of_all(const torch::Tensor& losses) {
+  std::vector<torch::Tensor> counted = expert_counts(*model_);
+  for (torch::Tensor& sums : router_losses(*model_)) counted.push_back(std::move(sums));
+  std::vector<torch::Tensor> numbers{losses};
+  if (!crew_.is_alone()) {
+    const int64_t ranks = crew_.data().size();
+    numbers[0] = at::zeros({share_.rounds(), ranks}, losses.options());
+    numbers[0].select(1, crew_.data().rank()).copy_(losses);
+    std::vector<torch::Tensor> flat{numbers[0].flatten()};
+    for (const torch::Tensor& x : counted) flat.push_back(x.to(at::kDouble));
+    const torch::Tensor sums = at::cat(flat);
+    all_reduce_(crew_.data(), sums);
+    numbers[0] = sums.narrow(0, 0, share_.pieces());
+    int64_t begin = share_.pieces();
+    for (const torch::Tensor& x : counted) {
+      x.copy_(sums.narrow(0, begin, x.numel()));
+      begin += x.numel();
+    }
+  }
+  numbers.insert(numbers.end(), counted.begin(), counted.end());
+  return numbers;
 }
 
 // Steps whose numerics are looked at do more than the others, and a profile shows every kernel by
 // its name either way.
 bool Run::runs_as_graph(int64_t step) {
+  // A graph cannot hold what ranks send each other while backward runs.
+  if (!crew_.is_alone()) return false;
   if (step < first_step_ + kStepsBeforeGraph || health_->is_due(step)) return false;
   if (!wants_graph_) {
     const int64_t step_bytes = peak_memory(device_) - memory_in_use(device_);
@@ -323,7 +395,7 @@ bool Run::runs_as_graph(int64_t step) {
 torch::Tensor Run::backward(int64_t number, StepClock& clock) {
   const std::vector<Batch> batches = next_batches();
   if (!runs_as_graph(number)) {
-    health_->start(number);
+    if (crew_.is_first()) health_->start(number);  // it has the step's first batch
     return forward_backward(batches, &clock);
   }
   clock.start(StepClock::Part::BACKWARD);  // and forward: one launch
@@ -344,11 +416,11 @@ Run::LaunchedStep Run::launch() {
   // Steps that follow one another without anything between them.
   const bool goes_on = launched_ && !shares_process_;
   StepClock clock(device_, goes_on ? &launched_->clock : nullptr);
-  std::vector<torch::Tensor> numbers{backward(metrics.step, clock)};
+  const torch::Tensor losses = backward(metrics.step, clock);
   clock.start(StepClock::Part::OPTIMIZER);
-  numbers.push_back(stepper_->clip_gradients());
-  for (torch::Tensor& counts : expert_counts(*model_)) numbers.push_back(std::move(counts));
-  for (torch::Tensor& losses : router_losses(*model_)) numbers.push_back(std::move(losses));
+  const torch::Tensor norm = stepper_->clip_gradients();
+  std::vector<torch::Tensor> numbers = numbers_of_all(losses);
+  numbers.insert(numbers.begin() + 1, norm);
   StepReadout readout(std::move(numbers));
   stepper_->step(metrics.lr);
   update_expert_bias(*model_);
@@ -364,22 +436,24 @@ Run::LaunchedStep Run::launch() {
 
 // Waits for the numbers of a step, and checks them.
 void Run::measure(StepMetrics& metrics, const LaunchedStep& step) {
-  const std::vector<double> values = step.numbers.values();
-  metrics.loss = values[0];
-  metrics.grad_norm = values[1];
+  const std::vector<double> all = step.numbers.values();
+  const std::span<const double> values = std::span(all).subspan(share_.pieces());
+  metrics.loss = std::accumulate(all.begin(), all.begin() + share_.pieces(), 0.0);
+  metrics.grad_norm = values[0];
   check_finite(metrics.loss, "loss", metrics.step);
   check_finite(metrics.grad_norm, "grad_norm", metrics.step);
-  const std::vector<ExpertTokens> experts = expert_tokens(*model_, std::span(values).subspan(2));
+  const std::vector<ExpertTokens> experts = expert_tokens(*model_, values.subspan(1));
   add_loads(metrics, experts);
   const size_t losses = 2 * router_losses(*model_).size();
-  add_router_losses(metrics, std::span(values).last(losses), config_.training.accumulation);
-  health_->finish(experts);
+  add_router_losses(metrics, values.last(losses), share_.pieces());
+  if (crew_.is_first()) health_->finish(experts);
+  count_use(step, experts);
   metrics.tokens_per_s = tokens_of_a_step(config_.training) / step.clock.seconds();
   metrics.ms = step.clock.parts();
   if (profile_) profile_->took(metrics.step - first_step_, step.clock.seconds());
   if (peak_flops_) {
-    metrics.mfu =
-        metrics.tokens_per_s * model_flops(config_.model, config_.training.seq_len) / *peak_flops_;
+    metrics.mfu = metrics.tokens_per_s * model_flops(config_.model, config_.training.seq_len) /
+                  (*peak_flops_ * static_cast<double>(crew_.size()));
   }
   state_.last_losses.push_back(metrics.loss);
   if (static_cast<int64_t>(state_.last_losses.size()) > kLastSteps) state_.last_losses.pop_front();
@@ -393,7 +467,7 @@ bool Run::validation_due(int64_t step) const {
 // Where one is due after the step of `metrics`. True when the loss is the lowest so far.
 bool Run::validate(StepMetrics& metrics) {
   if (!validation_due(metrics.step)) return false;
-  const double loss = validation_loss(*model_, data_, config_.training);
+  const double loss = validation_loss(*model_, data_, config_.training, crew_.data());
   check_finite(loss, "validation_loss", metrics.step);
   metrics.validation_loss = state_.validation_loss = loss;
   if (state_.best && loss >= state_.best->loss) return false;
@@ -402,40 +476,54 @@ bool Run::validate(StepMetrics& metrics) {
 }
 
 // ---- the folder -------------------------------------------------------------
-// From here on the folder is this run's.
+// From here on the folder is this run's. The first rank alone changes it, but for the checkpoints.
 void Run::open_folder() {
+  agree(crew_.world(), [&] {
+    if (crew_.is_first()) take_folder();
+  });
+  at::manual_seed(static_cast<uint64_t>(config_.training.seed));
+  if (options_.existing == ExistingRun::RESUME) resume();
+  if (finished_) return;
+  agree(crew_.world(), [&] {
+    if (!crew_.is_first()) return;
+    write_file(kTrain, folder_.config(), to_toml(config_));
+    metrics_.emplace(folder_.metrics(), state_.step);
+    checkpoints_.prepare();
+    checkpoints_.set_aside_after(state_.step);
+    keep_checkpoints();
+  });
+}
+
+void Run::take_folder() {
   make_run_folder(folder_);
   lock_.emplace(folder_.lock());
   remove_leftovers(folder_.path);
   // Again, as another process may have been quicker.
   check_run_folder(folder_.path, options_.existing);
   if (options_.existing == ExistingRun::REPLACE) clear_run_folder(folder_);
-  at::manual_seed(static_cast<uint64_t>(config_.training.seed));
-  if (options_.existing == ExistingRun::RESUME) resume();
-  if (finished_) return;
-  write_file(kTrain, folder_.config(), to_toml(config_));
-  metrics_.emplace(folder_.metrics(), state_.step);
-  checkpoints_.prepare();
-  checkpoints_.set_aside_after(state_.step);
-  keep_checkpoints();
 }
 
 // Continues after the newest good checkpoint, or begins anew where there is none yet; a run that is
 // finished stays as it is.
 void Run::resume() {
-  const auto entry = checkpoints_.newest_good();
-  if (entry) {
-    load(*entry, read_checkpoint_info(entry->path));
-  } else if (std::filesystem::exists(folder_.config())) {
-    notes_ = allowed_changes(load_run_config(folder_.config()), config_, folder_.config());
-  }
-  finished_ = finished(entry.has_value());
+  const std::string path = tell_all(crew_.world(), [&] {
+    const auto entry = checkpoints_.newest_good();
+    return entry ? entry->path : "";
+  });
+  agree(crew_.world(), [&] {
+    if (!path.empty()) {
+      load(path, read_checkpoint_info(path));
+    } else if (std::filesystem::exists(folder_.config())) {
+      notes_ = allowed_changes(load_run_config(folder_.config()), config_, folder_.config());
+    }
+    finished_ = finished(!path.empty());
+  });
   if (finished_) {
     notes_ = {"This run is finished: nothing is changed. More steps: --set training.steps=N"};
     return;
   }
-  notes_.insert(notes_.begin(), entry ? "Going on after " + entry->path
-                                      : "There is no checkpoint yet: beginning with step 1");
+  notes_.insert(notes_.begin(), path.empty() ? "There is no checkpoint yet: beginning with step 1"
+                                             : "Going on after " + path);
 }
 
 // The result that the folder holds, when all steps are done and all that they lead to is there.
@@ -449,22 +537,27 @@ std::optional<RunResult> Run::finished(bool has_checkpoint) const {
   return result.steps == steps ? std::optional(result) : std::nullopt;
 }
 
-void Run::load(const CheckpointFolder::Entry& entry, const CheckpointInfo& info) {
-  notes_ = allowed_changes(info.config, config_, entry.path);
-  MOE8_CHECK(info.text == text_, "resume", "data.files", "expected the text that '", entry.path,
+void Run::load(const std::string& path, const CheckpointInfo& info) {
+  notes_ = allowed_changes(info.config, config_, path);
+  MOE8_CHECK(info.text == text_, "resume", "data.files", "expected the text that '", path,
              "' was trained on, got another: its checksums differ");
   MOE8_CHECK(info.state.step <= config_.training.steps, "resume", "training.steps",
-             "expected at least the ", info.state.step, " steps of '", entry.path, "', got ",
+             "expected at least the ", info.state.step, " steps of '", path, "', got ",
              config_.training.steps);
   const std::string environment = changes(info.environment, this_environment(device_));
-  if (!environment.empty()) {
+  if (!environment.empty() && crew_.is_first()) {
     log_warning("losses may differ from those of an unbroken run in their last digits: " +
                 environment);
   }
-  const CheckpointFiles files{entry.path};
-  load_into(learned_tensors(*model_), files.model());
-  stepper_->restore(files.training());
-  restore_generators(files.training(), device_);
+  if (info.ranks != crew_.size()) {
+    notes_.push_back(concat("ranks = ", crew_.size(), " (was ", info.ranks, ")"));
+  }
+  const CheckpointFiles files{path};
+  load_into(learned_tensors(*model_), PieceReader(files.models(info.ranks)),
+            crew_.experts(config_.model));
+  const PieceReader training(files.trainings(info.ranks));
+  stepper_->restore(training);
+  restore_generators(training, device_);
   state_ = info.state;
   saved_step_ = state_.step;
 }
@@ -478,13 +571,29 @@ bool Run::checkpoint_due(bool new_best) const {
 // The metrics first: a checkpoint promises the lines up to its step.
 void Run::save() {
   count_process();
-  metrics_->sync();
-  CheckpointTensors tensors{learned_tensors(*model_), stepper_->state()};
-  for (auto& state : generator_states(device_)) tensors.training.push_back(std::move(state));
+  const bool is_first = crew_.is_first();
+  agree(crew_.world(), [&] {
+    if (is_first) metrics_->sync();
+  });
+  CheckpointTensors tensors{{}, stepper_->state()};
+  if (!crew_.is_alone()) tensors.model = stepper_->owned();
+  for (auto& [name, tensor] : learned_tensors(*model_)) {
+    // What no optimizer steps, balancing biases, is the same on all ranks.
+    const bool is_stepped = !name.ends_with(".expert_bias");
+    if (crew_.is_alone() || (is_first && !is_stepped)) {
+      tensors.model.push_back(piece_of(name, 0, tensor));
+    }
+  }
+  if (is_first) {
+    for (auto& [name, state] : generator_states(device_)) {
+      tensors.training.push_back(piece_of(name, 0, state));
+    }
+  }
   write_checkpoint(checkpoints_.path_of(state_.step),
-                   {config_, state_, text_, this_environment(device_)}, tensors);
+                   {config_, state_, text_, this_environment(device_), crew_.size()}, tensors,
+                   crew_.world());
   saved_step_ = state_.step;
-  keep_checkpoints();
+  if (is_first) keep_checkpoints();
 }
 
 void Run::keep_checkpoints() {
@@ -493,16 +602,34 @@ void Run::keep_checkpoints() {
 }
 
 // ---- from begin to end ------------------------------------------------------
-int Run::stop_signal() const {
-  return options_.interrupted ? options_.interrupted() : 0;
-}
-
 // Adds to the state what this process took since the last time.
 void Run::count_process() {
   state_.seconds += seconds_since(start_);
   start_ = Clock::now();
   if (shares_process_) return;
   state_.peak_memory = std::max(state_.peak_memory, peak_memory(device_) - others_hold_);
+}
+
+// Of the steps that are done: how long this rank took and waited for others, what its experts got.
+void Run::count_use(const LaunchedStep& step, const std::vector<ExpertTokens>& layers) {
+  const ExpertPart part = crew_.experts(config_.model);
+  for (const ExpertTokens& layer : layers) {
+    const std::span<const int64_t> all(layer.tokens);
+    const std::span<const int64_t> own =
+        part.count == 0 ? all.subspan(0, 0)
+                        : all.subspan(part.first, part.count / crew_.expert().size());
+    used_.expert_rows += static_cast<double>(std::accumulate(own.begin(), own.end(), int64_t{0}));
+  }
+  used_.step_seconds += step.clock.seconds();
+  used_.waited_seconds += stepper_->take_seconds_waited();
+  used_.bytes_sent += static_cast<double>(stepper_->take_bytes_sent());
+}
+
+// The means of a step.
+RankUse Run::use() {
+  const auto steps = static_cast<double>(std::max<int64_t>(state_.step - first_step_ + 1, 1));
+  return {used_.step_seconds / steps, used_.waited_seconds / steps, used_.bytes_sent / steps,
+          peak_memory(device_) - others_hold_, used_.expert_rows / steps};
 }
 
 void Run::share_process() {
@@ -526,11 +653,12 @@ void Run::begin() {
   first_step_ = state_.step + 1;
   row_ = progress_.add(config_.training.recipe, config_.training.steps, state_.step);
   if (!finished_) {
-    if (state_.step < config_.training.steps) write_start();
+    if (state_.step < config_.training.steps && crew_.is_first()) write_start();
     progress_.say(config_.training.recipe);
     for (const std::string& line : header_of(config_, conversion_, device_)) {
       progress_.say_once(line);
     }
+    if (!crew_.is_alone()) progress_.say_once(ranks_text());
     if (device_.is_cuda() || !kernels_wanted()) progress_.say_once(describe_device(device_));
     patience_.emplace(options_);
   }
@@ -555,7 +683,7 @@ void Run::look() {
     metrics_->write(metrics.step, *report);
     progress_.warn(row_, health_->fresh_warnings(*report));
   }
-  metrics_->write(metrics);
+  if (metrics_) metrics_->write(metrics);
   progress_.show(row_, metrics);
   if (metrics.step == state_.step && checkpoint_due(new_best)) save();
 }
@@ -563,7 +691,9 @@ void Run::look() {
 // A step. The one before it is looked at while a GPU computes this one, so that it never waits for
 // the host. False when there is none to do any more.
 bool Run::turn() {
-  if (finished_ || state_.step >= config_.training.steps || stop_signal() != 0) return false;
+  if (finished_ || state_.step >= config_.training.steps) return false;
+  signal_ = static_cast<int>(crew_.largest(options_.interrupted ? options_.interrupted() : 0));
+  if (stop_signal() != 0) return false;
   const Settings now = settings();
   const Clock::time_point start = Clock::now();
   if (health_->is_due(state_.step + 1)) look();
@@ -586,20 +716,26 @@ RunResult Run::end() {
   if (state_.step < config_.training.steps && state_.step > saved_step_) save();
   progress_.finish();
   count_process();
-  const RunResult end = result();
-  if (end.stopped_by == 0) write_results(end);
+  const std::vector<RankUse> uses = crew_.gather_use(use());
+  const NamedTensors model = config_.output.checkpoint ? whole_model() : NamedTensors();
+  RunResult end;
+  agree(crew_.world(), [&] {
+    if (!crew_.is_first()) return;
+    end = result(uses);
+    if (end.stopped_by == 0) write_results(end, model);
+  });
+  end.stopped_by = state_.step < config_.training.steps ? stop_signal() : 0;
   patience_.reset();
   return end;
 }
 
-RunResult Run::result() const {
+RunResult Run::result(const std::vector<RankUse>& uses) const {
   const ParameterCounts counts = count_parameters(config_.model);
   RunResult result;
   result.recipe = config_.training.recipe;
   result.folder = folder_.path;
   result.steps = state_.step;
-  const int signal = stop_signal();
-  if (state_.step < config_.training.steps) result.stopped_by = signal;
+  if (state_.step < config_.training.steps) result.stopped_by = stop_signal();
   result.train_loss = std::accumulate(state_.last_losses.begin(), state_.last_losses.end(), 0.0) /
                       static_cast<double>(state_.last_losses.size());
   result.validation_loss = state_.validation_loss.value_or(NAN);
@@ -609,37 +745,61 @@ RunResult Run::result() const {
   result.parameters = counts.total;
   result.active_parameters = counts.active;
   result.converted_parameters = static_cast<int64_t>(conversion_.converted().size());
+  if (uses.size() > 1) result.ranks = uses;
   return result;
 }
 
-void Run::write_results(const RunResult& end) const {
+// On the first rank all that the model learned; every rank must call it. Experts come from the ranks
+// that hold them.
+NamedTensors Run::whole_model() const {
+  NamedTensors tensors = learned_tensors(*model_);
+  const ExpertPart part = crew_.experts(config_.model);
+  if (part.count == 0) return tensors;
+  for (auto& [name, tensor] : tensors) {
+    if (!holds_experts(name, tensor)) continue;
+    const torch::Tensor all = all_gather(crew_.expert(), tensor);
+    tensor = crew_.is_first() ? all.cpu() : torch::Tensor();
+  }
+  return tensors;
+}
+
+void Run::write_results(const RunResult& end, const NamedTensors& model) const {
   if (config_.output.checkpoint) {
-    save_safetensors(folder_.model(), learned_tensors(*model_),
+    save_safetensors(folder_.model(), model,
                      {{"format", "pt"}, {"recipe", config_.training.recipe}});
   }
   write_result(folder_.result(), end);
 }
 
-}  // namespace
-
-RunResult train(const RunConfig& config, const RunOptions& options) {
-  return train_in_turns({config}, options).front();
+// "  ranks    4, each batches 1 in 4" : how the work is split.
+std::string Run::ranks_text() const {
+  std::string text =
+      concat("  ranks    ", crew_.size(), ", experts over ", crew_.expert().size(), "; a step is ",
+             share_.rounds(), " x ", share_.rows(), " sequences on each");
+  if (config_.training.cuda_graph == CudaGraphs::ON) text += "; CUDA graphs are off";
+  return text;
 }
 
-std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
-                                      const RunOptions& options) {
-  for (const RunConfig& config : configs) check(config, options);
-  Progress progress(options.progress, options.progress_kind, options.columns);
+std::vector<RunResult> train_with(const std::vector<RunConfig>& configs, const RunOptions& options,
+                                  const Crew& crew) {
+  for (const RunConfig& config : configs) {
+    agree(crew.world(), [&] {
+      check(config, options);
+      BatchShare(config.training.batch_size, config.training.accumulation, crew.data().size());
+    });
+  }
+  Progress progress(crew.is_first() ? options.progress : nullptr, options.progress_kind,
+                    options.columns);
   std::vector<std::unique_ptr<Run>> runs;
   int64_t held_at_first = 0;
   for (const RunConfig& config : configs) {
     const RunConfig complete = resolved(config);
-    const at::Device device = training_device(complete.training.device);
+    const at::Device device = crew.device(complete);
     restart_peak_memory(device);
     const int64_t held = memory_in_use(device);
     if (runs.empty()) held_at_first = held;
     Run& run = *runs.emplace_back(
-        std::make_unique<Run>(complete, options, progress, held - held_at_first));
+        std::make_unique<Run>(complete, options, progress, held - held_at_first, crew));
     run.begin();
     if (configs.size() == 1) break;
     for (int64_t i = 0; i < kStepsAlone && run.turn(); ++i) {
@@ -656,18 +816,55 @@ std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
   return results;
 }
 
-double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config) {
+}  // namespace
+
+RunResult train(const RunConfig& config, const RunOptions& options) {
+  const Launch launch = launch_from_environment();
+  if (launch.world == 1) return train_in_turns({config}, options).front();
+  config.validate();
+  Crew crew(config, launch, options.watch);
+  try {
+    return train_with({config}, options, crew).front();
+  } catch (const std::exception& error) {
+    const std::string text = crew.fail(error);
+    if (text.empty()) throw OthersError();
+    throw c10::Error(text, /*backtrace=*/nullptr);
+  }
+}
+
+std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
+                                      const RunOptions& options) {
+  const int64_t world = launch_from_environment().world;
+  MOE8_CHECK(world == 1, kTrain, "world", "expected one process for several runs, got ", world,
+             ". Start it without a launcher.");
+  for (const RunConfig& config : configs) {
+    MOE8_CHECK(config.parallel.expert == 1, kTrain, "parallel.expert",
+               "expected 1 in one process, got ", config.parallel.expert,
+               ". Start it with: torchrun --no-python --nproc-per-node ", config.parallel.expert,
+               " moe8 train ...");
+  }
+  return train_with(configs, options, Crew());
+}
+
+double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config,
+                       const Group& ranks) {
   const torch::NoGradGuard no_grad;
   const bool was_training = model.is_training();
   model.eval();
   const int64_t batches = std::min(config.validation_batches,
                                    data.validation_batches(config.batch_size, config.seq_len));
-  std::vector<torch::Tensor> losses;
-  for (int64_t i = 0; i < batches; ++i) {
-    losses.push_back(loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len)));
+  const at::Device device = model.output->weight.device();
+  const torch::Tensor losses = at::zeros({batches}, at::TensorOptions(device).dtype(at::kDouble));
+  // Every rank computes as often, as experts of other ranks may be needed; the last ones in vain.
+  for (int64_t first = 0; first < batches; first += ranks.size()) {
+    const int64_t own = first + ranks.rank(), i = own < batches ? own : first;
+    const torch::Tensor loss =
+        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len));
+    if (own < batches) losses[own].copy_(loss);
   }
   model.train(was_training);
-  const std::vector<double> values = StepReadout(std::move(losses)).values();
+  all_reduce_(ranks, losses);  // each is one rank's
+  const std::vector<double> values = StepReadout({losses}).values();
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }
 

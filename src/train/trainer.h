@@ -2,15 +2,19 @@
 // A training run from its config to its files.
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <functional>
 #include <iosfwd>
 #include <string>
 #include <vector>
 
+#include "moe8/parallel.h"
 #include "train/config/run_config.h"
 #include "train/progress.h"
 #include "train/store/run_folder.h"
 #include "train/store/run_result.h"
+#include "train/watch.h"
 
 namespace moe8 {
 
@@ -37,9 +41,15 @@ struct RunOptions {
   RunOrigin origin{};
   // So many steps, after a few to warm up, are profiled: trace.json and profile.txt in the folder.
   int64_t profiled_steps = 0;
+  WatchOptions watch{};  // of several ranks: when one that is silent is given up
 };
 
-/// Trains, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
+/// What ends a rank because of another one, which has printed why.
+struct OthersError : c10::Error {
+  OthersError() : c10::Error("another rank ended the run and said why", /*backtrace=*/nullptr) {}
+};
+
+/// Trains, alone or with all processes that a launcher started, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
 /// run), metrics.jsonl (a line for every step), checkpoints/ (docs/checkpoints.md), and at the end
 /// result.json and, when asked for, model.safetensors. The folder is locked meanwhile.
 /// Going on with a run that is finished changes nothing and returns its result.
@@ -60,6 +70,8 @@ std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
                                       const RunOptions& options = {});
 
 /// Mean loss in nats per token of the first config.validation_batches batches, or of all there are.
-double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config);
+/// Several ranks share the batches out; the loss has the bits of one process on all of them.
+double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config,
+                       const Group& ranks = {});
 
 }  // namespace moe8

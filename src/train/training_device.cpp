@@ -6,6 +6,7 @@
 #include <ATen/SDPBackend.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,7 +18,7 @@
 #include "device/cuda_backend.h"
 #include "device/cuda_device.h"
 #include "device/implementation.h"
-#include "moe8/safetensors.h"
+#include "moe8/parallel.h"
 #include "train/process_memory.h"
 
 namespace moe8 {
@@ -37,10 +38,18 @@ std::optional<std::string> failure_on(const c10::Device& gpu) {
   }
 }
 
-// Why no run can train on the first GPU.
-std::optional<std::string> refusal_of(const c10::Device& gpu) {
+// The first GPU; of several processes of this machine each has its own, as Parallel chooses them.
+c10::Device own_gpu() {
+  const Launch launch = launch_from_environment();
+  if (launch.world == 1) return {c10::kCUDA, 0};
+  const int64_t count = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+  return {c10::kCUDA, static_cast<c10::DeviceIndex>(count > 1 ? launch.local_rank % count : 0)};
+}
+
+// Why no run can train on this process's GPU.
+std::optional<std::string> refusal_of_gpu() {
   if (std::optional<std::string> failure = load_cuda_backend()) return failure;
-  static const std::optional<std::string> failure = failure_on(gpu);
+  static const std::optional<std::string> failure = failure_on(own_gpu());
   return failure;
 }
 
@@ -61,23 +70,23 @@ std::vector<int64_t> cudnn_first(std::vector<int64_t> order) {
   return order;
 }
 
-void restore(const SafetensorsReader& file, const std::string& path, const char* name,
-             at::Generator generator) {
-  generator.set_state(read_like(file, path, name, generator.get_state()));
+void restore(const PieceReader& files, const char* name, at::Generator generator) {
+  generator.set_state(read_like(files, name, generator.get_state()));
 }
 
 }  // namespace
 
 c10::Device training_device(TrainingDevice setting) {
-  const c10::Device cpu(c10::kCPU), gpu(c10::kCUDA, 0);
+  const c10::Device cpu(c10::kCPU);
   if (setting == TrainingDevice::CPU) return cpu;
   // cuBLAS asks for this before it promises equal bits; too late once it has begun.
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
-  const std::optional<std::string> refusal = refusal_of(gpu);
+  const std::optional<std::string> refusal = refusal_of_gpu();
   MOE8_CHECK(!refusal || setting == TrainingDevice::AUTO, "train", "training.device",
              "expected a GPU that moe8 can train on, got none: ", *refusal,
              ". `moe8 doctor` shows what there is; device = \"cpu\" trains without.");
   if (refusal) return cpu;
+  const c10::Device gpu = own_gpu();
   at::globalContext().lazyInitDevice(gpu.type());
   return gpu;
 }
@@ -125,11 +134,10 @@ NamedTensors generator_states(const c10::Device& device) {
   return states;
 }
 
-void restore_generators(const std::string& path, const c10::Device& device) {
-  const SafetensorsReader file(path);
-  restore(file, path, kCpuGenerator, at::detail::getDefaultCPUGenerator());
-  if (device.is_cuda() && file.contains(kCudaGenerator)) {
-    restore(file, path, kCudaGenerator, at::globalContext().defaultGenerator(device));
+void restore_generators(const PieceReader& files, const c10::Device& device) {
+  restore(files, kCpuGenerator, at::detail::getDefaultCPUGenerator());
+  if (device.is_cuda() && files.contains(kCudaGenerator)) {
+    restore(files, kCudaGenerator, at::globalContext().defaultGenerator(device));
   }
 }
 

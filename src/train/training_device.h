@@ -44,7 +44,7 @@ class DeviceSettings {
 /// draws any so far, but a model's dropout would.
 NamedTensors generator_states(const c10::Device& device);
 /// Takes them over from a checkpoint. One of a run on another device is left as it is.
-void restore_generators(const std::string& path, const c10::Device& device);
+void restore_generators(const PieceReader& files, const c10::Device& device);
 
 /// Restarts the measure of peak_memory(device).
 void restart_peak_memory(const c10::Device& device);

@@ -274,6 +274,31 @@ TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
   EXPECT_THAT(run_moe8({"plan", "--config", config}).out, ::testing::Not(HasSubstr("H200")));
 }
 
+TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
+  const std::vector<std::string> plan{"plan", "--config", MOE8_CONFIGS "/4b_bench.toml", "--device",
+                                      "cuda", "--set",    "training.accumulation=8"};
+  const auto with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = plan;
+    words.insert(words.end(), more.begin(), more.end());
+    return run_moe8(words);
+  };
+  const Ran ran = with({"--world", "8", "--expert", "2", "--json"});
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  const nlohmann::json json = nlohmann::json::parse(ran.out), rank = json["rank"];
+  const nlohmann::json one = json["memory"][0];
+  EXPECT_EQ(rank["rounds"], 1);
+  EXPECT_EQ(rank["masters"].get<double>(), one["masters"].get<double>() / 8);
+  EXPECT_EQ(rank["optimizer"].get<double>(), one["optimizer"].get<double>() / 8);
+  const double experts = 2 * json["parameters"]["parts"]["routed experts"]["total"].get<double>();
+  EXPECT_EQ(rank["weights"].get<double>(), one["weights"].get<double>() - experts / 2);
+  // Seven eighths of what all hold, three quarters of half of the experts, of which four are alike.
+  EXPECT_NEAR(rank["weights_sent"].get<double>(),
+              (one["weights"].get<double>() - experts) * 7 / 8 + experts / 2 * 3 / 4, 1.0);
+  EXPECT_THAT(with({"--world", "8"}).out, HasSubstr("one rank of 8"));
+  EXPECT_THAT(with({"--world", "3"}).err, HasSubstr("that 3 data-parallel ranks can share"));
+  EXPECT_THAT(with({"--world", "8", "--expert", "3"}).err, HasSubstr("parallel.expert"));
+}
+
 TEST(PlanConfig, AModelOfTerabytesIsPlannedInLittleMemory) {
   const Ran ran = run_moe8({"plan", "--config", MOE8_CONFIGS "/deepseek_v3_like.toml", "--json"});
   ASSERT_EQ(ran.status, 0) << ran.err;

@@ -154,7 +154,7 @@ TEST(Stepper, ClipsToTheGlobalNormAndReportsTheNormBefore) {
   EXPECT_NEAR(stepper.clip_gradients().item<double>(), expected, 1e-6);
   stepper.step(1e-3);
   double squares = 0;  // of (1 - beta1) times the gradients that the step saw
-  for (const auto& [name, tensor] : stepper.state()) {
+  for (const auto& [name, offsets, tensor] : stepper.state()) {
     if (name.starts_with("exp_avg."))
       squares += tensor.to(at::kDouble).square().sum().item<double>();
   }
@@ -173,7 +173,7 @@ TEST(Stepper, ClipsAsLibTorchDoes) {
     // Sums are added in another order.
     EXPECT_NEAR(stepper.clip_gradients().item<double>(), norm, norm * 1e-7);
     stepper.step(1e-3);
-    for (const auto& [name, tensor] : stepper.state()) {
+    for (const auto& [name, offsets, tensor] : stepper.state()) {
       if (!name.starts_with("exp_avg.")) continue;
       const at::Tensor grad = (name.ends_with("w") ? theirs.w : theirs.v).grad();
       EXPECT_LE((tensor - grad * 0.1).abs().max().item<double>(),

@@ -14,6 +14,7 @@
 #include "convert/report.h"
 #include "nn/parameter_counts.h"
 #include "train/plan/memory_plan.h"
+#include "train/plan/rank_plan.h"
 
 namespace moe8 {
 namespace {
@@ -207,7 +208,28 @@ std::string gpu_table(const ConfigPlan& plan) {
   for (const Gpu& gpu : kGpus) rows.push_back({gpu.name, gpus_for(first.memory, gpu)});
   return concat(text_table(rows, table_style()),
                 "Of more than one: each with a batch of its own and an equal part of weights,\n"
-                "masters, optimizer and gradients. `moe8 train` itself uses one GPU.\n");
+                "masters, optimizer and gradients. What `moe8 train` spreads: --world.\n");
+}
+
+// ---- ranks ------------------------------------------------------------------
+std::string rank_table(const ConfigPlan& plan) {
+  const RankPlan rank = plan_rank(plan.config, plan.world);
+  Rows rows{{concat("one rank of ", plan.world), "bytes"}};
+  const auto add = [&](const char* what, double bytes) {
+    if (bytes > 0) rows.push_back({what, bytes_text(bytes)});
+  };
+  add("weights", rank.weights);
+  add("masters of its part", rank.masters);
+  add("optimizer of its part", rank.optimizer);
+  add("gradients of its part, summed", rank.sums);
+  add("buckets on their way", rank.travelling);
+  add("quantized weights", rank.weight_forms);
+  add("saved for backward", rank.saved);
+  add("total", rank.total());
+  add("sent a step: gradients", rank.gradients_sent);
+  add("sent a step: weights", rank.weights_sent);
+  return concat("a step: ", rank.rounds, " x ", rank.rows, " sequences on each rank, experts over ",
+                plan.config.parallel.expert, "\n", text_table(rows, table_style()));
 }
 
 std::string saved_table(const RunConfig& config) {
@@ -238,6 +260,7 @@ nlohmann::json parameters_json(const TransformerConfig& config) {
 std::string to_table(const ConfigPlan& plan) {
   return concat(model_line(plan.config.model), "\n\n", parameter_table(plan.config.model), "\n",
                 conversion_table(plan.config), "\n", memory_table(plan), "\n",
+                plan.world > 1 ? rank_table(plan) + "\n" : "",
                 plan.config.training.device == TrainingDevice::CUDA ? gpu_table(plan) + "\n" : "",
                 saved_table(plan.config));
 }
@@ -256,10 +279,26 @@ std::string to_json(const ConfigPlan& plan) {
                       {"quantized_weights", m.weight_forms},
                       {"quantized_weights_as_codes", m.codes}});
   }
-  const nlohmann::json json = {
+  nlohmann::json json = {
       {"parameters", parameters_json(plan.config.model)},
       {"conversion", nlohmann::json::parse(plan_conversion(plan.config).to_json())},
       {"memory", memory}};
+  if (plan.world > 1) {
+    const RankPlan rank = plan_rank(plan.config, plan.world);
+    json["rank"] = {{"world", rank.world},
+                    {"rounds", rank.rounds},
+                    {"rows", rank.rows},
+                    {"weights", rank.weights},
+                    {"masters", rank.masters},
+                    {"optimizer", rank.optimizer},
+                    {"sums", rank.sums},
+                    {"travelling", rank.travelling},
+                    {"quantized_weights", rank.weight_forms},
+                    {"saved", rank.saved},
+                    {"total", rank.total()},
+                    {"gradients_sent", rank.gradients_sent},
+                    {"weights_sent", rank.weights_sent}};
+  }
   return json.dump(2) + "\n";
 }
 

@@ -2,6 +2,7 @@
 // What `moe8 plan --config` prints: parameters, conversion and memory of a model that is not made.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace moe8 {
 struct ConfigPlan {
   RunConfig config;                  // with the recipe or rules to show
   std::vector<std::string> recipes;  // whose memory to estimate, besides the config's own
+  int64_t world = 1;                 // ranks; of more than one, what each holds and sends
 };
 
 std::string to_table(const ConfigPlan& plan);

@@ -270,6 +270,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "cuda_graph", c.training.cuda_graph, kAny);
   visit("training", "activation_checkpointing", c.training.activation_checkpointing, kAny);
   visit("training", "deterministic", c.training.deterministic, kAny);
+  visit("parallel", "expert", c.parallel.expert, Range{1, 1 << 20});
+  visit("parallel", "tensor", c.parallel.tensor, kCount);
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);
@@ -411,6 +413,11 @@ void RunConfig::validate() const {
                  ? "the number of the last steps in which the rate falls"
                  : "none beside schedule = \"" + std::string(to_string(optimizer.schedule)) + "\"",
              ", got ", optimizer.decay_steps, ". It goes with schedule = \"wsd\".");
+  MOE8_CHECK(parallel.tensor == 1, kRunConfig, "parallel.tensor", "expected 1, got ",
+             parallel.tensor, ". Dense weights are whole on every rank so far.");
+  MOE8_CHECK(model.n_experts % parallel.expert == 0, kRunConfig, "parallel.expert",
+             "expected a divisor of model.n_experts = ", model.n_experts, ", got ",
+             parallel.expert);
   MOE8_CHECK(!output.folder.empty(), kRunConfig, "output.folder",
              "expected a folder, got an empty string");
   MOE8_CHECK(convert.empty() || training.recipe == "bf16" || training.recipe == "custom",

@@ -94,6 +94,15 @@ struct TrainingConfig {
   bool operator==(const TrainingConfig&) const = default;
 };
 
+/// How several processes share a run; see docs/distributed.md. What is left of them is data
+/// parallel: they share out the sequences of a step, the optimizer's state and its work.
+struct ParallelConfig {
+  int64_t expert = 1;  // ranks over which the experts of a layer are spread
+  int64_t tensor = 1;  // over which each dense weight is spread: 1 so far
+
+  bool operator==(const ParallelConfig&) const = default;
+};
+
 /// Checkpoints, see docs/checkpoints.md. With an interval there is one after every so many steps,
 /// one at the end and one at every new lowest validation loss; with or without, one when a signal
 /// asks the run to stop.
@@ -123,6 +132,7 @@ struct RunConfig {
   DataConfig data;
   OptimizerConfig optimizer;
   TrainingConfig training;
+  ParallelConfig parallel;
   CheckpointConfig checkpoint;
   NumericsConfig numerics;
   OutputConfig output;

@@ -3,15 +3,19 @@
 // checkpoint_folder.h.
 //   model.safetensors      the weights, for any reader of safetensors
 //   training.safetensors   AdamW's moments, float32 masters, the random generator
+//                          of several ranks both in pieces, a pair of files per rank:
+//   shard-00001-model-00001-of-00001.safetensors, shard-00001-training.safetensors, ...
 //   run.toml               the config that made it
 //   state.json             step, position in the data, losses so far, fingerprint of the text
-//   checksums.txt          XXH3 of the four others; `xxh128sum -c checksums.txt` checks them too
+//   checksums.txt          XXH3 of all others; `xxh128sum -c checksums.txt` checks them too
 #pragma once
 
 #include <map>
 #include <string>
 #include <vector>
 
+#include "io/tensor_pieces.h"
+#include "moe8/parallel.h"
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
 #include "train/store/run_state.h"
@@ -28,23 +32,28 @@ struct CheckpointInfo {
   RunState state;
   std::vector<std::string> text;  // TextData::fingerprints
   Environment environment;
+  int64_t ranks = 1;  // that wrote it
 
   bool operator==(const CheckpointInfo&) const = default;
 };
 
-/// Weights, and what besides them decides how training goes on.
+/// Weights, and what besides them decides how training goes on: of several ranks, what one of them
+/// writes.
 struct CheckpointTensors {
-  NamedTensors model;
-  NamedTensors training;
+  std::vector<TensorPiece> model;
+  std::vector<TensorPiece> training;
 };
 
-/// Writes everything beside `path`, flushes it to the disk, and gives it the name.
-/// @throws c10::Error on a failure to write; nothing is left behind then, and nothing that
-///         was there is changed.
+/// Writes everything beside `path`, flushes it to the disk, and gives it the name. Every rank of
+/// `ranks` calls it with the same path and info, in a folder that all of them see; each writes its
+/// pieces, and when all are done the first gives the name.
+/// @throws c10::Error on a failure to write, on all ranks that of the first that failed; nothing is
+///         left behind then, and nothing that was there is changed.
 void write_checkpoint(const std::string& path, const CheckpointInfo& info,
-                      const CheckpointTensors& tensors);
+                      const CheckpointTensors& tensors, const Group& ranks = {});
 
-/// Reads every byte. @throws c10::Error naming the file that is missing or not what was written.
+/// Reads every byte. @throws c10::Error naming the file that is missing, is not what was written or
+/// does not belong to it.
 void check_checkpoint(const std::string& path);
 
 /// Of a checkpoint that check_checkpoint accepts.
@@ -56,6 +65,9 @@ struct CheckpointFiles {
 
   std::string model() const { return path + "/model.safetensors"; }
   std::string training() const { return path + "/training.safetensors"; }
+  /// Of one rank the two above, of several the files of each.
+  std::vector<std::string> models(int64_t ranks) const;
+  std::vector<std::string> trainings(int64_t ranks) const;
   std::string config() const { return path + "/run.toml"; }
   std::string state() const { return path + "/state.json"; }
   std::string checksums() const { return path + "/checksums.txt"; }

@@ -22,16 +22,23 @@ double number(const nlohmann::json& json, const char* key) {
 }  // namespace
 
 void write_result(const std::string& path, const RunResult& result) {
-  const nlohmann::ordered_json json{{"recipe", result.recipe},
-                                    {"steps", result.steps},
-                                    {"train_loss", result.train_loss},
-                                    {"validation_loss", result.validation_loss},
-                                    {"tokens_per_s", result.tokens_per_s},
-                                    {"peak_memory_bytes", result.peak_memory},
-                                    {"seconds", result.seconds},
-                                    {"parameters", result.parameters},
-                                    {"active_parameters", result.active_parameters},
-                                    {"converted_parameters", result.converted_parameters}};
+  nlohmann::ordered_json json{{"recipe", result.recipe},
+                              {"steps", result.steps},
+                              {"train_loss", result.train_loss},
+                              {"validation_loss", result.validation_loss},
+                              {"tokens_per_s", result.tokens_per_s},
+                              {"peak_memory_bytes", result.peak_memory},
+                              {"seconds", result.seconds},
+                              {"parameters", result.parameters},
+                              {"active_parameters", result.active_parameters},
+                              {"converted_parameters", result.converted_parameters}};
+  for (const RankUse& rank : result.ranks) {
+    json["ranks"].push_back({{"step_seconds", rank.step_seconds},
+                             {"waited_seconds", rank.waited_seconds},
+                             {"bytes_sent", rank.bytes_sent},
+                             {"peak_memory_bytes", rank.peak_memory},
+                             {"expert_rows", rank.expert_rows}});
+  }
   write_file(kResultFile, path, json.dump(2) + "\n");
 }
 
@@ -51,6 +58,11 @@ RunResult read_result(const std::string& path) {
     result.parameters = json.value("parameters", int64_t{0});
     result.active_parameters = json.value("active_parameters", int64_t{0});
     result.converted_parameters = json.value("converted_parameters", int64_t{0});
+    for (const auto& rank : json.value("ranks", nlohmann::json::array())) {
+      result.ranks.push_back(
+          {number(rank, "step_seconds"), number(rank, "waited_seconds"), number(rank, "bytes_sent"),
+           rank.value("peak_memory_bytes", int64_t{0}), number(rank, "expert_rows")});
+    }
     return result;
   } catch (const nlohmann::json::exception& error) {
     fail(kResultFile, path, std::string("expected the result of a run, got: ") + error.what());

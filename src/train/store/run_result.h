@@ -4,8 +4,18 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace moe8 {
+
+/// How one of several ranks spent the steps of a process.
+struct RankUse {
+  double step_seconds = 0;    // the mean of a step
+  double waited_seconds = 0;  // of these, the host for other ranks
+  double bytes_sent = 0;      // a step, gradients and parameters
+  int64_t peak_memory = 0;    // bytes
+  double expert_rows = 0;     // a step, that its experts got
+};
 
 struct RunResult {
   std::string recipe;  // "custom" when a conversion file decided
@@ -19,6 +29,7 @@ struct RunResult {
   double seconds = 0;          // the whole run
   int64_t parameters = 0;
   int64_t active_parameters = 0;
+  std::vector<RankUse> ranks{};      // in this process, where there were several
   int64_t converted_parameters = 0;  // how many of the tensors compute in low precision
 };
 

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "train/crew.h"
+
+#include <ATen/ops/tensor.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <thread>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "base/check.h"
+#include "train/agree.h"
+#include "train/training_device.h"
+
+namespace moe8 {
+namespace {
+
+constexpr const char* kRun = "train";  // begins errors
+
+// What to do is the same whoever is lost.
+std::string lost_text(int64_t lost, const WatchOptions& watch) {
+  const std::string whom =
+      lost < 0 ? std::string("the launcher's store does not answer any more")
+               : concat("rank ", lost, ": no sign of life for ",
+                        shortest(static_cast<double>(watch.patience.count()) / 1000),
+                        " s: it was killed or hangs");
+  return whom +
+         ". All ranks end. Start the same command again with --resume: the run goes on after its "
+         "last checkpoint";
+}
+
+// In the thread of the watch, while the main thread waits in vain. One rank prints.
+[[noreturn]] void end_because_of(int64_t lost, int64_t rank, const WatchOptions& watch) {
+  const bool prints = rank == (lost == 0 ? 1 : 0);
+  if (prints || lost < 0) {
+    std::fprintf(stderr, "moe8: %s\n", lost_text(lost, watch).c_str());
+    std::fflush(stderr);
+  } else {
+    std::this_thread::sleep_for(watch.interval);  // a launcher ends all after the first
+  }
+  ::_exit(1);
+}
+
+ParallelOptions options_of(const RunConfig& config) {
+  ParallelOptions options;
+  options.layout = {config.parallel.expert, config.parallel.tensor};
+  const bool on_gpu = training_device(config.training.device).is_cuda();
+  options.device = on_gpu ? at::kCUDA : at::kCPU;
+  return options;
+}
+
+}  // namespace
+
+Crew::Crew() = default;
+
+Crew::Crew(const RunConfig& config, const Launch& launch, const WatchOptions& watch)
+    : patience_(watch) {
+  if (launch.world == 1) return;
+  parallel_ = std::make_unique<Parallel>(options_of(config), launch);
+  watch_ = std::make_unique<Watch>(
+      parallel_->store(), rank(), size(),
+      [rank = rank(), watch](int64_t lost) { end_because_of(lost, rank, watch); }, watch);
+}
+
+Crew::~Crew() = default;
+
+const Group& Crew::world() const {
+  return parallel_ ? parallel_->world() : alone_;
+}
+const Group& Crew::data() const {
+  return parallel_ ? parallel_->data() : alone_;
+}
+const Group& Crew::expert() const {
+  return parallel_ ? parallel_->expert() : alone_;
+}
+const Group& Crew::expert_data() const {
+  return parallel_ ? parallel_->expert_data() : alone_;
+}
+
+at::Device Crew::device(const RunConfig& config) const {
+  return parallel_ ? parallel_->device() : training_device(config.training.device);
+}
+
+ExpertPart Crew::experts(const TransformerConfig& model) const {
+  const int64_t parts = expert().size();
+  if (parts == 1) return {};
+  return {expert().rank() * (model.n_experts / parts), model.n_experts};
+}
+
+void Crew::check_same(const std::vector<std::pair<std::string, std::string>>& settings) const {
+  if (is_alone()) return;
+  std::string own;
+  for (const auto& [name, value] : settings) own += name + '\n' + value + '\0';
+  const std::vector<std::string> all = all_gather_text(world(), own);
+  const auto parts = [](const std::string& text) {
+    std::vector<std::string> found;
+    for (size_t at = 0, end; (end = text.find('\0', at)) != text.npos; at = end + 1) {
+      found.push_back(text.substr(at, end - at));
+    }
+    return found;
+  };
+  const std::vector<std::string> first = parts(all[0]);
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    const std::vector<std::string> other = parts(all[rank]);
+    for (size_t i = 0; i < std::min(first.size(), other.size()); ++i) {
+      if (first[i] == other[i]) continue;
+      const size_t end = first[i].find('\n');
+      throw SharedError(concat("[", kRun, "] ", first[i].substr(0, end), ": expected ",
+                               first[i].substr(end + 1), ", as rank 0 has, on every rank, got ",
+                               other[i].substr(other[i].find('\n') + 1), " on rank ", rank,
+                               ". Start all ranks with the same command, program and files."));
+    }
+  }
+}
+
+int64_t Crew::largest(int64_t number) const {
+  if (is_alone()) return number;
+  const at::Tensor value = at::tensor({number}, at::kLong);
+  all_reduce_(world(), value, Reduction::MAX);
+  return value.item<int64_t>();
+}
+
+std::vector<RankUse> Crew::gather_use(const RankUse& own) const {
+  const at::Tensor values = at::tensor({own.step_seconds, own.waited_seconds, own.bytes_sent,
+                                        static_cast<double>(own.peak_memory), own.expert_rows},
+                                       at::kDouble)
+                                .view({1, 5});
+  const at::Tensor all = all_gather(world(), values);
+  std::vector<RankUse> uses;
+  for (int64_t r = 0; r < size(); ++r) {
+    const double* const v = all.const_data_ptr<double>() + 5 * r;
+    uses.push_back({v[0], v[1], v[2], static_cast<int64_t>(v[3]), v[4]});
+  }
+  return uses;
+}
+
+std::string Crew::fail(const std::exception& error) {
+  const std::string text = message_of(error);
+  if (is_alone()) return text;
+  if (dynamic_cast<const SharedError*>(&error)) {
+    parallel_->shutdown();  // all ranks are here
+    return is_first() ? text : "";
+  }
+  const bool waited = text.find("expected an answer from all ranks") != text.npos;
+  if (!waited) {
+    parallel_->abort(text);
+    return concat("rank ", rank(), ": ", text);
+  }
+  // Some other rank has ended. Where it said why, it printed that.
+  if (const size_t why = text.find("The first to end was "); why != text.npos) {
+    parallel_->abort(text);
+    return is_first() ? text.substr(why) : "";
+  }
+  // The watch knows in a while who it was, and ends this process.
+  std::this_thread::sleep_for(2 * patience_.patience);
+  parallel_->abort(text);
+  return concat("rank ", rank(), ": ", text);
+}
+
+}  // namespace moe8

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What one of several ranks of a run holds and sends, from the config alone: docs/distributed.md.
+#pragma once
+
+#include <cstdint>
+
+#include "train/config/run_config.h"
+
+namespace moe8 {
+
+/// Bytes of one rank, the mean of all; parts are cut between rows, so that one holds a little more.
+struct RankPlan {
+  int64_t world = 1;
+  int64_t rows = 0;    // sequences of one forward and backward
+  int64_t rounds = 0;  // forwards and backwards of a step
+  double weights = 0;
+  double masters = 0;       // of the parameters that the rank steps
+  double optimizer = 0;     // their moments
+  double sums = 0;          // their gradients in float32
+  double travelling = 0;    // buckets of gradients on their way, at most
+  double weight_forms = 0;  // as of one process (train/plan/memory_plan.h)
+  double saved = 0;         // likewise
+  double total() const {
+    return weights + masters + optimizer + sums + travelling + weight_forms + saved;
+  }
+  double gradients_sent = 0;  // a step
+  double weights_sent = 0;    // a step
+};
+
+/// @throws c10::Error as plan_memory(), and when the batch or the experts cannot be dealt out.
+RankPlan plan_rank(const RunConfig& config, int64_t world);
+
+}  // namespace moe8

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Runs of several processes: the losses and weights of one, killed and resumed on other numbers of
+// ranks, and what ends them before the first step.
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+
+#include "base/check.h"
+#include "testing/compare.h"
+#include "testing/processes.h"
+#include "train/store/checkpoint_folder.h"
+#include "train/tiny_run.h"
+#include "train/trainer.h"
+
+namespace moe8 {
+namespace {
+
+using testing::EndedProcess;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using testing::ProcessesOptions;
+using testing::repeatable;
+using testing::run_processes;
+using testing::TemporaryFolder;
+
+constexpr const char* kFolderVariable = "MOE8_TEST_FOLDER";
+
+// Of this test in all of its processes: the one that starts the others makes it.
+class CommonFolder {
+ public:
+  CommonFolder() {
+    if (const char* const given = std::getenv(kFolderVariable)) path_ = given;
+  }
+  std::string path() const { return path_.empty() ? own_ / "" : path_; }
+  bool is_parent() const { return path_.empty(); }
+  ProcessesOptions options() const {
+    ProcessesOptions options;
+    options.environment = {{kFolderVariable, path()}};
+    return options;
+  }
+
+ private:
+  TemporaryFolder own_;
+  std::string path_;
+};
+
+// Four batches a step: whole ones for 1, 2 and 4 ranks.
+RunConfig config_of(const CommonFolder& folder, const std::string& name,
+                    const std::string& recipe = "bf16") {
+  static const TemporaryFolder text;
+  RunConfig config = testing::tiny_config(text);
+  config.output.folder = folder.path() + name;
+  config.training.recipe = recipe;
+  config.training.steps = 6;
+  config.training.batch_size = 2;
+  config.training.accumulation = 4;
+  config.training.validation_interval = 3;
+  config.training.validation_batches = 3;
+  config.numerics.interval = 2;
+  config.checkpoint.interval = 2;
+  config.checkpoint.keep = 4;
+  return config;
+}
+
+// A run that goes on where it stopped; an error is printed as the command does.
+void go_on(const RunConfig& config, RunOptions options = {}) {
+  options.existing = ExistingRun::RESUME;
+  try {
+    train(config, options);
+  } catch (const OthersError&) {
+    ::_exit(1);
+  } catch (const std::exception& error) {
+    std::cerr << "moe8: " << message_of(error) << std::endl;
+    ::_exit(1);
+  }
+}
+
+RunOptions impatient() {
+  RunOptions options;
+  options.watch = {std::chrono::milliseconds(100), std::chrono::seconds(3)};
+  return options;
+}
+
+// What follows is for the process that started the others.
+void expect_good(const std::vector<EndedProcess>& ended) {
+  for (const EndedProcess& process : ended) EXPECT_TRUE(process.is_good()) << process.output;
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void expect_same_run(const RunConfig& one, const RunConfig& several) {
+  if (launch_from_environment().world > 1) return;
+  const RunFolder a{one.output.folder}, b{several.output.folder};
+  const auto expected = repeatable(a.metrics()), got = repeatable(b.metrics());
+  ASSERT_EQ(expected.size(), got.size());
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(expected[i], got[i]) << "step " << i + 1;
+  EXPECT_TRUE(bytes_of(a.model()) == bytes_of(b.model()));
+}
+
+// ---- the same run ---------------------------------------------------------------
+class EveryRecipe : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EveryRecipe, LossesAndWeightsAreThoseOfOneProcess) {
+  const CommonFolder folder;
+  const RunConfig one = config_of(folder, "one", GetParam());
+  if (folder.is_parent()) train(one);
+  for (const int64_t world : {2, 4}) {
+    const RunConfig several = config_of(folder, concat("of-", world), GetParam());
+    const auto ended = run_processes(
+        world, [&] { go_on(several); }, folder.options());
+    expect_good(ended);
+    expect_same_run(one, several);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRecipe,
+                         ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
+
+TEST(Ranks, MuonAndOtherWeightsTrainAsOneProcess) {
+  const CommonFolder folder;
+  const auto check = [&](const std::string& name, const auto& change) {
+    RunConfig one = config_of(folder, name + "-1"), two = config_of(folder, name + "-2");
+    for (RunConfig* config : {&one, &two}) change(*config);
+    if (folder.is_parent()) train(one);
+    expect_good(run_processes(
+        2, [&] { go_on(two); }, folder.options()));
+    expect_same_run(one, two);
+  };
+  check("muon", [](RunConfig& c) {
+    c.optimizer.kind = OptimizerKind::MUON;
+    c.optimizer.moments = MomentDtype::BF16;
+  });
+  check("float32", [](RunConfig& c) { c.training.weights = Weights::FLOAT32; });
+}
+
+// Parts of a batch are other products: last digits differ.
+TEST(Ranks, PartsOfABatchTrainNearlyAsOneProcess) {
+  const CommonFolder folder;
+  RunConfig one = config_of(folder, "one"), two = config_of(folder, "two");
+  for (RunConfig* config : {&one, &two}) config->training.accumulation = 1;
+  if (folder.is_parent()) train(one);
+  expect_good(run_processes(
+      2, [&] { go_on(two); }, folder.options()));
+  const auto a = repeatable(RunFolder{one.output.folder}.metrics());
+  const auto b = repeatable(RunFolder{two.output.folder}.metrics());
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
+}
+
+// ---- killed and resumed ---------------------------------------------------------
+TEST(Ranks, AKilledRankEndsTheOthersAndTheRunGoesOnWithAnotherNumber) {
+  const CommonFolder folder;
+  const RunConfig unbroken = config_of(folder, "unbroken"), broken = config_of(folder, "broken");
+  if (folder.is_parent()) train(unbroken);
+
+  // Rank 1 of 4 is killed before its fourth step: the checkpoint of step 2 is there.
+  const auto body = [&] {
+    RunOptions options = impatient();
+    options.interrupted = [steps = 0]() mutable {
+      if (launch_from_environment().rank == 1 && ++steps == 4) ::raise(SIGKILL);
+      return 0;
+    };
+    go_on(broken, options);
+  };
+  const auto ended = run_processes(4, body, folder.options());
+  if (folder.is_parent()) {
+    EXPECT_EQ(ended[1].signal, SIGKILL);
+    for (const size_t rank : {size_t{0}, size_t{2}, size_t{3}}) {
+      EXPECT_EQ(ended[rank].exit_code, 1) << ended[rank].output;
+      EXPECT_FALSE(ended[rank].is_late);
+    }
+    EXPECT_THAT(
+        ended[0].output,
+        HasSubstr("moe8: rank 1: no sign of life for 3 s: it was killed or hangs. All ranks "
+                  "end. Start the same command again with --resume"));
+    EXPECT_THAT(ended[2].output, Not(HasSubstr("moe8:")));
+  }
+
+  // Two ranks do one more step, one does the next, four the rest.
+  for (const int64_t world : {2, 1, 4}) {
+    const auto resumed = run_processes(
+        world,
+        [&] {
+          RunOptions options;
+          options.interrupted = [steps = world == 4 ? 100 : 1]() mutable {
+            return steps-- > 0 ? 0 : SIGTERM;
+          };
+          go_on(broken, options);
+        },
+        folder.options());
+    expect_good(resumed);
+  }
+  expect_same_run(unbroken, broken);
+}
+
+// What stands still is found by the same watch.
+TEST(Ranks, AStoppedRankEndsTheOthers) {
+  const CommonFolder folder;
+  const RunConfig config = config_of(folder, "run");
+  ProcessesOptions options = folder.options();
+  options.limit_after_failure = std::chrono::seconds(1);
+  const auto ended = run_processes(
+      2,
+      [&] {
+        RunOptions run = impatient();
+        run.interrupted = [steps = 0]() mutable {
+          if (launch_from_environment().rank == 0 && ++steps == 3) ::raise(SIGSTOP);
+          return 0;
+        };
+        go_on(config, run);
+      },
+      options);
+  EXPECT_EQ(ended[1].exit_code, 1);
+  EXPECT_THAT(ended[1].output, HasSubstr("moe8: rank 0: no sign of life for 3 s"));
+}
+
+// ---- what ends a run in one line --------------------------------------------------
+// The output of all ranks of a run that must fail.
+std::string output_of_failure(const CommonFolder& folder, int64_t world,
+                              const std::function<void()>& body) {
+  std::string all;
+  for (const EndedProcess& process : run_processes(world, body, folder.options())) {
+    EXPECT_EQ(process.exit_code, 1) << process.output;
+    EXPECT_FALSE(process.is_late);
+    for (size_t at = 0; (at = process.output.find("moe8: ", at)) != std::string::npos; ++at) {
+      all += process.output.substr(at, process.output.find('\n', at) + 1 - at);
+    }
+  }
+  return all;
+}
+
+int64_t this_rank() {
+  return launch_from_environment().rank;
+}
+
+constexpr const char* kDifferent =
+    " on rank 1. Start all ranks with the same command, program and files.\n";
+
+TEST(Ranks, AnotherRecipeOnOneRankIsRefused) {
+  const CommonFolder folder;
+  const RunConfig config = config_of(folder, "run", this_rank() == 1 ? "fp8_rowwise" : "bf16");
+  EXPECT_EQ(output_of_failure(folder, 2, [&] { go_on(config); }),
+            concat("moe8: [train] training.recipe: expected 'bf16', as rank 0 has, on every rank, "
+                   "got 'fp8_rowwise'",
+                   kDifferent));
+  EXPECT_FALSE(std::filesystem::exists(config.output.folder)) << "nothing was touched";
+}
+
+TEST(Ranks, AnotherSeedOnOneRankIsRefused) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.training.seed = 1 + this_rank();
+  EXPECT_EQ(output_of_failure(folder, 2, [&] { go_on(config); }),
+            concat("moe8: [train] training.seed: expected 1, as rank 0 has, on every rank, got 2",
+                   kDifferent));
+}
+
+TEST(Ranks, AnotherTextOnOneRankIsRefused) {
+  const CommonFolder folder;
+  const TemporaryFolder texts;
+  RunConfig config = config_of(folder, "run");
+  if (this_rank() == 1) config.data.files = {texts.write("other", testing::tiny_text() + "!")};
+  EXPECT_THAT(output_of_failure(folder, 2, [&] { go_on(config); }),
+              HasSubstr("moe8: [train] text of data.files: expected "));
+}
+
+TEST(Ranks, ANumberThatDoesNotDivideTheBatchIsRefused) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.training.accumulation = 1;
+  EXPECT_THAT(output_of_failure(folder, 3, [&] { go_on(config); }),
+              HasSubstr("[train] training.batch_size: expected 1 x 2 sequences a step"));
+}
+
+TEST(Ranks, ANumberThatDoesNotDivideTheExpertsIsRefused) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.parallel.expert = 4;
+  EXPECT_THAT(output_of_failure(folder, 2, [&] { go_on(config); }), HasSubstr("expert"));
+}
+
+TEST(Ranks, AFullDiskOnOneRankIsOneLine) {
+  const CommonFolder folder;
+  const RunConfig config = config_of(folder, "run");
+  const std::string output = output_of_failure(folder, 2, [&] {
+    std::optional<testing::FullDisk> full;
+    if (launch_from_environment().rank == 1) full.emplace();
+    go_on(config);
+  });
+  EXPECT_THAT(output, HasSubstr("moe8: rank 1: [save_safetensors] "));
+  EXPECT_EQ(std::ranges::count(output, '\n'), 1) << output;
+  EXPECT_FALSE(std::filesystem::exists(config.output.folder + "/checkpoints/step-00000002"));
+  EXPECT_FALSE(
+      std::filesystem::exists(config.output.folder + "/checkpoints/step-00000002.partial"));
+}
+
+TEST(Ranks, OneProcessDoesNotSpreadExperts) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.parallel.expert = 2;
+  EXPECT_THAT(testing::error_of([&] { train(config); }),
+              HasSubstr("[train] parallel.expert: expected 1 in one process, got 2. Start it with: "
+                        "torchrun --no-python --nproc-per-node 2 moe8 train"));
+}
+
+}  // namespace
+}  // namespace moe8
