@@ -91,7 +91,9 @@ struct LowPrecisionMM : torch::autograd::Function<LowPrecisionMM> {
     if (product->needs_grad_input && w.is_kept) {
       w.operand.expect(right_key(product->grad_input(grad_out, w.operand)));
     }
-    const at::Tensor out = low_precision_gemm(product->out(a, w.operand));
+    const GemmProblem to_out = product->out(a, w.operand);
+    const at::Tensor out = low_precision_gemm(to_out);
+    if (w.is_for_step) w.operand.drop(right_key(to_out));  // backward reads another form
     if (bias) add_group_bias(out, *bias, product->groups);
     save(ctx, *product, A, W, a);
     ctx->saved_data["product"] = c10::IValue::make_capsule(product);

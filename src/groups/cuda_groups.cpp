@@ -36,13 +36,14 @@ std::shared_ptr<const DeviceGroups> compute_groups(const std::optional<at::Tenso
 }
 
 // One group of all rows, as linears have: it depends on nothing else, so layers of one batch share
-// it. Per stream, as its memory is; a graph being captured gets its own, which lives as it does.
+// it. Per stream, as its memory is; a graph being captured gets its own, which lives as long as a
+// product of it needs it.
 class OneGroups {
  public:
   std::shared_ptr<const DeviceGroups> get(int64_t rows, const at::Device& device) {
     const StreamId stream = current_stream(device);
-    if (stream.capture != 0) return compute_groups(std::nullopt, rows, device);
     const std::lock_guard lock(mutex_);
+    if (stream.capture != 0) return get_captured(rows, device, stream);
     for (const Entry& entry : entries_) {
       if (entry.rows == rows && entry.device == device && entry.stream == stream)
         return entry.groups;
@@ -54,6 +55,23 @@ class OneGroups {
   }
 
  private:
+  std::shared_ptr<const DeviceGroups> get_captured(int64_t rows, const at::Device& device,
+                                                   const StreamId& stream) {
+    const bool is_same =
+        captured_.rows == rows && captured_.device == device && captured_.stream == stream;
+    std::shared_ptr<const DeviceGroups> groups = is_same ? captured_.groups.lock() : nullptr;
+    if (groups) return groups;
+    groups = compute_groups(std::nullopt, rows, device);
+    captured_ = {rows, device, stream, groups};
+    return groups;
+  }
+
+  struct Captured {
+    int64_t rows = -1;
+    at::Device device = at::kCPU;
+    StreamId stream;
+    std::weak_ptr<const DeviceGroups> groups;
+  };
   struct Entry {
     int64_t rows = -1;
     at::Device device = at::kCPU;
@@ -62,6 +80,7 @@ class OneGroups {
   };
   std::mutex mutex_;
   std::array<Entry, 16> entries_;
+  Captured captured_;
   size_t next_ = 0;
 };
 

@@ -49,6 +49,7 @@
 #include "train/text_data.h"
 #include "train/thread_count.h"
 #include "train/training_device.h"
+#include "weights/weight_cache.h"
 
 namespace moe8 {
 namespace {
@@ -191,10 +192,17 @@ class Run {
     ThreadCount threads;
     DeviceSettings device;
     TrainingStream stream;
+    std::optional<FormsForOneBackward> forms;
   };
   Settings settings() const {
-    return {ThreadCount(config_.training.threads),
-            DeviceSettings(device_, config_.training.deterministic), TrainingStream(device_)};
+    const TrainingConfig& t = config_.training;
+    // A GPU's memory is small, and its weights are quantized again at no cost worth mentioning.
+    const bool one_backward = device_.is_cuda() && t.accumulation == 1;
+    return {ThreadCount(t.threads), DeviceSettings(device_, t.deterministic),
+            TrainingStream(device_),
+            one_backward ? std::optional<FormsForOneBackward>(
+                               std::in_place, t.activation_checkpointing != Recompute::NONE)
+                         : std::nullopt};
   }
   // A step that is being computed, or was: its numbers are looked at later.
   struct LaunchedStep {

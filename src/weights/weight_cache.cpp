@@ -128,6 +128,12 @@ class Cache {
     if (mode == WeightCache::OFF) clear();
   }
 
+  // Of guards that live.
+  void add_guards(int guards, bool recomputes) {
+    one_backward_ += guards;
+    if (!recomputes) one_forward_ += guards;
+  }
+
   CachedOperand for_forward(at::TensorList parts, bool for_training) {
     const std::optional<Observed> now = usable(parts);
     if (!now) return not_kept(parts);
@@ -135,15 +141,21 @@ class Cache {
     Entry* const entry = make_entry(parts, *now);
     if (!entry) return not_kept(parts);
     update_trust(*entry, *now);
-    const bool may_reuse = mode() == WeightCache::ON || entry->is_trusted;
-    if (may_reuse && entry->store && is_unchanged(*entry, *now)) return hit(parts, *entry);
+    const bool is_on = mode() == WeightCache::ON;
+    const bool may_reuse = is_on || entry->is_trusted;
+    const bool is_for_step = !may_reuse || (!is_on && for_training && one_forward_ > 0);
+    if (may_reuse && entry->store && is_unchanged(*entry, *now)) {
+      CachedOperand kept = hit(parts, *entry);
+      kept.is_for_step = is_for_step;
+      return kept;
+    }
     entry->contents = now->contents;
     entry->memories = memories_of(parts);
     entry->store.reset();
     ++misses_;
     if (!may_reuse && !for_training) return not_kept(parts);
     entry->store = make_form_store();
-    return {operand_of(parts, entry->store), true, !may_reuse};
+    return {operand_of(parts, entry->store), true, is_for_step};
   }
 
   Operand for_backward(at::TensorList parts) {
@@ -162,7 +174,8 @@ class Cache {
     Entry* const entry = find_entry(parts);
     if (!entry) return;
     entry->has_gradient = true;
-    if (mode() != WeightCache::ON && !entry->is_trusted) entry->store.reset();
+    const bool outlives = entry->is_trusted && one_backward_ == 0;
+    if (mode() != WeightCache::ON && !outlives) entry->store.reset();
   }
 
   void clear() {
@@ -266,6 +279,7 @@ class Cache {
   }
 
   std::atomic<WeightCache> mode_{mode_from_environment()};
+  std::atomic<int> one_backward_{0}, one_forward_{0};  // FormsForOneBackward
   std::mutex mutex_;
   std::vector<std::weak_ptr<KeptForms>> all_;  // of every weight; the weights own them
   int64_t hits_ = 0;
@@ -273,6 +287,14 @@ class Cache {
 };
 
 }  // namespace
+
+FormsForOneBackward::FormsForOneBackward(bool recomputes) : recomputes_(recomputes) {
+  Cache::instance().add_guards(1, recomputes_);
+}
+
+FormsForOneBackward::~FormsForOneBackward() {
+  Cache::instance().add_guards(-1, recomputes_);
+}
 
 CachedOperand weight_for_forward(const at::Tensor& W, bool for_training) {
   return Cache::instance().for_forward(W, for_training);

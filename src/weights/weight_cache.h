@@ -12,7 +12,22 @@ namespace moe8 {
 struct CachedOperand {
   Operand operand;
   bool is_kept;  // its forms outlive this call: worth making those that backward will ask for
-  bool is_for_step = false;  // but not this step: what backward does not ask for may be dropped
+  bool is_for_step = false;  // but not longer: what backward does not ask for may be dropped
+};
+
+/// While one lives, AUTO keeps forms no longer than until a gradient of their weight is computed: for
+/// training that changes its weights after every backward, where forms that wait for another
+/// forward would only take memory, as much as the gradients. Of the process; may be nested.
+class FormsForOneBackward {
+ public:
+  /// @param recomputes  forward may be computed once more before its backward
+  explicit FormsForOneBackward(bool recomputes);
+  ~FormsForOneBackward();
+  FormsForOneBackward(const FormsForOneBackward&) = delete;
+  FormsForOneBackward& operator=(const FormsForOneBackward&) = delete;
+
+ private:
+  bool recomputes_;
 };
 
 /// The weight as operand of a forward pass; `for_training`: a backward will follow.

@@ -55,7 +55,8 @@ struct Step {
     const torch::NoGradGuard no_grad;
     return experts->forward(x, offs);
   }
-  void train(Experts& experts) const { experts->forward(x, offs).sum().backward(); }
+  at::Tensor forward_with_graph(Experts& experts) const { return experts->forward(x, offs); }
+  void train(Experts& experts) const { forward_with_graph(experts).sum().backward(); }
 };
 
 Experts converted_experts(const std::string& recipe_name = "fp8_rowwise") {
@@ -106,6 +107,43 @@ TEST_F(WeightCaching, AutoWaitsForAVisibleUpdate) {
   EXPECT_EQ(microbatch.misses, 0);
   EXPECT_EQ(microbatch.hits, 2);
   EXPECT_EQ(count([&] { step.forward(experts); }).hits, 1) << "validation";
+}
+
+// The same bits, and nothing is held when a gradient has been computed; a forward that backward
+// follows leaves the form that backward reads.
+TEST_F(WeightCaching, FormsForOneBackwardGoWithTheirGradient) {
+  int64_t kept[2]{};
+  const auto train = [&kept](const std::optional<bool>& recomputes) {
+    std::optional<FormsForOneBackward> forms;
+    if (recomputes) forms.emplace(*recomputes);
+    Experts experts = converted_experts();
+    torch::manual_seed(5);
+    const Step step;
+    torch::optim::AdamW adamw(experts->parameters(), 1e-2);
+    for (int i = 0; i < 3; ++i) {
+      const Counted counted = count([&] { step.train(experts); });
+      EXPECT_EQ(counted.misses, 1) << i;
+      EXPECT_EQ(counted.hits, 1) << i << ": its own backward";
+      if (recomputes || i == 0) {
+        EXPECT_EQ(weight_cache_use().bytes, 0) << i;
+      }
+      adamw.step();
+    }
+    if (recomputes) {
+      const at::Tensor out = step.forward_with_graph(experts);
+      kept[*recomputes] = weight_cache_use().bytes;
+      EXPECT_EQ(count([&] { step.forward_with_graph(experts); }).hits, 1) << "once more";
+      EXPECT_EQ(weight_cache_use().bytes, kept[*recomputes]);
+      out.sum().backward();
+      EXPECT_EQ(weight_cache_use().bytes, 0);
+    }
+    return experts->weight.detach().clone();
+  };
+  const at::Tensor expected = train(std::nullopt);
+  EXPECT_TRUE(same_bits(expected, train(false)));
+  EXPECT_TRUE(same_bits(expected, train(true)));
+  EXPECT_GT(kept[false], 0);
+  EXPECT_LT(kept[false], kept[true]);
 }
 
 TEST_F(WeightCaching, AnUpdateBeforeAnyBackwardProvesNothing) {

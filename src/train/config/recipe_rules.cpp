@@ -34,6 +34,20 @@ ConversionRule rule(const char* match, const std::string& recipe_name) {
   return {match, recipe_name, {}, "recipe " + recipe_name};
 }
 
+/// Linears of one shape.
+struct LinearGroup {
+  const char* match;
+  int64_t elements;
+};
+
+std::vector<LinearGroup> linear_groups(const TransformerConfig& c) {
+  const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
+  return {{"re:.*\\.attention\\.w[qo]\\.weight", width * c.dim},
+          {"re:.*\\.attention\\.w[kv]\\.weight", kv * c.dim},
+          {"re:.*\\.feed_forward\\.w[123]\\.weight", c.dense_hidden_dim * c.dim},
+          {"re:.*\\.shared_experts\\.w[123]\\.weight", c.n_shared_experts * c.hidden_dim * c.dim}};
+}
+
 }  // namespace
 
 std::vector<std::string> training_recipes() {
@@ -58,6 +72,17 @@ std::vector<ConversionRule> recipe_rules(const std::string& name) {
   }
   fail("recipe", "name",
        concat("the table of recipe_rules.cpp lacks a linear recipe beside '", name, "'"));
+}
+
+std::vector<ConversionRule> small_linear_rules(const TransformerConfig& config) {
+  constexpr int64_t kWorthIt = 1 << 20;  // elements
+  std::vector<ConversionRule> rules;
+  for (const LinearGroup& group : linear_groups(config)) {
+    if (group.elements > 0 && group.elements < kWorthIt) {
+      rules.push_back({group.match, "none", {}, "training.small_linears"});
+    }
+  }
+  return rules;
 }
 
 }  // namespace moe8

@@ -23,6 +23,7 @@ namespace {
 constexpr const char* kRunConfig = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
+constexpr std::array<std::string_view, 2> kSmallLinears{"convert", "bf16"};
 constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
 constexpr std::array<std::string_view, 2> kKinds{"adamw", "muon"};
 constexpr std::array<std::string_view, 3> kMoments{"auto", "float32", "bf16"};
@@ -91,6 +92,9 @@ Words words_of(TrainingDevice) {
 }
 Words words_of(CudaGraphs) {
   return kGraphs;
+}
+Words words_of(SmallLinears) {
+  return kSmallLinears;
 }
 Words words_of(OptimizerKind) {
   return kKinds;
@@ -263,6 +267,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "seed", c.training.seed, Range{0, 9e18});
   visit("training", "weights", c.training.weights, kAny);
   visit("training", "recipe", c.training.recipe, kAny);
+  visit("training", "small_linears", c.training.small_linears, kAny);
   visit("training", "validation_interval", c.training.validation_interval, kCountOrZero);
   visit("training", "validation_batches", c.training.validation_batches, kCount);
   visit("training", "threads", c.training.threads, Range{0, 4096});
@@ -375,6 +380,10 @@ std::string_view to_string(CudaGraphs value) {
   return kGraphs.at(static_cast<size_t>(value));
 }
 
+std::string_view to_string(SmallLinears value) {
+  return kSmallLinears.at(static_cast<size_t>(value));
+}
+
 std::string_view to_string(OptimizerKind value) {
   return kKinds.at(static_cast<size_t>(value));
 }
@@ -388,7 +397,12 @@ std::string_view to_string(Schedule value) {
 }
 
 std::vector<ConversionRule> RunConfig::conversion() const {
-  return convert.empty() ? recipe_rules(training.recipe) : convert;
+  if (!convert.empty()) return convert;
+  std::vector<ConversionRule> rules = recipe_rules(training.recipe);
+  if (training.small_linears == SmallLinears::CONVERT || rules.empty()) return rules;
+  std::vector<ConversionRule> first = small_linear_rules(model);  // the first that matches counts
+  first.insert(first.end(), rules.begin(), rules.end());
+  return first;
 }
 
 void RunConfig::validate() const {

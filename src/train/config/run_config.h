@@ -36,6 +36,12 @@ std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
 /// OFF: attention may take LibTorch's cuDNN kernel, whose backward adds in no fixed order.
 enum class Deterministic { AUTO, ON, OFF };
 
+/// What a recipe does with Linears whose weights are so small that a GPU multiplies them in bf16 as
+/// fast as it quantizes their operands: small_linear_rules() in recipe_rules.h.
+enum class SmallLinears { CONVERT, BF16 };
+
+std::string_view to_string(SmallLinears value);  // "convert", "bf16"
+
 struct DataConfig {
   std::vector<std::string> files;
   double validation_fraction = 0.05;
@@ -82,7 +88,8 @@ struct TrainingConfig {
   int64_t accumulation = 1;  // forwards and backwards of one step
   int64_t seed = 1;
   Weights weights = Weights::MASTER;
-  std::string recipe = "bf16";      // see recipe_rules.h; "custom" when [[convert]] tables decide
+  std::string recipe = "bf16";  // see recipe_rules.h; "custom" when [[convert]] tables decide
+  SmallLinears small_linears = SmallLinears::CONVERT;
   int64_t validation_interval = 0;  // steps between validations; 0: at the end only
   int64_t validation_batches = 8;
   int64_t threads = 0;  // 0: LibTorch's choice

@@ -2,8 +2,11 @@
 // What `--recipe NAME` converts: the table of recipes and what it does to a model.
 #include "train/config/recipe_rules.h"
 
+#include <algorithm>
+
 #include "moe8/transformer.h"
 #include "testing/compare.h"
+#include "train/config/run_config.h"
 
 namespace moe8 {
 namespace {
@@ -35,6 +38,49 @@ TEST(RecipeRules, UnknownNamesListAll) {
   EXPECT_THAT(
       error_of([] { recipe_rules("fp8"); }),
       ::testing::AllOf(HasSubstr("[recipe] name: expected one of bf16, "), HasSubstr("got 'fp8'")));
+}
+
+TEST(RecipeRules, SmallLinearsMayStayAsTheyAre) {
+  RunConfig config;
+  config.model.dim = 1024, config.model.n_heads = 16, config.model.n_kv_heads = 4;
+  config.model.n_layers = 2, config.model.n_dense_layers = 1, config.model.dense_hidden_dim = 1024;
+  config.model.n_shared_experts = 1, config.model.hidden_dim = 64, config.model.n_experts = 2;
+  config.model.vocab_size = 32;
+  config.training.recipe = "fp8_rowwise";
+  const auto converted = [&] {
+    std::vector<std::string> names;
+    Transformer model(config.model);
+    for (const ConversionRow& row : quantize_(*model, to_fqn_config(config.conversion())).rows) {
+      if (row.config && row.fqn.starts_with("layers.1.")) names.push_back(row.fqn.substr(9));
+      if (row.config && row.fqn.find("feed_forward") != std::string::npos)
+        names.push_back(row.fqn.substr(9));
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  };
+  const std::vector<std::string> dense{"feed_forward.w1.weight", "feed_forward.w2.weight",
+                                       "feed_forward.w3.weight"};
+  std::vector<std::string> all{"attention.wk.weight", "attention.wo.weight", "attention.wq.weight",
+                               "attention.wv.weight"};
+  all.insert(all.end(), dense.begin(), dense.end());
+  for (const char* name : {"moe.experts.w1", "moe.experts.w2", "moe.experts.w3"}) {
+    all.emplace_back(name);
+  }
+  std::vector<std::string> large = all;
+  for (const char* name : {"moe.shared_experts.w1.weight", "moe.shared_experts.w2.weight",
+                           "moe.shared_experts.w3.weight"}) {
+    all.emplace_back(name);
+  }
+  std::erase(large, "attention.wk.weight");
+  std::erase(large, "attention.wv.weight");
+  EXPECT_EQ(converted(), all);
+  config.training.small_linears = SmallLinears::BF16;
+  EXPECT_EQ(converted(), large);
+  config.training.recipe = "bf16";
+  EXPECT_TRUE(config.conversion().empty());
+  EXPECT_EQ(
+      parse_run_config("[training]\nsmall_linears = \"bf16\"", "x.toml").training.small_linears,
+      SmallLinears::BF16);
 }
 
 TEST(RecipeRules, ConvertExpertsAndLinearsButNeverGateEmbeddingOrOutput) {
