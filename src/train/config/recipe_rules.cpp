@@ -40,12 +40,19 @@ struct LinearGroup {
   int64_t elements;
 };
 
+// Those that the model has: a rule that decides nothing is an error.
 std::vector<LinearGroup> linear_groups(const TransformerConfig& c) {
   const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
-  return {{"re:.*\\.attention\\.w[qo]\\.weight", width * c.dim},
-          {"re:.*\\.attention\\.w[kv]\\.weight", kv * c.dim},
-          {"re:.*\\.feed_forward\\.w[123]\\.weight", c.dense_hidden_dim * c.dim},
-          {"re:.*\\.shared_experts\\.w[123]\\.weight", c.n_shared_experts * c.hidden_dim * c.dim}};
+  std::vector<LinearGroup> groups{{"re:.*\\.attention\\.w[qo]\\.weight", width * c.dim},
+                                  {"re:.*\\.attention\\.w[kv]\\.weight", kv * c.dim}};
+  if (c.n_dense_layers > 0) {
+    groups.push_back({"re:.*\\.feed_forward\\.w[123]\\.weight", c.dense_hidden_dim * c.dim});
+  }
+  if (c.n_shared_experts > 0 && c.n_dense_layers < c.n_layers) {
+    groups.push_back(
+        {"re:.*\\.shared_experts\\.w[123]\\.weight", c.n_shared_experts * c.hidden_dim * c.dim});
+  }
+  return groups;
 }
 
 }  // namespace
@@ -74,15 +81,21 @@ std::vector<ConversionRule> recipe_rules(const std::string& name) {
        concat("the table of recipe_rules.cpp lacks a linear recipe beside '", name, "'"));
 }
 
-std::vector<ConversionRule> small_linear_rules(const TransformerConfig& config) {
+std::vector<ConversionRule> without_small_linears(const std::vector<ConversionRule>& rules,
+                                                  const TransformerConfig& config) {
   constexpr int64_t kWorthIt = 1 << 20;  // elements
-  std::vector<ConversionRule> rules;
-  for (const LinearGroup& group : linear_groups(config)) {
-    if (group.elements > 0 && group.elements < kWorthIt) {
-      rules.push_back({group.match, "none", {}, "training.small_linears"});
+  std::vector<ConversionRule> result;
+  const std::vector<LinearGroup> groups = linear_groups(config);
+  for (const LinearGroup& group : groups) {
+    if (group.elements < kWorthIt) {
+      result.push_back({group.match, "none", {}, "training.small_linears"});
     }
   }
-  return rules;
+  const bool leaves_some = result.size() < groups.size();
+  for (const ConversionRule& rule : rules) {
+    if (rule.match != kLinears || leaves_some) result.push_back(rule);
+  }
+  return result;
 }
 
 }  // namespace moe8

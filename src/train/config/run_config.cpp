@@ -400,9 +400,7 @@ std::vector<ConversionRule> RunConfig::conversion() const {
   if (!convert.empty()) return convert;
   std::vector<ConversionRule> rules = recipe_rules(training.recipe);
   if (training.small_linears == SmallLinears::CONVERT || rules.empty()) return rules;
-  std::vector<ConversionRule> first = small_linear_rules(model);  // the first that matches counts
-  first.insert(first.end(), rules.begin(), rules.end());
-  return first;
+  return without_small_linears(rules, model);
 }
 
 void RunConfig::validate() const {

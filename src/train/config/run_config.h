@@ -37,7 +37,7 @@ std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
 enum class Deterministic { AUTO, ON, OFF };
 
 /// What a recipe does with Linears whose weights are so small that a GPU multiplies them in bf16 as
-/// fast as it quantizes their operands: small_linear_rules() in recipe_rules.h.
+/// fast as it quantizes their operands: without_small_linears() in recipe_rules.h.
 enum class SmallLinears { CONVERT, BF16 };
 
 std::string_view to_string(SmallLinears value);  // "convert", "bf16"

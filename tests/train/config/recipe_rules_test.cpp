@@ -76,6 +76,15 @@ TEST(RecipeRules, SmallLinearsMayStayAsTheyAre) {
   EXPECT_EQ(converted(), all);
   config.training.small_linears = SmallLinears::BF16;
   EXPECT_EQ(converted(), large);
+  // No rule is for what the model does not have, which would be an error.
+  config.model.n_dense_layers = config.model.n_shared_experts = 0;
+  EXPECT_EQ(converted(),
+            (std::vector<std::string>{"attention.wo.weight", "attention.wq.weight",
+                                      "moe.experts.w1", "moe.experts.w2", "moe.experts.w3"}));
+  // Nor is one left for Linears where all are small.
+  config.model.dim = 64, config.model.n_heads = config.model.n_kv_heads = 1;
+  EXPECT_EQ(converted(),
+            (std::vector<std::string>{"moe.experts.w1", "moe.experts.w2", "moe.experts.w3"}));
   config.training.recipe = "bf16";
   EXPECT_TRUE(config.conversion().empty());
   EXPECT_EQ(
