@@ -12,8 +12,10 @@
 
 #include <cstdint>
 
+#include "moe8/expert_parallel.h"
 #include "moe8/experts.h"
 #include "moe8/model_ops.h"
+#include "moe8/parallel.h"
 #include "moe8/recompute.h"
 #include "moe8/routing.h"
 #include "moe8/transformer_config.h"
@@ -86,18 +88,28 @@ class RouterImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Router);
 
-/// All routed experts' SwiGLU, by moe_experts of moe8/experts.h.
+/// All routed experts' SwiGLU, by moe_experts of moe8/experts.h; over the ranks of a group by
+/// moe_experts_parallel of moe8/expert_parallel.h.
 class ExpertsImpl : public torch::nn::Module {
  public:
-  explicit ExpertsImpl(const TransformerConfig& config);
+  /// @param group  over which the experts are spread: of n_experts this rank holds n_experts / size,
+  ///               from rank * n_experts / size on
+  explicit ExpertsImpl(const TransformerConfig& config, const Group& group = Group());
   /// @param x  [T, dim], in the order of tokens
   /// @return   [T, dim]: the sum over each token's experts, with their scores
   torch::Tensor forward(const torch::Tensor& x, const Routing& routing);
+  /// forward() in an exchange over group() that has begun.
+  torch::Tensor forward_in(const TokenExchange& exchange, const torch::Tensor& x,
+                           const Routing& routing);
+  /// Those of all experts, whoever holds them: the weights of a rank are part of these.
   void init_weights(at::Generator& generator, double std);
+  const Group& group() const { return group_; }
+  int64_t first_expert() const { return group_.rank() * w1.size(0); }
 
   torch::Tensor w1, w2, w3;  // [E, hidden, dim], [E, dim, hidden], [E, hidden, dim]
 
  private:
+  Group group_;
   ScorePlacement scores_;
 };
 TORCH_MODULE(Experts);
@@ -106,10 +118,13 @@ TORCH_MODULE(Experts);
 ///
 ///   out[t] = shared(x[t]) + sum_k scores[t, k] * expert[experts[t, k]](x[t])
 ///
-/// No token is dropped and no group is padded. Deterministic on every device.
+/// No token is dropped and no group is padded. Deterministic on every device. With a group of ranks the
+/// routed experts are spread over it, each rank has its own tokens and routes them; counts and losses
+/// of the router are those of this rank's tokens.
 class MoEImpl : public torch::nn::Module {
  public:
-  explicit MoEImpl(const TransformerConfig& config);
+  /// @param group  see Experts
+  explicit MoEImpl(const TransformerConfig& config, const Group& group = Group());
   torch::Tensor forward(const torch::Tensor& x);  // [B, S, dim] -> [B, S, dim]
   void init_weights(at::Generator& generator, double std);
   /// One step of the balancing bias of this layer; see the free function.
@@ -127,6 +142,9 @@ class MoEImpl : public torch::nn::Module {
   torch::Tensor router_losses;
 
  private:
+  torch::Tensor with_experts(const torch::Tensor& rows,
+                             const Routing& routing);  // routed and shared
+
   TransformerConfig config_;
   double router_loss_weight_ = 1;
 };
@@ -135,7 +153,8 @@ TORCH_MODULE(MoE);
 /// x + attention(norm(x)), then + experts(norm(x)) or feed_forward(norm(x)).
 class TransformerBlockImpl : public torch::nn::Module {
  public:
-  TransformerBlockImpl(const TransformerConfig& config, int64_t layer);
+  TransformerBlockImpl(const TransformerConfig& config, int64_t layer,
+                       const Group& expert_group = Group());
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs,
                         Recompute recompute = Recompute::NONE);
   void init_weights(at::Generator& generator);
@@ -159,9 +178,12 @@ class TransformerImpl : public torch::nn::Module {
   ///               and, up to rounding, for every dtype.
   /// @param dtype  of the parameters and activations, bf16 or float32. Buffers stay float32: cast
   ///               an existing model with cast_parameters_, since Module::to casts buffers as well.
-  /// @throws c10::Error when the config or dtype is invalid.
+  /// @param expert_group  over which the experts of each layer are spread, see Experts. What ranks hold
+  ///               are parts of the same weights as one process would have.
+  /// @throws c10::Error when the config or dtype is invalid, or the group does not divide n_experts.
   explicit TransformerImpl(const TransformerConfig& config, uint64_t seed = 0,
-                           at::ScalarType dtype = at::kBFloat16);
+                           at::ScalarType dtype = at::kBFloat16,
+                           const Group& expert_group = Group());
 
   /// @param tokens  [B, S] int64, 0 <= token < vocab_size, S <= max_seq_len
   /// @return        [B, S, vocab_size] logits in the model's dtype

@@ -60,24 +60,25 @@ double normal_quantile(double p) {
 }
 
 // Elements [4 block, 4 block + 4) from a Philox counter of their own: who computes which block does
-// not matter. `value` makes a number of a probability.
+// not matter. `value` makes a number of a probability. The first of `data` is element `first`.
 template <typename T, typename Value>
-void fill(T* data, int64_t count, uint64_t key, Value value) {
+void fill(T* data, int64_t first, int64_t count, uint64_t key, Value value) {
   constexpr int64_t kBlock = 4, kBlocksOfATask = 4096;
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  const int64_t first_block = first / kBlock, last = first + count;
+  const int64_t blocks = (last + kBlock - 1) / kBlock - first_block;
   parallel_ranges(blocks, kBlocksOfATask, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = first_block + begin; b < first_block + end; ++b) {
       at::Philox4_32 random(key, static_cast<uint64_t>(b));
-      for (int64_t i = b * kBlock; i < std::min((b + 1) * kBlock, count); ++i) {
+      for (int64_t i = b * kBlock; i < std::min((b + 1) * kBlock, last); ++i) {
         const double p = (static_cast<double>(random()) + 0.5) * 0x1p-32;
-        data[i] = static_cast<T>(static_cast<float>(value(p)));
+        if (i >= first) data[i - first] = static_cast<T>(static_cast<float>(value(p)));
       }
     }
   });
 }
 
 template <typename Value>
-void fill(at::Tensor& parameter, at::Generator& generator, Value value) {
+void fill(at::Tensor& parameter, at::Generator& generator, int64_t first, Value value) {
   const torch::NoGradGuard no_grad;
   uint64_t key = 0;
   {
@@ -88,7 +89,7 @@ void fill(at::Tensor& parameter, at::Generator& generator, Value value) {
   at::Tensor values = is_plain ? parameter.detach()
                                : at::empty(parameter.sizes(), at::dtype(parameter.scalar_type()));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "init", [&] {
-    fill(values.mutable_data_ptr<scalar_t>(), values.numel(), key, value);
+    fill(values.mutable_data_ptr<scalar_t>(), first, values.numel(), key, value);
   });
   if (!is_plain) parameter.copy_(values);
 }
@@ -99,15 +100,15 @@ torch::nn::Linear linear_without_bias(int64_t in, int64_t out) {
   return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));
 }
 
-void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std) {
-  fill(parameter, generator, [std](double p) {
+void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std, int64_t first) {
+  fill(parameter, generator, first, [std](double p) {
     const double within = kBelowCutoff + p * (1 - 2 * kBelowCutoff);
     return std * std::clamp(normal_quantile(within), -kCutoff, kCutoff);
   });
 }
 
 void normal_(at::Tensor& parameter, at::Generator& generator, double std) {
-  fill(parameter, generator, [std](double p) { return std * normal_quantile(p); });
+  fill(parameter, generator, 0, [std](double p) { return std * normal_quantile(p); });
 }
 
 }  // namespace moe8

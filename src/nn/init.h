@@ -5,6 +5,8 @@
 
 #include <torch/nn/modules/linear.h>
 
+#include <cstdint>
+
 namespace moe8 {
 
 constexpr double kInputStd = 0.02;  // of projections that read the residual stream
@@ -14,7 +16,8 @@ torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
 /// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Takes one number from
 /// `generator`; with it, every element follows from its position alone (Philox), so that all
 /// threads of the CPU share the work. Made in float32, then rounded.
-void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std);
+/// @param first  `parameter` holds the elements from here on of one that is filled as a whole
+void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std, int64_t first = 0);
 
 /// The same without the cut.
 void normal_(at::Tensor& parameter, at::Generator& generator, double std);

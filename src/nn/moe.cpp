@@ -5,6 +5,7 @@
 #include <array>
 
 #include "autograd/shared_input.h"
+#include "base/check.h"
 #include "moe8/model_ops.h"
 #include "moe8/router_losses.h"
 #include "moe8/transformer.h"
@@ -81,28 +82,41 @@ Routing RouterImpl::route(const torch::Tensor& logits, const torch::Tensor& expe
 }
 
 // ---- experts ----------------------------------------------------------------
-ExpertsImpl::ExpertsImpl(const TransformerConfig& c)
-    : scores_(c.score_before_experts ? ScorePlacement::INPUT : ScorePlacement::OUTPUT) {
-  w1 = register_parameter("w1", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
-  w2 = register_parameter("w2", torch::zeros({c.n_experts, c.dim, c.hidden_dim}));
-  w3 = register_parameter("w3", torch::zeros({c.n_experts, c.hidden_dim, c.dim}));
+ExpertsImpl::ExpertsImpl(const TransformerConfig& c, const Group& group)
+    : group_(group),
+      scores_(c.score_before_experts ? ScorePlacement::INPUT : ScorePlacement::OUTPUT) {
+  MOE8_CHECK(c.n_experts % group.size() == 0, "Experts", "group",
+             "expected a divisor of n_experts = ", c.n_experts, ", got ", group.size(), " ranks");
+  const int64_t own = c.n_experts / group.size();
+  w1 = register_parameter("w1", torch::zeros({own, c.hidden_dim, c.dim}));
+  w2 = register_parameter("w2", torch::zeros({own, c.dim, c.hidden_dim}));
+  w3 = register_parameter("w3", torch::zeros({own, c.hidden_dim, c.dim}));
 }
 
 torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const Routing& routing) {
+  if (group_.size() > 1) {
+    const TokenExchange exchange(group_, routing.experts, group_.size() * w1.size(0));
+    return forward_in(exchange, x, routing);
+  }
   return moe_experts(x, w1, w3, w2, routing.order, routing.scores, {.scores = scores_});
 }
 
+torch::Tensor ExpertsImpl::forward_in(const TokenExchange& exchange, const torch::Tensor& x,
+                                      const Routing& routing) {
+  return moe_experts_parallel(exchange, x, w1, w3, w2, routing.scores, {.scores = scores_});
+}
+
 void ExpertsImpl::init_weights(at::Generator& generator, double std) {
-  trunc_normal_(w1, generator, kInputStd);
-  trunc_normal_(w2, generator, std);
-  trunc_normal_(w3, generator, std);
+  trunc_normal_(w1, generator, kInputStd, group_.rank() * w1.numel());
+  trunc_normal_(w2, generator, std, group_.rank() * w2.numel());
+  trunc_normal_(w3, generator, std, group_.rank() * w3.numel());
 }
 
 // ---- the layer --------------------------------------------------------------
-MoEImpl::MoEImpl(const TransformerConfig& config) : config_(config) {
+MoEImpl::MoEImpl(const TransformerConfig& config, const Group& group) : config_(config) {
   config.validate();
   router = register_module("router", Router(config));
-  experts = register_module("experts", Experts(config));
+  experts = register_module("experts", Experts(config, group));
   if (config.n_shared_experts > 0) {
     shared_experts = register_module(
         "shared_experts", FeedForward(config.dim, config.hidden_dim * config.n_shared_experts));
@@ -116,6 +130,18 @@ MoEImpl::MoEImpl(const TransformerConfig& config) : config_(config) {
   }
 }
 
+torch::Tensor MoEImpl::with_experts(const torch::Tensor& rows, const Routing& routing) {
+  if (experts->group().size() > 1) {
+    // While ranks tell each other how many tokens to expect, the shared experts compute.
+    const TokenExchange exchange(experts->group(), routing.experts, config_.n_experts);
+    if (!shared_experts) return experts->forward_in(exchange, rows, routing);
+    const torch::Tensor shared = shared_experts(rows);
+    return experts->forward_in(exchange, rows, routing) + shared;
+  }
+  const torch::Tensor out = experts(rows, routing);
+  return shared_experts ? out + shared_experts(rows) : out;
+}
+
 torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
   const torch::Tensor rows = x.reshape({-1, config_.dim});  // [T, dim]
   const torch::Tensor logits = router->logits(rows);
@@ -125,9 +151,7 @@ torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
     const torch::NoGradGuard no_grad;
     tokens_per_expert.add_(routing.tokens_per_expert);
   }
-  torch::Tensor out = experts(rows, routing);
-  if (shared_experts) out = out + shared_experts(rows);
-  out = out.view(x.sizes());
+  const torch::Tensor out = with_experts(rows, routing).view(x.sizes());
   if (!is_training() || !router_losses.defined()) return out;
   const torch::Tensor losses =
       at::stack({load_balance_loss(logits, config_.score_function, routing.tokens_per_expert),

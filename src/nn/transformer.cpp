@@ -67,7 +67,8 @@ void AttentionImpl::init_weights(at::Generator& generator, double std) {
 }
 
 // ---- block ------------------------------------------------------------------
-TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int64_t layer)
+TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int64_t layer,
+                                           const Group& expert_group)
     // Deeper layers start smaller, so that the residual stream keeps its size.
     : init_std_(kInputStd / std::sqrt(2.0 * static_cast<double>(layer + 1))) {
   attention = register_module("attention", Attention(config));
@@ -77,7 +78,7 @@ TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int6
     feed_forward =
         register_module("feed_forward", FeedForward(config.dim, config.dense_hidden_dim));
   } else {
-    moe = register_module("moe", MoE(config));
+    moe = register_module("moe", MoE(config, expert_group));
   }
 }
 
@@ -113,7 +114,7 @@ void TransformerBlockImpl::init_weights(at::Generator& generator) {
 
 // ---- transformer ------------------------------------------------------------
 TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
-                                 at::ScalarType dtype)
+                                 at::ScalarType dtype, const Group& expert_group)
     : config_(config) {
   config.validate();
   MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, "Transformer", "dtype",
@@ -122,7 +123,7 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
       register_module("tok_embeddings", torch::nn::Embedding(config.vocab_size, config.dim));
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    layers->push_back(TransformerBlock(config, layer));
+    layers->push_back(TransformerBlock(config, layer, expert_group));
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
   output = register_module("output", linear_without_bias(config.dim, config.vocab_size));

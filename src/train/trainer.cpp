@@ -292,7 +292,8 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   text_ = data_.fingerprints();
   crew_.check_same(shared_settings());
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
-  model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype);
+  model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
+                       crew_.expert());
   model_->set_recompute(config_.training.activation_checkpointing);
   weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.pieces()));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere

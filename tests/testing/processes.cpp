@@ -197,7 +197,8 @@ void in_processes(const std::vector<int64_t>& worlds, const std::function<void(P
   for (const int64_t world : worlds) {
     const auto run = [&] {
       const ParallelLayout chosen = layout ? layout(world) : ParallelLayout{};
-      Parallel parallel({.layout = chosen, .timeout = std::chrono::seconds(60)});
+      Parallel parallel(
+          {.layout = chosen, .device = options.device, .timeout = std::chrono::seconds(60)});
       try {
         body(parallel);
       } catch (const std::exception& error) {

@@ -27,6 +27,7 @@ struct ProcessesOptions {
   std::chrono::seconds limit{120};  // for all of them; then they are killed
   /// When one fails the others get this long, then they are killed. They are not late by that.
   std::chrono::seconds limit_after_failure{10};
+  at::DeviceType device = at::kCPU;  // of the Parallel of in_processes()
   /// Variables of each process beside those of torchrun; an empty value unsets.
   std::vector<std::pair<std::string, std::string>> environment{};
 };
