@@ -23,9 +23,10 @@ set(MOE8_TEST_TIMEOUT 1800)
 set(_suppressions "${PROJECT_SOURCE_DIR}/tools/suppressions")
 # What these tests bound is the speed of optimized code; sanitizers build without it (-O1).
 set(_speed_tests "*.AreVectorCode:*.CostOfAnUnconvertedCall")
+# To standard output: what tests capture of standard error is lost when the process ends there.
 list(APPEND MOE8_TEST_ENVIRONMENT
   "GTEST_FILTER=-${_speed_tests}"
-  "ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1"
+  "ASAN_OPTIONS=log_path=stdout:detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1"
   "LSAN_OPTIONS=suppressions=${_suppressions}/lsan.txt:print_suppressions=0"
-  "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:suppressions=${_suppressions}/ubsan.txt"
-  "TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=${_suppressions}/tsan.txt")
+  "UBSAN_OPTIONS=log_path=stdout:halt_on_error=1:print_stacktrace=1:suppressions=${_suppressions}/ubsan.txt"
+  "TSAN_OPTIONS=log_path=stdout:halt_on_error=1:second_deadlock_stack=1:suppressions=${_suppressions}/tsan.txt")
