@@ -87,7 +87,7 @@ std::vector<std::string> folded(const std::string& text, size_t width) {
   while (text_width(rest) > width && width > 0) {
     size_t end = bytes_of(rest, width);
     const size_t space = rest.rfind(' ', end);
-    if (space != rest.npos && space > 0) end = space;
+    if (space != std::string_view::npos && space > 0) end = space;
     pieces.emplace_back(rest.substr(0, end));
     rest.remove_prefix(end + (end == space ? 1 : 0));
   }

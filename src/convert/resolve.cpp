@@ -123,7 +123,8 @@ std::string telling_word(std::string_view fqn) {
     if (name.find(layer) != std::string::npos) return name;
   }
   if (name.starts_with("weight_ih") || name.starts_with("weight_hh")) return name;
-  const bool is_b = name.starts_with('b') && name.find_first_not_of("0123456789", 1) == name.npos;
+  const bool is_b =
+      name.starts_with('b') && name.find_first_not_of("0123456789", 1) == std::string::npos;
   if (is_b) return name;  // b, b1, b2
   for (size_t begin = 0; begin <= name.size();) {
     const size_t end = std::min(name.find_first_of("_-", begin), name.size());

@@ -212,11 +212,12 @@ bool is_tensorwise(const OperandFormat& format) {
   return f && f->granularity == ScalingGranularity::TENSORWISE;
 }
 
+bool is_tensorwise(const GemmFormats& f) {
+  return is_tensorwise(f.left) || is_tensorwise(f.right);
+}
+
 bool is_tensorwise(const TrainingFormats& f) {
-  for (const GemmFormats* gemm : {&f.out, &f.grad_input, &f.grad_weight}) {
-    if (is_tensorwise(gemm->left) || is_tensorwise(gemm->right)) return true;
-  }
-  return false;
+  return is_tensorwise(f.out) || is_tensorwise(f.grad_input) || is_tensorwise(f.grad_weight);
 }
 
 }  // namespace

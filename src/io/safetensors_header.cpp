@@ -272,8 +272,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
              ". Is this a safetensors file?");
   // To the parser a NUL byte is the end of the text, whatever follows.
   const size_t nul = text.find('\0');
-  MOE8_CHECK(nul == text.npos, kLoad, file, "expected a header in JSON, got a NUL byte at byte ",
-             nul, " of it");
+  MOE8_CHECK(nul == std::string_view::npos, kLoad, file,
+             "expected a header in JSON, got a NUL byte at byte ", nul, " of it");
   HeaderParser parser(file);
   nlohmann::json::sax_parse(text.begin(), text.end(), &parser);
   SafetensorsHeader header = parser.take();

@@ -88,6 +88,7 @@ void fill(at::Tensor& parameter, at::Generator& generator, int64_t first, Value 
   const bool is_plain = parameter.is_cpu() && parameter.is_contiguous();
   at::Tensor values = is_plain ? parameter.detach()
                                : at::empty(parameter.sizes(), at::dtype(parameter.scalar_type()));
+  // NOLINTNEXTLINE(bugprone-lambda-function-name): the macro's own __func__
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "init", [&] {
     fill(values.mutable_data_ptr<scalar_t>(), first, values.numel(), key, value);
   });

@@ -249,6 +249,13 @@ bool are_whole_blocks(at::TensorList parts) {
                      [](const at::Tensor& part) { return part.size(1) % kMxBlock == 0; });
 }
 
+// What no kernel of the source's groups makes: LibTorch's operations on the whole tensor.
+at::Tensor values_of(const at::Tensor& whole, const FormKey& key, const TokenGroups& groups) {
+  const bool by_group = whole.dim() == 2 && key.axis == 0;
+  return operand_values(whole, key.format, key.axis, by_group ? groups.offs() : std::nullopt,
+                        dtype_of(key.encoding));
+}
+
 }  // namespace
 
 std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
@@ -273,10 +280,7 @@ std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKe
     Form& form = forms[i];
     if (form.data.defined()) continue;  // made with its partner
     if (!needs_source_groups(form.key)) {
-      const bool by_group = whole.dim() == 2 && form.key.axis == 0;
-      form.data =
-          operand_values(whole, form.key.format, form.key.axis,
-                         by_group ? groups.offs() : std::nullopt, dtype_of(form.key.encoding));
+      form.data = values_of(whole, form.key, groups);
       continue;
     }
     if (sources.empty()) {

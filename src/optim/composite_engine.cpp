@@ -56,6 +56,7 @@ class CompositeOptimEngine : public HostOptimEngine {
 
   at::Tensor norm(const std::vector<at::Tensor>& grads) override {
     std::vector<at::Tensor> squares;
+    squares.reserve(grads.size());
     for (const at::Tensor& grad : grads) {
       squares.push_back(grad.to(at::kFloat).square().sum(at::kDouble));
     }

@@ -59,6 +59,7 @@ class CudaOptimEngine : public OptimEngine {
 
   at::Tensor squares(const std::vector<at::Tensor>& grads) override {
     std::vector<cuda::Gradient> gradients;
+    gradients.reserve(grads.size());
     for (const at::Tensor& grad : grads) {
       gradients.push_back({grad.const_data_ptr(), type_of(grad), grad.numel()});
     }

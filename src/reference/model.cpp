@@ -104,6 +104,7 @@ std::vector<double> expert_scores(const T* logits, int64_t experts, ScoreFunctio
   const bool softmax = function == ScoreFunction::SOFTMAX;
   const double lse = softmax ? log_sum_exp(logits, experts) : 0;
   std::vector<double> p;
+  p.reserve(static_cast<size_t>(experts));
   for (int64_t e = 0; e < experts; ++e) {
     const double x = wide(logits[e]);
     p.push_back(softmax ? std::exp(x - lse) : 1 / (1 + std::exp(-x)));
@@ -115,6 +116,7 @@ std::vector<double> route_scores(const std::vector<double>& p, const std::vector
                                  bool normalize, double scale) {
   const double divisor = normalize ? sum_of_chosen(p, chosen) : 1;
   std::vector<double> scores;
+  scores.reserve(chosen.size());
   for (const int64_t e : chosen) scores.push_back(scale * p[static_cast<size_t>(e)] / divisor);
   return scores;
 }
@@ -141,8 +143,11 @@ std::vector<double> route_gradient(const std::vector<double>& p, const std::vect
   return out;
 }
 
+template void rotate(const BFloat16*, int64_t, const float*, int64_t, int64_t, RotaryPairs, bool,
+                     BFloat16*);
+template void rotate(const float*, int64_t, const float*, int64_t, int64_t, RotaryPairs, bool,
+                     float*);
 #define MOE8_MODEL_OPERATIONS(T)                                                                   \
-  template void rotate(const T*, int64_t, const float*, int64_t, int64_t, RotaryPairs, bool, T*);  \
   template double log_sum_exp(const T*, int64_t);                                                  \
   template std::vector<double> cross_entropy_gradient(const T*, int64_t, double, int64_t, double); \
   template double rms_norm_scale(const T*, int64_t, double);                                       \

@@ -63,7 +63,7 @@ void add_router_losses(StepMetrics& metrics, std::span<const double> sums, int64
   if (sums.empty()) return;
   double balance = 0, z = 0;
   for (size_t i = 0; i + 1 < sums.size(); i += 2) balance += sums[i], z += sums[i + 1];
-  const double count = static_cast<double>(sums.size() / 2) * static_cast<double>(batches);
+  const double count = static_cast<double>(sums.size()) / 2 * static_cast<double>(batches);
   metrics.aux_loss = balance / count;
   metrics.z_loss = z / count;
 }

@@ -66,7 +66,8 @@ c10::CachingDeviceAllocator::Stat bytes_on(const c10::Device& device) {
 // The kernels of attention in LibTorch's order, but for cuDNN's.
 std::vector<int64_t> cudnn_first(std::vector<int64_t> order) {
   constexpr auto kCuDNN = static_cast<int64_t>(at::SDPBackend::cudnn_attention);
-  std::ranges::stable_partition(order, [](int64_t backend) { return backend == kCuDNN; });
+  std::stable_partition(order.begin(), order.end(),
+                        [](int64_t backend) { return backend == kCuDNN; });
   return order;
 }
 

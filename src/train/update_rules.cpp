@@ -10,7 +10,7 @@ bool decays(int64_t dimensions) {
 UpdateRule update_rule(OptimizerKind kind, std::string_view name, int64_t dimensions) {
   if (kind == OptimizerKind::ADAMW || dimensions < 2) return UpdateRule::ADAMW;
   const bool is_of_tokens = name == "tok_embeddings.weight" || name == "output.weight";
-  const bool is_router = name.find(".router.") != name.npos;
+  const bool is_router = name.find(".router.") != std::string::npos;
   return is_of_tokens || is_router ? UpdateRule::ADAMW : UpdateRule::MUON;
 }
 

@@ -148,7 +148,7 @@ void assign(const toml::node& node, Deterministic& value, const std::string& nam
 // As TOML. toml++ 3.3 writes 17 digits of a number, 0.050000000000000003 for 0.05.
 std::string toml_of(double value) {
   const std::string text = shortest(value);
-  const bool is_integer = text.find_first_not_of("-0123456789") == text.npos;
+  const bool is_integer = text.find_first_not_of("-0123456789") == std::string::npos;
   return is_integer ? text + ".0" : text;
 }
 std::string toml_of(int64_t value) {

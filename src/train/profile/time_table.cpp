@@ -85,9 +85,9 @@ void add(Sums& sums, std::string_view name, double ms) {
   ++sum.calls;
 }
 
-std::vector<TimeShare> sorted(Sums sums, int64_t steps) {
+std::vector<TimeShare> sorted(const Sums& sums, int64_t steps) {
   std::vector<TimeShare> list;
-  for (auto& [name, sum] : sums) {
+  for (const auto& [name, sum] : sums) {
     list.push_back({name, sum.ms / double(steps), sum.calls / double(steps)});
   }
   std::ranges::stable_sort(list, std::greater<>(), &TimeShare::ms);
@@ -144,7 +144,7 @@ std::string percent(double ms, double of) {
 
 std::string_view kernel_class(std::string_view kernel) {
   for (const ClassRule& rule : kRules) {
-    if (kernel.find(rule.part) != kernel.npos) return rule.name;
+    if (kernel.find(rule.part) != std::string_view::npos) return rule.name;
   }
   return kNorms;
 }
@@ -177,8 +177,8 @@ TimeTable time_table(const std::vector<ProfiledEvent>& events, int64_t steps) {
     add(classes, name, ms);
     add(kernels, concat(short_kernel_name(event->name), "  (", name, ")"), ms);
   }
-  table.classes = sorted(std::move(classes), steps);
-  table.kernels = sorted(std::move(kernels), steps);
+  table.classes = sorted(classes, steps);
+  table.kernels = sorted(kernels, steps);
   return table;
 }
 

@@ -37,6 +37,6 @@ std::string to_text(const TimeTable& table, size_t columns = 0);
 std::string_view kernel_class(std::string_view kernel);
 
 /// "void moe8::cuda::(anonymous namespace)::f<...>(...)" -> "f".
-std::string short_kernel_name(std::string_view kernel);
+std::string short_kernel_name(std::string_view name);
 
 }  // namespace moe8

@@ -40,7 +40,7 @@ uint64_t end_of_step(const std::string& path, int64_t last_step) {
   uint64_t end = 0;
   int64_t steps = 0;
   for (std::string text; std::getline(in, text) && !in.eof(); end += text.size() + 1) {
-    if (text.find('\0') != text.npos) break;  // to the parser it is the end of the line
+    if (text.find('\0') != std::string::npos) break;  // to the parser it is the end of the line
     const auto line = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (!line.is_object() || !line.contains("step") || !line["step"].is_number_integer()) break;
     const auto step = line["step"].get<int64_t>();
