@@ -30,7 +30,8 @@ World on(const at::Device& device, World world) {
 class ExpertsOnGpus : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (const auto failure = load_cuda_backend()) GTEST_SKIP() << "no GPU for these tests: " << *failure;
+    if (const auto failure = load_cuda_backend())
+      GTEST_SKIP() << "no GPU for these tests: " << *failure;
     if (c10::cuda::device_count() < 2) GTEST_SKIP() << "no GPU for these tests: two";
   }
   const ProcessesOptions options_{.device = at::kCUDA, .environment = {{"NCCL_NVLS_ENABLE", "0"}}};
