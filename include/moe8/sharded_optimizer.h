@@ -33,6 +33,7 @@ struct OwnedRows {
   at::Tensor tensor{};
 };
 
+/// How gradients and parameters travel.
 struct ShardingOptions {
   /// Gradients and weights travel in buckets of about so many elements.
   int64_t bucket_elements = int64_t{1} << 25;
