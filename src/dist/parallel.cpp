@@ -184,7 +184,10 @@ c10::intrusive_ptr<c10d::Store> Parallel::store() const {
 void Parallel::shutdown() {
   Impl& impl = *impl_;
   if (std::exchange(impl.has_ended, true) || !impl.store) return;
-  impl.part();
+  try {
+    impl.part();
+  } catch (const std::exception&) {  // whoever served the store has ended: nobody is waited for
+  }
   impl.for_each_process_group([](c10d::ProcessGroup& group) { group.shutdown(); });
 }
 
