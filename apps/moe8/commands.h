@@ -13,5 +13,6 @@ void add_conformance_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 void add_recipes_command(CLI::App& app);
+void add_tokenize_command(CLI::App& app);
 
 }  // namespace moe8

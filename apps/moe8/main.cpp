@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   CLI::App app("Low-precision training of mixture-of-experts models.", "moe8");
   moe8::add_demo_command(app);
   moe8::add_train_command(app);
+  moe8::add_tokenize_command(app);
   moe8::add_compare_command(app);
   moe8::add_recipes_command(app);
   moe8::add_plan_command(app);

@@ -16,7 +16,7 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kBpeOp = "tokenizer";
-constexpr uint32_t kMaxId = (uint32_t{1} << 24) - 1;  // a model has some 300,000
+constexpr uint32_t kMaxId = (uint32_t{1} << 22) - 1;  // a model has some 300,000
 constexpr size_t kFew = 48;  // symbols: below, looking at all of them beats a queue
 
 std::string quoted_token(std::string_view token) {

@@ -21,8 +21,8 @@ namespace {
 constexpr const char* kTextData = "text_data";
 
 // Positions at which a window with its targets fits.
-int64_t starts_in(int64_t bytes, int64_t seq_len) {
-  return std::max<int64_t>(bytes - seq_len, 0);
+int64_t starts_in(int64_t tokens, int64_t seq_len) {
+  return std::max<int64_t>(tokens - seq_len, 0);
 }
 
 // Training or validation text.
@@ -33,7 +33,7 @@ int64_t total(const auto& parts) {
 }
 
 // One token is one byte, so a text of two bytes per character would train every second one on NUL.
-void check_is_text(const InputFile& file) {
+void check_is_text(const InputFile& file, bool may_hold_tokens) {
   std::string first(std::min<uint64_t>(file.size(), 4096), '\0');
   file.read(first.data(), first.size(), 0);
   const std::optional<std::string> wide = wide_encoding(first);
@@ -42,6 +42,12 @@ void check_is_text(const InputFile& file) {
              ". Convert it: iconv -f ", *wide, " -t UTF-8 FILE > NEW-FILE");
   MOE8_CHECK(!is_git_lfs_pointer(first), kTextData, file.path(), "expected text, got ",
              *foreign_kind(first));
+  const bool looks_flat =
+      may_hold_tokens && file.path().ends_with(".bin") && first.find('\0') != std::string::npos;
+  MOE8_CHECK(!looks_flat, kTextData, file.path(),
+             "expected text, or a file that says that it holds "
+             "tokens, got a .bin that says nothing. Say data.tokens = \"uint16\" or \"uint32\", or "
+             "\"bytes\"");
 }
 
 void check_positive(int64_t batch_size, int64_t seq_len) {
@@ -64,13 +70,16 @@ Batch empty_batch(int64_t batch_size, int64_t seq_len) {
   return {at::empty({batch_size, seq_len}, at::kLong), at::empty({batch_size, seq_len}, at::kLong)};
 }
 
-void fill_row(const Batch& batch, int64_t row, const std::vector<uint8_t>& window) {
+void fill_row(const Batch& batch, int64_t row, const std::vector<uint32_t>& window) {
   const auto seq_len = static_cast<int64_t>(window.size()) - 1;
   auto* tokens = batch.tokens.mutable_data_ptr<int64_t>() + row * seq_len;
   auto* targets = batch.targets.mutable_data_ptr<int64_t>() + row * seq_len;
   std::copy(window.begin(), window.end() - 1, tokens);
   std::copy(window.begin() + 1, window.end(), targets);
 }
+
+// Shares of files are counted in as many parts as a double counts exactly.
+constexpr uint64_t kAll = uint64_t{1} << 53U;
 
 // -log p(next | byte) with add-one smoothing, of counted pairs. [256 * byte + next]
 std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
@@ -88,39 +97,105 @@ std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
 
 }  // namespace
 
-TextData::TextData(const std::vector<std::string>& paths, double validation_fraction) {
-  MOE8_CHECK(!paths.empty(), kTextData, "paths", "expected at least one text file, got none");
-  MOE8_CHECK(validation_fraction > 0 && validation_fraction < 1, kTextData, "validation_fraction",
-             "expected more than 0 and less than 1, got ", validation_fraction);
-  for (const std::string& path : paths) {
-    const InputFile& file = files_.emplace_back(kTextData, path);
-    MOE8_CHECK(file.size() > 0, kTextData, path, "expected text, got an empty file");
-    check_is_text(file);
-    const auto size = static_cast<int64_t>(file.size());
+TextData::TextData(const std::vector<std::string>& paths, double validation_fraction)
+    : TextData(DataConfig{.files = paths, .validation_fraction = validation_fraction},
+               kByteVocabulary) {}
+
+TextData::TextData(const DataConfig& config, int64_t vocabulary) : vocabulary_(vocabulary) {
+  MOE8_CHECK(!config.files.empty(), kTextData, "paths",
+             "expected at least one text file, got none");
+  const double fraction = config.validation_fraction;
+  MOE8_CHECK(fraction > 0 && fraction < 1, kTextData, "validation_fraction",
+             "expected more than 0 and less than 1, got ", fraction);
+  for (const std::string& path : config.files) open(path, config.tokens);
+  check_one_tokenizer();
+  split(fraction);
+  set_weights(config.weights);
+}
+
+void TextData::open(const std::string& path, DataTokens tokens) {
+  const bool is_flat = tokens == DataTokens::UINT16 || tokens == DataTokens::UINT32;
+  if (is_flat) {
+    const auto type = tokens == DataTokens::UINT16 ? TokenType::UINT16 : TokenType::UINT32;
+    files_.push_back(TokenSource::open(path, type));
+  } else if (tokens == DataTokens::AUTO && TokenSource::says_tokens(path)) {
+    files_.push_back(TokenSource::open(path));
+  } else {
+    const TokenSource& text = files_.emplace_back(TokenSource::open_bytes(path, kTextData));
+    MOE8_CHECK(text.size() > 0, kTextData, path, "expected text, got an empty file");
+    check_is_text(text.file(), tokens == DataTokens::AUTO);
+  }
+  const TokenSource& file = files_.back();
+  MOE8_CHECK(file.size() > 0, kTextData, path, "expected tokens, got none");
+  MOE8_CHECK(!file.vocabulary() || *file.vocabulary() <= vocabulary_, kTextData, "model.vocab_size",
+             "expected at least ", file.vocabulary().value_or(0), ", as the tokenizer of ", path,
+             " has, got ", vocabulary_);
+}
+
+// Files of one tokenizer, or of which nothing is known. Bytes are a tokenizer of their own.
+void TextData::check_one_tokenizer() const {
+  const TokenSource& first = files_.front();
+  for (const TokenSource& file : files_) {
+    const bool both_known = !file.tokenizer().empty() && !first.tokenizer().empty();
+    const bool same = file.is_bytes() == first.is_bytes() &&
+                      (!both_known || file.tokenizer() == first.tokenizer());
+    MOE8_CHECK(same, kTextData, file.path(), "expected tokens of the same tokenizer as those of ",
+               first.path(), ", got those of another. Make them with one: moe8 tokenize");
+  }
+}
+
+void TextData::split(double validation_fraction) {
+  for (size_t i = 0; i < files_.size(); ++i) {
+    const auto size = static_cast<int64_t>(files_[i].size());
     const auto held_out = std::ceil(validation_fraction * static_cast<double>(size));
     const int64_t validation = std::min(static_cast<int64_t>(held_out), size);
-    train_.push_back({files_.size() - 1, 0, size - validation});
-    validation_.push_back({files_.size() - 1, size - validation, validation});
+    train_.push_back({i, 0, size - validation});
+    validation_.push_back({i, size - validation, validation});
   }
+}
+
+void TextData::set_weights(const std::vector<double>& weights) {
+  if (weights.empty()) return;
+  MOE8_CHECK(weights.size() == files_.size(), kTextData, "data.weights",
+             "expected as many as files, ", files_.size(), ", or none, got ", weights.size());
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  MOE8_CHECK(sum > 0, kTextData, "data.weights", "expected one above 0, got none");
+  double until = 0;
+  for (const double weight : weights) {
+    until += weight;
+    shares_.push_back(static_cast<uint64_t>(std::floor(until / sum * static_cast<double>(kAll))));
+  }
+  // The last that has one gets the rest, whatever was rounded.
+  const auto last =
+      std::ranges::find_if(weights.rbegin(), weights.rend(), [](double w) { return w > 0; });
+  std::fill(shares_.end() - (last - weights.rbegin()) - 1, shares_.end(), kAll);
 }
 
 std::vector<std::string> TextData::fingerprints() const {
   std::vector<std::string> all;
-  for (const InputFile& file : files_) all.push_back(checksum(file));
+  for (const TokenSource& file : files_) {
+    const std::string hash = checksum(file.file());
+    all.push_back(file.is_bytes() ? hash : concat(hash, " ", name_of(file.type())));
+  }
   return all;
 }
 
-int64_t TextData::train_bytes() const {
+int64_t TextData::train_tokens() const {
   return total(train_);
 }
-int64_t TextData::validation_bytes() const {
+int64_t TextData::validation_tokens() const {
   return total(validation_);
 }
 
-std::vector<uint8_t> TextData::read(const Window& window, int64_t seq_len) const {
-  std::vector<uint8_t> bytes(static_cast<size_t>(seq_len) + 1);
-  files_[window.file].read(bytes.data(), bytes.size(), static_cast<uint64_t>(window.begin));
-  return bytes;
+const char* TextData::unit() const {
+  return files_.front().is_bytes() ? "bytes" : "tokens";
+}
+
+std::vector<uint32_t> TextData::read(const Window& window, int64_t seq_len) const {
+  std::vector<uint32_t> tokens(static_cast<size_t>(seq_len) + 1);
+  files_[window.file].read(static_cast<uint64_t>(window.begin), tokens,
+                           static_cast<uint32_t>(vocabulary_));
+  return tokens;
 }
 
 void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
@@ -133,9 +208,15 @@ void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
   int64_t longest = 0;
   for (const Part& part : train_) longest = std::max(longest, part.size);
-  MOE8_CHECK(longest > seq_len, kTextData, "training text", "expected at least ", seq_len + 1,
-             " bytes in one file for sequence length ", seq_len, ", got ", longest,
+  MOE8_CHECK(longest > seq_len, kTextData, "training text", "expected at least ", seq_len + 1, " ",
+             unit(), " in one file for sequence length ", seq_len, ", got ", longest,
              ". Give a longer text or shorten the sequence.");
+  for (size_t i = 0; i < shares_.size(); ++i) {
+    const bool drawn = shares_[i] > (i == 0 ? 0 : shares_[i - 1]);
+    MOE8_CHECK(!drawn || train_[i].size > seq_len, kTextData, files_[i].path(),
+               "expected at least ", seq_len + 1, " ", unit(), " for sequence length ", seq_len,
+               " in a file with a weight, got ", train_[i].size);
+  }
 }
 
 Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len,
@@ -146,19 +227,29 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size, in
   MOE8_CHECK(rows.first >= 0 && rows.count >= 1 && rows.first + rows.count <= batch_size, kTextData,
              "rows", "expected some of ", batch_size, ", got ", rows.count, " from ", rows.first,
              " on");
-  int64_t starts = 0;
-  for (const Part& part : train_) starts += starts_in(part.size, seq_len);
-
   at::Philox4_32 random(seed, static_cast<uint64_t>(index));
   const Batch batch = empty_batch(rows.count, seq_len);
   for (int64_t row = 0; row < rows.first + rows.count; ++row) {
-    int64_t start = draw_below(random, starts);
-    if (row < rows.first) continue;
-    auto part = train_.begin();
-    for (; start >= starts_in(part->size, seq_len); ++part) start -= starts_in(part->size, seq_len);
-    fill_row(batch, row - rows.first, read({part->file, part->begin + start}, seq_len));
+    const Window window = draw_window(random, seq_len);
+    if (row >= rows.first) fill_row(batch, row - rows.first, read(window, seq_len));
   }
   return batch;
+}
+
+TextData::Window TextData::draw_window(at::Philox4_32& random, int64_t seq_len) const {
+  if (!shares_.empty()) {
+    const auto share = static_cast<uint64_t>(draw_below(random, static_cast<int64_t>(kAll)));
+    const auto file =
+        static_cast<size_t>(std::ranges::upper_bound(shares_, share) - shares_.begin());
+    const Part& part = train_[file];
+    return {part.file, part.begin + draw_below(random, starts_in(part.size, seq_len))};
+  }
+  int64_t starts = 0;
+  for (const Part& part : train_) starts += starts_in(part.size, seq_len);
+  int64_t start = draw_below(random, starts);
+  auto part = train_.begin();
+  for (; start >= starts_in(part->size, seq_len); ++part) start -= starts_in(part->size, seq_len);
+  return {part->file, part->begin + start};
 }
 
 // ---- validation -------------------------------------------------------------
@@ -171,9 +262,9 @@ int64_t TextData::validation_windows(int64_t seq_len) const {
 void TextData::check_validation(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
   MOE8_CHECK(validation_windows(seq_len) >= batch_size, kTextData, "validation text",
-             "expected at least ", batch_size * seq_len + 1, " bytes for one batch of ", batch_size,
-             " windows of ", seq_len, ", got ", validation_bytes(), " in ", files_.size(),
-             files_.size() == 1 ? " file" : " files (windows stay within one)",
+             "expected at least ", batch_size * seq_len + 1, " ", unit(), " for one batch of ",
+             batch_size, " windows of ", seq_len, ", got ", validation_tokens(), " in ",
+             files_.size(), files_.size() == 1 ? " file" : " files (windows stay within one)",
              ". Give a longer text, or lower the batch size or the sequence length.");
 }
 
@@ -207,7 +298,7 @@ std::vector<double> TextData::bigram_table() const {
     // Pieces share a byte, as every byte but the first and the last belongs to two pairs.
     for (int64_t at = 0; at + 1 < part.size; at += kPiece) {
       const int64_t last = std::min(kPiece, part.size - 1 - at);
-      const std::vector<uint8_t> bytes = read({part.file, part.begin + at}, last);
+      const std::vector<uint32_t> bytes = read({part.file, part.begin + at}, last);
       for (size_t i = 1; i < bytes.size(); ++i) ++pairs[kByteVocabulary * bytes[i - 1] + bytes[i]];
     }
   }
@@ -221,7 +312,7 @@ double TextData::bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_le
   const std::vector<double> table = bigram_table();
   double sum = 0;
   for (int64_t index = 0; index < batches * batch_size; ++index) {
-    const std::vector<uint8_t> window = read(validation_window(index, seq_len), seq_len);
+    const std::vector<uint32_t> window = read(validation_window(index, seq_len), seq_len);
     for (size_t i = 1; i < window.size(); ++i)
       sum += table[kByteVocabulary * window[i - 1] + window[i]];
   }

@@ -281,7 +281,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
       others_hold_(others_hold),
       device_(crew.device(config_)),
       peak_flops_(bf16_peak(device_name(device_))),
-      data_(config_.data.files, config_.data.validation_fraction),
+      data_(config_.data, config_.model.vocab_size),
       folder_{config_.output.folder},
       checkpoints_(folder_.checkpoints()) {
   MOE8_CHECK(device_.is_cuda() || config_.training.cuda_graph != CudaGraphs::ON, kTrain,

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <set>
 
 #include "testing/compare.h"
@@ -36,8 +37,8 @@ class TextDataTest : public ::testing::Test {
 
 TEST_F(TextDataTest, HoldsBackTheEndOfEachFile) {
   const TextData data({folder_.write("a", counting(200)), folder_.write("b", counting(101))}, 0.1);
-  EXPECT_EQ(data.validation_bytes(), 20 + 11) << "rounded up: no file is without";
-  EXPECT_EQ(data.train_bytes(), 180 + 90);
+  EXPECT_EQ(data.validation_tokens(), 20 + 11) << "rounded up: no file is without";
+  EXPECT_EQ(data.train_tokens(), 180 + 90);
 
   // 4 bytes a window: a gives (20 - 1) / 4 = 4 from 180 on, b gives (11 - 1) / 4 = 2 from 90 on.
   ASSERT_EQ(data.validation_batches(2, 4), 3);
@@ -227,6 +228,98 @@ TEST(TextData, FingerprintsFollowTheBytesAndNotTheNames) {
   EXPECT_EQ(TextData({a}, 0.5).fingerprints(), TextData({b}, 0.5).fingerprints());
   EXPECT_NE(TextData({a}, 0.5).fingerprints(), TextData({c}, 0.5).fingerprints());
   EXPECT_NE(TextData({a, c}, 0.5).fingerprints(), TextData({c, a}, 0.5).fingerprints());
+}
+
+// ---- token files --------------------------------------------------------------
+// Tokens 1000, 1001, ...: every one tells its position.
+std::string counting_tokens(size_t count, uint16_t from) {
+  std::string bytes;
+  for (size_t i = 0; i < count; ++i) {
+    const auto id = static_cast<uint16_t>(from + i);
+    bytes.append(reinterpret_cast<const char*>(&id), sizeof id);
+  }
+  return bytes;
+}
+
+TEST_F(TextDataTest, FlatFilesHoldTokens) {
+  const DataConfig config{.files = {folder_.write("a.bin", counting_tokens(100, 1000))},
+                          .tokens = DataTokens::UINT16,
+                          .validation_fraction = 0.1};
+  const TextData data(config, 50257);
+  EXPECT_EQ(data.train_tokens(), 90);
+  EXPECT_EQ(values(data.validation_batch(0, 1, 4).targets),
+            (std::vector<int64_t>{1091, 1092, 1093, 1094}));
+  const Batch batch = data.train_batch(1, 0, 8, 5);
+  for (int64_t row = 0; row < 8; ++row) {
+    EXPECT_EQ(batch.targets[row][0].item<int64_t>(), batch.tokens[row][0].item<int64_t>() + 1);
+  }
+  EXPECT_THAT(error_of([&] { TextData(config, 1050).validation_batch(0, 1, 4); }),
+              HasSubstr("expected ids below 1050, the model's vocabulary, got 1090 at token 90"));
+  EXPECT_NE(data.fingerprints(), TextData(config.files).fingerprints())
+      << "other tokens, the same bytes";
+}
+
+TEST_F(TextDataTest, FilesThatSayTheyHoldTokensAreReadAsSuch) {
+  folder_.write("tokens.bin", counting_tokens(50, 300));
+  const uint64_t end = 50;
+  folder_.write("documents.u64", {reinterpret_cast<const char*>(&end), sizeof end});
+  const std::string index =
+      R"({"format": "moe8 tokens", "version": 1, "dtype": "uint16", "tokens": 50,
+      "documents": 1, "vocabulary": 400, "tokenizer": "one"})";
+  folder_.write("index.json", index);
+  const DataConfig config{.files = {folder_ / ""}, .validation_fraction = 0.2};
+  EXPECT_EQ(values(TextData(config, 400).validation_batch(0, 1, 2).tokens),
+            (std::vector<int64_t>{340, 341}));
+  EXPECT_THAT(error_of([&] { TextData(config, 399); }),
+              HasSubstr("model.vocab_size: expected at least 400, as the tokenizer of"));
+  const DataConfig both{.files = {folder_ / "", folder_.write("text", "some text")}};
+  EXPECT_THAT(error_of([&] { TextData(both, 400); }),
+              HasSubstr("text: expected tokens of the same tokenizer as those of"));
+  EXPECT_THAT(error_of([&] { TextData({folder_.write("x.bin", counting_tokens(9, 1))}); }),
+              HasSubstr("Say data.tokens = \"uint16\" or \"uint32\""));
+}
+
+TEST_F(TextDataTest, WeightsSayHowOftenAFileIsDrawn) {
+  DataConfig config{.files = {folder_.write("a", std::string(50, 'a')),
+                              folder_.write("b", std::string(5000, 'b')),
+                              folder_.write("c", std::string(500, 'c')),
+                              folder_.write("d", std::string(10, 'd'))},
+                    .weights = {3, 1, 0.5, 0},
+                    .validation_fraction = 0.1};
+  const TextData data(config, 256);
+  std::map<int64_t, int> drawn;
+  constexpr int64_t kBatches = 100, kRows = 90;
+  for (int64_t i = 0; i < kBatches; ++i) {
+    for (const int64_t byte : values(data.train_batch(5, i, kRows, 1).tokens)) ++drawn[byte];
+  }
+  constexpr double kAll = kBatches * kRows;
+  EXPECT_NEAR(drawn['a'] / kAll, 3 / 4.5, 0.02);
+  EXPECT_NEAR(drawn['b'] / kAll, 1 / 4.5, 0.02);
+  EXPECT_NEAR(drawn['c'] / kAll, 0.5 / 4.5, 0.02);
+  EXPECT_EQ(drawn.count('d'), 0U);
+  // A rank's rows are those of the whole batch.
+  EXPECT_TRUE(same_bits(data.train_batch(5, 3, 8, 4, {2, 3}).tokens,
+                        data.train_batch(5, 3, 8, 4).tokens.slice(0, 2, 5)));
+
+  config.weights = {1, 1};
+  EXPECT_THAT(error_of([&] { TextData(config, 256); }),
+              HasSubstr("expected as many as files, 4, or none, got 2"));
+  config.weights = {0, 0, 0, 0};
+  EXPECT_THAT(error_of([&] { TextData(config, 256); }), HasSubstr("expected one above 0"));
+  config.weights = {1, 1, 1, 1};
+  EXPECT_THAT(
+      error_of([&] { TextData(config, 256).train_batch(1, 0, 1, 20); }),
+      HasSubstr(
+          "d: expected at least 21 bytes for sequence length 20 in a file with a weight, got 9"));
+}
+
+TEST_F(TextDataTest, OneFileWithAWeightIsDrawnFromAlone) {
+  const TextData data({.files = {folder_.write("a", std::string(50, 'a')),
+                                 folder_.write("b", std::string(50, 'b'))},
+                       .weights = {0, 0.1},
+                       .validation_fraction = 0.5},
+                      256);
+  for (const int64_t byte : values(data.train_batch(5, 0, 64, 2).tokens)) EXPECT_EQ(byte, 'b');
 }
 
 }  // namespace

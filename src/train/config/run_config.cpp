@@ -22,6 +22,7 @@ namespace {
 
 constexpr const char* kRunConfig = "config";
 constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
+constexpr std::array<std::string_view, 4> kTokens{"auto", "bytes", "uint16", "uint32"};
 constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
 constexpr std::array<std::string_view, 2> kSmallLinears{"convert", "bf16"};
 constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
@@ -82,10 +83,19 @@ void assign(const toml::node& node, std::vector<std::string>& value, const std::
     value.push_back(item.as_string()->get());
   }
 }
+void assign(const toml::node& node, std::vector<double>& value, const std::string& name,
+            const std::string& at) {
+  value.clear();
+  if (!node.is_array()) wrong(name, "an array of numbers", describe(node), at);
+  for (const toml::node& item : *node.as_array()) assign(item, value.emplace_back(), name, at);
+}
 // The words of a setting that is one of a few, in the order of its values.
 using Words = std::span<const std::string_view>;
 Words words_of(Weights) {
   return kWeights;
+}
+Words words_of(DataTokens) {
+  return kTokens;
 }
 Words words_of(TrainingDevice) {
   return kDevices;
@@ -168,6 +178,11 @@ std::string toml_of(const std::vector<std::string>& value) {
   for (const std::string& item : value) array.push_back(item);
   return concat(array);
 }
+std::string toml_of(const std::vector<double>& value) {
+  std::vector<std::string> items;
+  for (const double item : value) items.push_back(toml_of(item));
+  return items.empty() ? "[]" : concat("[ ", join(items), " ]");
+}
 template <typename Enum>
 requires std::is_enum_v<Enum> std::string toml_of(Enum value) {
   return toml_of(std::string(to_string(value)));
@@ -195,6 +210,8 @@ void check_range(const T& value, const Range& range, const std::string& name,
           concat(value), position);
   } else if constexpr (std::is_same_v<T, std::string>) {
     check_utf8(value, name, position);
+  } else if constexpr (std::is_same_v<T, std::vector<double>>) {
+    for (const double item : value) check_range(item, range, name, position);
   } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
     for (const std::string& item : value) check_utf8(item, name, position);
   }
@@ -246,6 +263,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("model", "rope_theta", c.model.rope_theta, kPositive);
   visit("model", "norm_eps", c.model.norm_eps, kPositive);
   visit("data", "files", c.data.files, kAny);
+  visit("data", "tokens", c.data.tokens, kAny);
+  visit("data", "weights", c.data.weights, kNotNegative);
   visit("data", "validation_fraction", c.data.validation_fraction, Range{0, 0.9, false});
   visit("optimizer", "kind", c.optimizer.kind, kAny);
   visit("optimizer", "learning_rate", c.optimizer.learning_rate, kPositive);
@@ -370,6 +389,10 @@ void apply_override(RunConfig& config, const std::string& text) {
 
 std::string_view to_string(Weights value) {
   return kWeights.at(static_cast<size_t>(value));
+}
+
+std::string_view to_string(DataTokens value) {
+  return kTokens.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(TrainingDevice value) {

@@ -42,8 +42,17 @@ enum class SmallLinears { CONVERT, BF16 };
 
 std::string_view to_string(SmallLinears value);  // "convert", "bf16"
 
+/// What the files hold. AUTO: tokens where a file says so of itself (docs/text.md), else text, whose
+/// bytes are the tokens. UINT16, UINT32: flat files of such tokens.
+enum class DataTokens { AUTO, BYTES, UINT16, UINT32 };
+
+std::string_view to_string(DataTokens value);  // "auto", "bytes", "uint16", "uint32"
+
 struct DataConfig {
   std::vector<std::string> files;
+  DataTokens tokens = DataTokens::AUTO;
+  /// How often each file is drawn from, relative to the others. Empty: by its size.
+  std::vector<double> weights{};
   double validation_fraction = 0.05;
 
   bool operator==(const DataConfig&) const = default;
