@@ -16,7 +16,6 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kBpeOp = "tokenizer";
-constexpr uint32_t kMaxId = (uint32_t{1} << 22) - 1;  // a model has some 300,000
 constexpr size_t kFew = 48;  // symbols: below, looking at all of them beats a queue
 
 std::string quoted_token(std::string_view token) {
@@ -29,24 +28,26 @@ std::string quoted_token(std::string_view token) {
 // ---- MergeTable -------------------------------------------------------------
 void MergeTable::reserve(size_t merges) {
   const size_t slots = std::bit_ceil(std::max<size_t>(2 * merges, 16));
-  slots_.assign(slots, {kFree, {kNever, 0}});
+  slots_.assign(slots, kFree);
   mask_ = slots - 1;
+  merged_.reserve(merges);
 }
 
 size_t MergeTable::slot_of(uint64_t pair) const {
   constexpr uint64_t kGolden = 0x9E3779B97F4A7C15U;
-  uint64_t at = (pair * kGolden >> 20U) & mask_;
-  while (slots_[at].pair != pair && slots_[at].pair != kFree) at = (at + 1) & mask_;
+  uint64_t at = (pair * kGolden >> 36U) & mask_;
+  while (slots_[at] != kFree && (slots_[at] ^ pair) > kNever) at = (at + 1) & mask_;
   return at;
 }
 
-void MergeTable::insert(uint32_t left, uint32_t right, Merge merge) {
-  const uint64_t pair = uint64_t{left} << 32U | right;
-  slots_[slot_of(pair)] = {pair, merge};
+void MergeTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
+  const uint64_t pair = pair_of(left, right);
+  slots_[slot_of(pair)] = pair | merged_.size();
+  merged_.push_back(merged);
 }
 
-MergeTable::Merge MergeTable::find(uint32_t left, uint32_t right) const {
-  return slots_[slot_of(uint64_t{left} << 32U | right)].merge;
+uint32_t MergeTable::rank(uint32_t left, uint32_t right) const {
+  return static_cast<uint32_t>(slots_[slot_of(pair_of(left, right))]) & kNever;
 }
 
 // ---- construction -----------------------------------------------------------
@@ -65,8 +66,8 @@ Bpe::Bpe(const BpeParts& parts, const std::string& where)
 void Bpe::set_vocabulary(const BpeParts& parts, const std::string& where) {
   uint32_t last = 0;
   for (const auto& [token, id] : parts.vocabulary) {
-    MOE8_CHECK(id <= kMaxId, kBpeOp, where, "model.vocab: expected ids up to ", kMaxId, ", got ",
-               id, " for ", quoted_token(token));
+    MOE8_CHECK(id <= MergeTable::kMaxId, kBpeOp, where, "model.vocab: expected ids up to ",
+               MergeTable::kMaxId, ", got ", id, " for ", quoted_token(token));
     last = std::max(last, id);
   }
   ids_.reserve(parts.vocabulary.size());
@@ -93,6 +94,9 @@ void Bpe::set_vocabulary(const BpeParts& parts, const std::string& where) {
 }
 
 void Bpe::set_merges(const BpeParts& parts, const std::string& where) {
+  MOE8_CHECK(parts.merges.size() < MergeTable::kNever, kBpeOp, where,
+             "model.merges: expected less than ", MergeTable::kNever, ", got ",
+             parts.merges.size());
   merges_.reserve(parts.merges.size());
   const auto id = [&](const std::string& token, uint32_t rank) {
     const uint32_t found = id_or_none(token);
@@ -108,7 +112,7 @@ void Bpe::set_merges(const BpeParts& parts, const std::string& where) {
     const std::string merged = left + (has_prefix ? right.substr(prefix_.size()) : right);
     const uint32_t left_id = id(left, rank);
     const uint32_t right_id = id(right, rank);
-    merges_.insert(left_id, right_id, {rank, id(merged, rank)});
+    merges_.insert(left_id, right_id, id(merged, rank));
     ++rank;
   }
 }
@@ -156,7 +160,7 @@ void Bpe::encode_bytes(std::string_view piece, Scratch& scratch, std::vector<uin
   scratch.symbols.clear();
   for (const char c : piece) {
     const uint32_t id = id_of_letter_[static_cast<unsigned char>(c)];
-    if (id != kNoToken) scratch.symbols.push_back({id, 0, 0, 0, 0});
+    if (id != kNoToken) scratch.symbols.push_back({id, 0, 0, 0});
   }
   merge_all(scratch, ids);
 }
@@ -174,7 +178,7 @@ void Bpe::encode_text(std::string_view piece, Scratch& scratch, std::vector<uint
 // Every character as a token, by bytes, or unknown. A run of unknown ones stands before the known one
 // that ends it, and, as in the library whose files these are, behind characters spelled in bytes.
 void Bpe::first_symbols(std::string_view piece, Scratch& scratch) const {
-  const auto add = [&](uint32_t id) { scratch.symbols.push_back({id, 0, 0, 0, 0}); };
+  const auto add = [&](uint32_t id) { scratch.symbols.push_back({id, 0, 0, 0}); };
   bool has_unknown = false;
   for_each_code_point(piece, [&](CodePoint point, size_t at) {
     uint32_t id = kNoToken;
@@ -212,9 +216,7 @@ void Bpe::merge_all(Scratch& scratch, std::vector<uint32_t>& ids) const {
   auto& symbols = scratch.symbols;
   if (symbols.size() == 1) return ids.push_back(symbols.front().id);
   for (size_t i = 0; i + 1 < symbols.size(); ++i) {
-    const auto merge = merges_.find(symbols[i].id, symbols[i + 1].id);
-    symbols[i].rank = merge.rank;
-    symbols[i].merged = merge.id;
+    symbols[i].rank = merges_.rank(symbols[i].id, symbols[i + 1].id);
   }
   if (!symbols.empty()) symbols.back().rank = MergeTable::kNever;
   symbols.size() <= kFew ? merge_few(scratch, ids) : merge_many(scratch, ids);
@@ -230,7 +232,7 @@ void Bpe::merge_few(Scratch& scratch, std::vector<uint32_t>& ids) const {
       if (symbols[i].rank < symbols[best].rank) best = i;
     }
     if (symbols[best].rank == MergeTable::kNever) break;
-    symbols[best].id = symbols[best].merged;
+    symbols[best].id = merges_.merged(symbols[best].rank);
     std::copy(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 2,
               symbols.begin() + static_cast<std::ptrdiff_t>(count),
               symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
@@ -240,9 +242,7 @@ void Bpe::merge_few(Scratch& scratch, std::vector<uint32_t>& ids) const {
         symbols[i].rank = MergeTable::kNever;
         return;
       }
-      const auto merge = merges_.find(symbols[i].id, symbols[i + 1].id);
-      symbols[i].rank = merge.rank;
-      symbols[i].merged = merge.id;
+      symbols[i].rank = merges_.rank(symbols[i].id, symbols[i + 1].id);
     };
     update(best);
     if (best > 0) update(best - 1);
@@ -266,18 +266,15 @@ void Bpe::merge_many(Scratch& scratch, std::vector<uint32_t>& ids) const {
     symbols[i].previous = i - 1;
     symbols[i].next = i + 1 < count ? i + 1 : -1;
     if (symbols[i].rank != MergeTable::kNever) {
-      queue.push_back({symbols[i].rank, static_cast<uint32_t>(i), symbols[i].merged});
+      queue.push_back({symbols[i].rank, static_cast<uint32_t>(i)});
     }
   }
   std::ranges::make_heap(queue, later);
   const auto update = [&](int32_t i) {
     const int32_t next = symbols[i].next;
-    const auto merge = next < 0 ? MergeTable::Merge{MergeTable::kNever, 0}
-                                : merges_.find(symbols[i].id, symbols[next].id);
-    symbols[i].rank = merge.rank;
-    symbols[i].merged = merge.id;
-    if (merge.rank == MergeTable::kNever) return;
-    queue.push_back({merge.rank, static_cast<uint32_t>(i), merge.id});
+    symbols[i].rank = next < 0 ? MergeTable::kNever : merges_.rank(symbols[i].id, symbols[next].id);
+    if (symbols[i].rank == MergeTable::kNever) return;
+    queue.push_back({symbols[i].rank, static_cast<uint32_t>(i)});
     std::ranges::push_heap(queue, later);
   };
   while (!queue.empty()) {
@@ -285,9 +282,9 @@ void Bpe::merge_many(Scratch& scratch, std::vector<uint32_t>& ids) const {
     const Scratch::Candidate top = queue.back();
     queue.pop_back();
     auto& symbol = symbols[top.at];
-    if (symbol.rank != top.rank || symbol.merged != top.merged) continue;
+    if (symbol.rank != top.rank) continue;
     const int32_t gone = symbol.next;
-    symbol.id = symbol.merged;
+    symbol.id = merges_.merged(symbol.rank);
     symbol.next = symbols[gone].next;
     symbols[gone].rank = MergeTable::kNever;
     if (symbol.next >= 0) symbols[symbol.next].previous = static_cast<int32_t>(top.at);

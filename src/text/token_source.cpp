@@ -113,6 +113,60 @@ void check_is_binary(const InputFile& file) {
       "expected tokens, got text. Make tokens of it: moe8 tokenize FILE --tokenizer DIR --out DIR");
 }
 
+struct MegatronHeader {
+  TokenType type;
+  uint64_t sequences;
+  uint64_t entries;  // of documents: one more than there are
+};
+
+TokenType megatron_type(uint8_t code, const std::string& name) {
+  switch (code) {
+    case kMegatronUint8:
+      return TokenType::UINT8;
+    case kMegatronUint16:
+      return TokenType::UINT16;
+    case kMegatronInt32:
+      return TokenType::UINT32;
+    default:
+      fail(kTokensOp, name,
+           concat("expected tokens of uint8, uint16 or int32 (codes 1, 8 and 4), got code ",
+                  static_cast<int>(code)));
+  }
+}
+
+MegatronHeader read_megatron_header(const InputFile& index) {
+  const std::string& name = index.path();
+  MOE8_CHECK(beginning(index, kMegatronMagic.size()) == kMegatronMagic, kTokensOp, name,
+             "expected the .idx of Megatron's indexed datasets, got another file");
+  MOE8_CHECK(index.size() >= kMegatronHeader, kTokensOp, name, "expected at least ",
+             kMegatronHeader, " bytes, got ", index.size(), ": the file is cut");
+  const auto version = read_value<uint64_t>(index, 9);
+  MOE8_CHECK(version == kMegatronVersion, kTokensOp, name, "expected version ", kMegatronVersion,
+             ", got ", version);
+  const MegatronHeader header{.type = megatron_type(read_value<uint8_t>(index, 17), name),
+                              .sequences = read_value<uint64_t>(index, 18),
+                              .entries = read_value<uint64_t>(index, 26)};
+  constexpr uint64_t kMost = uint64_t{1} << 48U;
+  MOE8_CHECK(header.sequences < kMost && header.entries < kMost &&
+                 index.size() == kMegatronHeader + 12 * header.sequences + 8 * header.entries,
+             kTokensOp, name, "expected the bytes of ", header.sequences, " sequences and ",
+             header.entries, " entries of documents, got ", index.size(),
+             ": the file is cut or damaged");
+  return header;
+}
+
+// Where the last sequence ends in the .bin, in bytes.
+uint64_t megatron_end(const InputFile& index, const MegatronHeader& header) {
+  if (header.sequences == 0) return 0;
+  const uint64_t last = header.sequences - 1;
+  const auto length = read_value<int32_t>(index, kMegatronHeader + 4 * last);
+  const auto begin = read_value<int64_t>(index, kMegatronHeader + 4 * header.sequences + 8 * last);
+  MOE8_CHECK(begin >= 0 && length >= 0, kTokensOp, index.path(),
+             "expected a length and a place of the last sequence, got ", length, " and ", begin,
+             ": the file is damaged");
+  return static_cast<uint64_t>(begin) + static_cast<uint64_t>(length * width_of(header.type));
+}
+
 }  // namespace
 
 int64_t width_of(TokenType type) {
@@ -219,48 +273,19 @@ TokenSource TokenSource::open_index(const std::string& path) {
 
 TokenSource TokenSource::open_megatron(const std::string& start) {
   InputFile index(kTokensOp, start + ".idx");
-  const std::string& name = index.path();
-  MOE8_CHECK(beginning(index, kMegatronMagic.size()) == kMegatronMagic, kTokensOp, name,
-             "expected the .idx of Megatron's indexed datasets, got another file");
-  MOE8_CHECK(index.size() >= kMegatronHeader, kTokensOp, name, "expected at least ",
-             kMegatronHeader, " bytes, got ", index.size(), ": the file is cut");
-  const auto version = read_value<uint64_t>(index, 9);
-  MOE8_CHECK(version == kMegatronVersion, kTokensOp, name, "expected version ", kMegatronVersion,
-             ", got ", version);
-  const auto code = read_value<uint8_t>(index, 17);
-  const bool known = code == kMegatronUint8 || code == kMegatronUint16 || code == kMegatronInt32;
-  MOE8_CHECK(known, kTokensOp, name,
-             "expected tokens of uint8, uint16 or int32 (codes 1, 8 and 4), got code ",
-             static_cast<int>(code));
-  const TokenType type = code == kMegatronUint8    ? TokenType::UINT8
-                         : code == kMegatronUint16 ? TokenType::UINT16
-                                                   : TokenType::UINT32;
-  const auto sequences = read_value<uint64_t>(index, 18);
-  const auto entries = read_value<uint64_t>(index, 26);
-  constexpr uint64_t kMost = uint64_t{1} << 48U;
-  MOE8_CHECK(sequences < kMost && entries < kMost &&
-                 index.size() == kMegatronHeader + 12 * sequences + 8 * entries,
-             kTokensOp, name, "expected the bytes of ", sequences, " sequences and ", entries,
-             " entries of documents, got ", index.size(), ": the file is cut or damaged");
-  TokenSource source(InputFile(kTokensOp, start + ".bin"), type, "Megatron");
-  const auto width = static_cast<uint64_t>(width_of(type));
-  MOE8_CHECK(source.file_.size() % width == 0, kTokensOp, source.path(), "expected tokens of ",
-             width, " bytes, got ", source.file_.size(), " bytes: the file is cut");
-  source.size_ = source.file_.size() / width;
-  source.format_ = std::string("Megatron ") + (type == TokenType::UINT32 ? "int32" : name_of(type));
-  source.documents_ = entries == 0 ? 0 : entries - 1;
+  const MegatronHeader header = read_megatron_header(index);
+  TokenSource source(InputFile(kTokensOp, start + ".bin"), header.type, "Megatron ");
+  const auto width = static_cast<uint64_t>(width_of(header.type));
+  const uint64_t end = megatron_end(index, header);
+  MOE8_CHECK(source.file_.size() == end && end % width == 0, kTokensOp, source.path(), "expected ",
+             end, " bytes, as its .idx says, got ", source.file_.size(),
+             ": the file is cut or not of this index");
+  source.format_ += header.type == TokenType::UINT32 ? "int32" : name_of(header.type);
+  source.size_ = end / width;
+  source.documents_ = header.entries == 0 ? 0 : header.entries - 1;
   source.ends_ = std::move(index);
   source.is_megatron_ = true;
-  source.sequences_ = sequences;
-  if (sequences > 0) {
-    const auto length = read_value<int32_t>(*source.ends_, kMegatronHeader + 4 * (sequences - 1));
-    const auto begin =
-        read_value<int64_t>(*source.ends_, kMegatronHeader + 4 * sequences + 8 * (sequences - 1));
-    const uint64_t end = static_cast<uint64_t>(begin) + static_cast<uint64_t>(length) * width;
-    MOE8_CHECK(begin >= 0 && length >= 0 && end == source.file_.size(), kTokensOp, source.path(),
-               "expected ", end, " bytes, as its .idx says, got ", source.file_.size(),
-               ": the file is cut or not of this index");
-  }
+  source.sequences_ = header.sequences;
   return source;
 }
 

@@ -167,7 +167,6 @@ class OutFolder {
     fs::create_directories(folder, error);
     MOE8_CHECK(!error, kTokenizeOp, folder, "expected to make a folder, got: ", error.message());
     lock_.emplace(folder);
-    remove_leftovers(folder);
   }
   std::string path(const std::string& name) const { return (fs::path(folder_) / name).string(); }
 
@@ -185,12 +184,14 @@ class OutFolder {
     std::error_code ignored;
     if (!fs::exists(path(kPlaceFile), ignored)) {
       check_empty();
+      remove_leftovers(folder_);
       return {};
     }
     const auto json = JobJson::parse(read_text_file(kTokenizeOp, path(kPlaceFile)), nullptr, false);
     try {
       check_same(json.at("job").get<std::string>());
       take_names_back();
+      remove_leftovers(folder_);
       return {.next = {.file = json.at("file").get<size_t>(),
                        .byte = json.at("byte").get<uint64_t>(),
                        .line = json.at("line").get<uint64_t>()},
@@ -241,7 +242,8 @@ class OutFolder {
     for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
       const std::string name = it->path().filename();
       const bool own = name == std::string(kTokensFile) + kUnfinished ||
-                       name == std::string(kDocumentsFile) + kUnfinished;
+                       name == std::string(kDocumentsFile) + kUnfinished ||
+                       (name.starts_with(".moe8-") && name.ends_with(".tmp"));
       MOE8_CHECK(own, kTokenizeOp, folder_, "expected a new or an empty folder, got one with '",
                  printable(name), "'");
     }

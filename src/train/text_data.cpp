@@ -79,7 +79,7 @@ void fill_row(const Batch& batch, int64_t row, const std::vector<uint32_t>& wind
 }
 
 // Shares of files are counted in as many parts as a double counts exactly.
-constexpr uint64_t kAll = uint64_t{1} << 53U;
+constexpr uint64_t kAllShares = uint64_t{1} << 53U;
 
 // -log p(next | byte) with add-one smoothing, of counted pairs. [256 * byte + next]
 std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
@@ -163,12 +163,13 @@ void TextData::set_weights(const std::vector<double>& weights) {
   double until = 0;
   for (const double weight : weights) {
     until += weight;
-    shares_.push_back(static_cast<uint64_t>(std::floor(until / sum * static_cast<double>(kAll))));
+    shares_.push_back(
+        static_cast<uint64_t>(std::floor(until / sum * static_cast<double>(kAllShares))));
   }
   // The last that has one gets the rest, whatever was rounded.
   const auto last =
       std::ranges::find_if(weights.rbegin(), weights.rend(), [](double w) { return w > 0; });
-  std::fill(shares_.end() - (last - weights.rbegin()) - 1, shares_.end(), kAll);
+  std::fill(shares_.end() - (last - weights.rbegin()) - 1, shares_.end(), kAllShares);
 }
 
 std::vector<std::string> TextData::fingerprints() const {
@@ -238,7 +239,7 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size, in
 
 TextData::Window TextData::draw_window(at::Philox4_32& random, int64_t seq_len) const {
   if (!shares_.empty()) {
-    const auto share = static_cast<uint64_t>(draw_below(random, static_cast<int64_t>(kAll)));
+    const auto share = static_cast<uint64_t>(draw_below(random, static_cast<int64_t>(kAllShares)));
     const auto file =
         static_cast<size_t>(std::ranges::upper_bound(shares_, share) - shares_.begin());
     const Part& part = train_[file];

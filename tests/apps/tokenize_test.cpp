@@ -10,6 +10,7 @@
 #include "apps/run_command.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
+#include "train/tiny_run.h"
 
 namespace moe8::testing {
 namespace {
@@ -74,6 +75,35 @@ TEST_F(TokenizeCommand, AKillDoesNoHarm) {
               folder_.read(std::string("killed/") + name))
         << name;
   }
+}
+
+// From text to a model: mixed by weight, stopped and gone on with, in the bits of a run that was not.
+TEST_F(TokenizeCommand, WhatItMakesIsTrainedOn) {
+  std::string text;
+  for (int i = 0; i < 4000; ++i) text += "words again and again " + std::to_string(i) + "\n";
+  const std::string file = folder_.write("a.txt", text);
+  ASSERT_EQ(run_moe8(words(file, "one")).status, 0);
+  ASSERT_EQ(run_moe8(words(folder_.write("b.txt", text + text), "two")).status, 0);
+  RunConfig config = tiny_config(folder_);
+  config.model.vocab_size = 512;
+  config.data.files = {folder_ / "one", folder_ / "two"};
+  config.data.weights = {0.75, 0.25};
+  config.training.steps = 6;
+  config.optimizer.schedule = Schedule::CONSTANT;  // whatever the number of steps
+  config.checkpoint.interval = 3;
+  const std::string toml = folder_.write("config.toml", to_toml(config));
+  const auto train = [&](const std::string& out, const std::string& set) {
+    return run_moe8({"train", "--config", toml, "--resume", "--out", folder_ / out, "--set", set},
+                    {"GOMP_SPINCOUNT=1"});
+  };
+  EXPECT_EQ(train("whole", "training.steps=6").status, 0);
+  EXPECT_EQ(train("parts", "training.steps=3").status, 0);
+  EXPECT_EQ(train("parts", "training.steps=6").status, 0);
+  EXPECT_EQ(folder_.read("whole/model.safetensors"), folder_.read("parts/model.safetensors"));
+  EXPECT_THAT(train("parts", "data.weights=[1, 1]").err,
+              HasSubstr("data.weights: expected [ 0.75, 0.25 ]"));
+  EXPECT_THAT(train("small", "model.vocab_size=300").err,
+              HasSubstr("model.vocab_size: expected at least "));
 }
 
 }  // namespace
