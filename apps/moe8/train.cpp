@@ -184,7 +184,8 @@ void add_train_command(CLI::App& app) {
       ->type_name("FILE")
       ->excludes(recipe);
   add_set_option(*command, arguments->overrides);
-  command->add_option("--data", arguments->data, "Files of text or of tokens, instead of data.files")
+  command
+      ->add_option("--data", arguments->data, "Files of text or of tokens, instead of data.files")
       ->type_name("FILE");
   command->add_option("--out", arguments->out, "Folder of the results, instead of output.folder")
       ->type_name("DIR");
