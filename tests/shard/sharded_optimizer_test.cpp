@@ -94,21 +94,27 @@ void expect_same_steps(Model& one, Model& several, Optimizer& alone, ShardedOpti
   }
 }
 
+struct Case {
+  UpdateRule matrices;
+  at::ScalarType dtype;
+  MomentDtype moments;
+  bool overlap;
+};
+
 TEST(ShardedOptimizer, StepsAsOneProcessBitForBit) {
-  in_processes({1, 2, 4}, [](Parallel& p) {
-    for (const UpdateRule matrices : {UpdateRule::ADAMW, UpdateRule::MUON}) {
-      for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
-        for (const MomentDtype moments : {MomentDtype::LIKE_WEIGHTS, MomentDtype::BF16}) {
-          for (const bool overlap : {true, false}) {
-            const OptimizerOptions options{.max_grad_norm = 0.5, .moments = moments};
-            Model one(dtype), several(dtype);
-            Optimizer alone(whole(one, matrices), options);
-            ShardedOptimizer together(shared(several, matrices), options, p.data(), {},
-                                      {.bucket_elements = 110'000, .overlap = overlap});
-            expect_same_steps(one, several, alone, together, p.data(), 2);
-          }
-        }
-      }
+  const std::vector<Case> cases{{UpdateRule::ADAMW, at::kBFloat16, MomentDtype::LIKE_WEIGHTS, true},
+                                {UpdateRule::ADAMW, at::kBFloat16, MomentDtype::BF16, false},
+                                {UpdateRule::ADAMW, at::kFloat, MomentDtype::BF16, true},
+                                {UpdateRule::MUON, at::kBFloat16, MomentDtype::BF16, true},
+                                {UpdateRule::MUON, at::kFloat, MomentDtype::LIKE_WEIGHTS, false}};
+  in_processes({1, 2, 4}, [&](Parallel& p) {
+    for (const auto& [matrices, dtype, moments, overlap] : cases) {
+      const OptimizerOptions options{.max_grad_norm = 0.5, .moments = moments};
+      Model one(dtype), several(dtype);
+      Optimizer alone(whole(one, matrices), options);
+      ShardedOptimizer together(shared(several, matrices), options, p.data(), {},
+                                {.bucket_elements = 110'000, .overlap = overlap});
+      expect_same_steps(one, several, alone, together, p.data(), 2);
     }
   });
 }

@@ -3,11 +3,15 @@
 // ranks, and what ends them before the first step.
 #include <unistd.h>
 
-#include <cmath>
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <optional>
+#include <system_error>
+#include <thread>
 
 #include "base/check.h"
 #include "testing/compare.h"
@@ -154,6 +158,60 @@ TEST(Ranks, PartsOfABatchTrainNearlyAsOneProcess) {
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
 }
 
+// Experts over two ranks, alone and beside data parallelism: an expert's gradient is one product over
+// the tokens of its group's ranks, so that last digits differ.
+class EveryRecipeOverExperts : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EveryRecipeOverExperts, LossesAreNearlyThoseOfOneProcess) {
+  const CommonFolder folder;
+  const RunConfig one = config_of(folder, "one", GetParam());
+  if (folder.is_parent()) train(one);
+  for (const int64_t world : {2, 4}) {
+    RunConfig several = config_of(folder, concat("of-", world), GetParam());
+    several.parallel.expert = 2;
+    expect_good(run_processes(
+        world, [&] { go_on(several); }, folder.options()));
+    if (!folder.is_parent()) continue;
+    const auto a = repeatable(RunFolder{one.output.folder}.metrics());
+    const auto b = repeatable(RunFolder{several.output.folder}.metrics());
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss) << "step " << i + 1 << " of " << world;
+      EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
+    }
+    // The first forward of whole batches computes the same numbers on whichever ranks.
+    EXPECT_NEAR(a[0].loss, b[0].loss, 1e-4 * a[0].loss);
+    EXPECT_EQ(a[0].expert_load_max, b[0].expert_load_max);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRecipeOverExperts,
+                         ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
+
+// What two ranks with half of the experts each wrote is read by one rank, and by four with one each.
+TEST(Ranks, WeightsAreTheSameBitsUnderAnotherSplit) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.parallel.expert = 2;
+  config.training.steps = 2;
+  expect_good(run_processes(
+      2, [&] { go_on(config); }, folder.options()));
+  const RunFolder run{config.output.folder};
+  const std::string written = folder.is_parent() ? bytes_of(run.model()) : "";
+  for (const int64_t world : {1, 4}) {
+    // A finished run whose results are gone writes them again, from its checkpoint.
+    if (folder.is_parent()) {
+      std::filesystem::remove(run.model());
+      std::filesystem::remove(run.result());
+    }
+    config.parallel.expert = world;
+    expect_good(run_processes(
+        world, [&] { go_on(config); }, folder.options()));
+    if (!folder.is_parent()) continue;
+    EXPECT_TRUE(bytes_of(run.model()) == written) << world << " ranks";
+  }
+}
+
 // ---- killed and resumed ---------------------------------------------------------
 TEST(Ranks, AKilledRankEndsTheOthersAndTheRunGoesOnWithAnotherNumber) {
   const CommonFolder folder;
@@ -197,6 +255,59 @@ TEST(Ranks, AKilledRankEndsTheOthersAndTheRunGoesOnWithAnotherNumber) {
         folder.options());
     expect_good(resumed);
   }
+  expect_same_run(unbroken, broken);
+}
+
+// Ends this process when a checkpoint is being written, before it has its name.
+class KilledWhileWriting {
+ public:
+  explicit KilledWhileWriting(const std::string& checkpoint)
+      : thread_([partial = checkpoint + ".partial", this] {
+          while (!ends_) {
+            std::error_code ignored;
+            if (std::filesystem::exists(partial, ignored)) ::raise(SIGKILL);
+          }
+        }) {}
+  ~KilledWhileWriting() {
+    ends_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> ends_ = false;
+  std::thread thread_;
+};
+
+TEST(Ranks, ARankKilledInACheckpointLeavesTheOneBefore) {
+  const CommonFolder folder;
+  const RunConfig unbroken = config_of(folder, "unbroken"), broken = config_of(folder, "broken");
+  if (folder.is_parent()) train(unbroken);
+  const CheckpointFolder checkpoints(RunFolder{broken.output.folder}.checkpoints());
+  for (const int64_t killed : {0, 1}) {
+    const int64_t step = 4 + 2 * killed;
+    const auto ended = run_processes(
+        2,
+        [&] {
+          std::optional<KilledWhileWriting> kill;
+          if (launch_from_environment().rank == killed) kill.emplace(checkpoints.path_of(step));
+          go_on(broken, impatient());
+        },
+        folder.options());
+    if (!folder.is_parent()) continue;
+    EXPECT_EQ(ended[static_cast<size_t>(killed)].signal, SIGKILL);
+    EXPECT_EQ(ended[static_cast<size_t>(1 - killed)].exit_code, 1);
+    EXPECT_EQ(checkpoints.entries().front().step, step - 1);  // of the best, or of the stop below
+    if (killed == 1) break;
+    // Two steps further, with the checkpoint that was missed.
+    RunConfig further = broken;
+    RunOptions options;
+    options.existing = ExistingRun::RESUME;
+    options.interrupted = [steps = 2]() mutable { return steps-- > 0 ? 0 : SIGTERM; };
+    train(further, options);
+    EXPECT_EQ(checkpoints.entries().front().step, 5);
+  }
+  expect_good(run_processes(
+      2, [&] { go_on(broken); }, folder.options()));
   expect_same_run(unbroken, broken);
 }
 
