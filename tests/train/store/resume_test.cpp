@@ -15,6 +15,8 @@
 #include "moe8/transformer.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
+#include "train/store/checkpoint.h"
+#include "train/store/named_tensors.h"
 #include "train/store/run_lock.h"
 #include "train/tiny_run.h"
 #include "train/trainer.h"
@@ -194,10 +196,17 @@ TEST(Resume, ThePeakMemoryIsThatOfAllProcesses) {
   CheckpointInfo info = read_checkpoint_info(path);
   EXPECT_GT(info.state.peak_memory, 50 << 20);
   info.state.peak_memory = int64_t{1} << 50;  // as if that process had been larger
-  const auto model = load_safetensors(path + "/model.safetensors");
-  const auto training = load_safetensors(path + "/training.safetensors");
+  const auto pieces_of = [&](const char* file) {
+    std::vector<TensorPiece> pieces;
+    for (const auto& [name, tensor] : load_safetensors(path + file)) {
+      pieces.push_back(piece_of(name, 0, tensor));
+    }
+    return pieces;
+  };
+  const CheckpointTensors tensors{pieces_of("/model.safetensors"),
+                                  pieces_of("/training.safetensors")};
   fs::remove_all(path);
-  write_checkpoint(path, info, {{model.begin(), model.end()}, {training.begin(), training.end()}});
+  write_checkpoint(path, info, tensors);
   EXPECT_EQ(resume(config).peak_memory, int64_t{1} << 50);
   EXPECT_EQ(read_result(folder / "run/result.json").peak_memory, int64_t{1} << 50);
 }
