@@ -181,15 +181,21 @@ class SavedList {
     rows_.push_back({what, bytes});
   }
 
-  /// An activation that products with `weights` read: each keeps a form of its own or the
-  /// activation, which they then share.
+  /// An activation that products with weights read: each keeps a form of its own, one config's
+  /// products under a SharedInput keep one, or the activation, which all share.
+  /// @param readers  weights of one SharedInput together
   void add_input(const std::string& what, int64_t elements, const std::string& layer,
-                 const std::vector<const char*>& weights) {
+                 const std::vector<std::vector<std::string>>& readers) {
     double itself = 0;
-    for (const char* weight : weights) {
-      const double form = conversion_.forms(layer + weight).of_input;
-      if (form > 0) add(what, form * double(elements));
-      if (form == 0) itself = itemsize(conversion_.input_dtype(layer + weight));
+    for (const std::vector<std::string>& weights : readers) {
+      for (auto weight = weights.begin(); weight != weights.end(); ++weight) {
+        const double form = conversion_.forms(layer + *weight).of_input;
+        if (form == 0) itself = itemsize(conversion_.input_dtype(layer + *weight));
+        const bool is_kept = std::any_of(weights.begin(), weight, [&](const std::string& other) {
+          return have_one_config(layer + *weight, layer + other);
+        });
+        if (form > 0 && !is_kept) add(what, form * double(elements));
+      }
     }
     add(what, itself * double(elements));
   }
@@ -226,9 +232,9 @@ void add_norm(SavedList& list, const TransformerConfig& c) {
 void add_attention(SavedList& list, const TransformerConfig& c, const std::string& layer) {
   const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
   list.add_input("attention: input", c.dim, layer + "attention.",
-                 {"wq.weight", "wk.weight", "wv.weight"});
+                 {{"wq.weight", "wk.weight", "wv.weight"}});
   list.add("attention: q, k, v", list.model_itemsize() * double(width + 2 * kv));
-  list.add_input("attention: output", width, layer + "attention.", {"wo.weight", kOther});
+  list.add_input("attention: output", width, layer + "attention.", {{"wo.weight"}, {kOther}});
   list.add("attention: softmax sums", kFloat * double(c.n_heads));
 }
 
@@ -238,12 +244,12 @@ void add_hidden(SavedList& list, const std::string& what, int64_t elements, cons
   const double w1 = list.out_itemsize(part + "w1" + suffix);
   const double w3 = list.out_itemsize(part + "w3" + suffix);
   list.add(what, (2 * w1 + w3) * double(elements));
-  list.add_input(what, elements, part, {("w2" + suffix).c_str()});
+  list.add_input(what, elements, part, {{"w2" + suffix}});
 }
 
 void add_dense(SavedList& list, const TransformerConfig& c, const std::string& layer) {
   const std::string part = layer + "feed_forward.";
-  list.add_input("feed-forward: input", c.dim, part, {"w1.weight", "w3.weight"});
+  list.add_input("feed-forward: input", c.dim, part, {{"w1.weight", "w3.weight"}});
   add_hidden(list, "feed-forward: hidden", c.dense_hidden_dim, part, ".weight");
 }
 
@@ -258,7 +264,7 @@ void add_fused_experts(SavedList& list, const TransformerConfig& c, const std::s
 void add_unfused_experts(SavedList& list, const TransformerConfig& c, const std::string& part) {
   const int64_t rows = c.top_k * c.dim, hidden = c.top_k * c.hidden_dim;
   const std::string around = "experts: input and output rows";
-  list.add_input(around, rows, part, {"w1", "w3"});
+  list.add_input(around, rows, part, {{"w1"}, {"w3"}});
   // Scores multiply the rows that go into the experts, or those that come out.
   const double scaled =
       c.score_before_experts ? list.model_itemsize() : list.out_itemsize(part + "w2");
@@ -266,7 +272,7 @@ void add_unfused_experts(SavedList& list, const TransformerConfig& c, const std:
   if (c.score_before_experts) list.add("router: scores of the chosen", kFloat * double(c.top_k));
   // Gate, silu of it and up in float32, and the product of the last two.
   list.add("experts: hidden rows", 3 * kFloat * double(hidden));
-  list.add_input("experts: hidden rows", hidden, part, {"w2"});
+  list.add_input("experts: hidden rows", hidden, part, {{"w2"}});
 }
 
 void add_moe(SavedList& list, const TransformerConfig& c, const std::string& layer) {
@@ -274,12 +280,11 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   const double k = double(c.top_k);
   const bool shared = c.n_shared_experts > 0;
   const bool fused = list.have_one_config(experts + "w1", experts + "w3");
-  std::vector<const char*> readers{"router.gate.weight"};
-  if (shared)
-    readers.insert(readers.end(), {"shared_experts.w1.weight", "shared_experts.w3.weight"});
+  std::vector<std::vector<std::string>> readers{{"router.gate.weight"}};
+  if (shared) readers.push_back({"shared_experts.w1.weight", "shared_experts.w3.weight"});
   const bool as_codes = list.keeps_codes_of_input(experts + "w1");
   // The experts save it as it is, once for gate and up; or codes with a scale.
-  if (fused) readers.push_back(as_codes ? "experts.w1" : kOther);
+  if (fused) readers.push_back({as_codes ? "experts.w1" : kOther});
   if (fused && as_codes) list.add("router: input", kFloat);
   list.add_input("router: input", c.dim, part, readers);
   list.add("router: scores of all experts", kFloat * double(c.n_experts));
@@ -356,7 +361,7 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
     }
   }
   add_norm(list, c);
-  list.add_input("output projection: input", c.dim, "", {"output.weight"});
+  list.add_input("output projection: input", c.dim, "", {{"output.weight"}});
   list.add("loss: log-probabilities", kFloat * double(c.vocab_size));
   return list.take();
 }
