@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dist/c10d_names.h"
 #include "dist/group.h"
 #include "quantize/check_input.h"
 
@@ -132,7 +133,7 @@ Pending move_rows(const char* op, const Group& group, const at::Tensor& in, at::
   made->work = exchange(op, group, [&] {
     at::Tensor from = bytes_of_rows(sent), to = bytes_of_rows(made->result);
     std::vector<int64_t> in_split = in_rows.vec(), out_split = out_rows.vec();
-    return group.process_group()->alltoall_base(to, from, out_split, in_split);
+    return all_to_all_single(*group.process_group(), to, from, out_split, in_split);
   });
   return Pending(std::move(made));
 }
@@ -176,7 +177,7 @@ Pending begin_all_gather(const Group& group, const at::Tensor& in) {
   if (sent.numel() == 0) return at_once(kOp, group, made->result);  // of the same sizes everywhere
   made->work = exchange(kOp, group, [&] {
     at::Tensor from = bytes_of_rows(sent), to = bytes_of_rows(made->result);
-    return group.process_group()->_allgather_base(to, from);
+    return all_gather_single(*group.process_group(), to, from);
   });
   return Pending(std::move(made));
 }
@@ -207,8 +208,9 @@ Pending begin_reduce_scatter(const Group& group, const at::Tensor& in) {
   at::Tensor from = plain(in);
   made->result = rows_like(from, rows / size);
   made->sent = {from};
-  made->work = exchange(
-      kOp, group, [&] { return group.process_group()->_reduce_scatter_base(made->result, from); });
+  made->work = exchange(kOp, group, [&] {
+    return reduce_scatter_single(*group.process_group(), made->result, from);
+  });
   return Pending(std::move(made));
 }
 
