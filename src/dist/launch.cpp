@@ -13,7 +13,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "launch";
+constexpr const char* kLaunch = "launch";
 constexpr int64_t kMaxRanks = 1 << 24;
 
 // The variables of one launcher.
@@ -53,14 +53,15 @@ class Environment {
     int64_t number = 0;
     const char* const end = value->data() + value->size();
     const auto [stopped, error] = std::from_chars(value->data(), end, number);
-    MOE8_CHECK(error == std::errc() && stopped == end && number >= least && number <= greatest, kOp,
-               name, "expected a number of ", least, " to ", greatest, ", got '", *value, "'");
+    MOE8_CHECK(error == std::errc() && stopped == end && number >= least && number <= greatest,
+               kLaunch, name, "expected a number of ", least, " to ", greatest, ", got '", *value,
+               "'");
     return number;
   }
 
   int64_t needed(const char* name, const char* because, int64_t least, int64_t greatest) const {
     const std::optional<int64_t> value = number(name, least, greatest);
-    MOE8_CHECK(value, kOp, name, "expected a number, as ", because,
+    MOE8_CHECK(value, kLaunch, name, "expected a number, as ", because,
                " is set, got nothing. A launcher sets both; to run as one process unset ", because);
     return *value;
   }
@@ -85,10 +86,10 @@ void find_master(Launch& launch, const Environment& environment, bool is_one_mac
   const std::optional<std::string> address = environment.text("MASTER_ADDR");
   const std::optional<int64_t> port = environment.number("MASTER_PORT", 1, 65535);
   const bool may_guess = is_one_machine && launch.launcher != "torchrun";
-  MOE8_CHECK(address || may_guess, kOp, "MASTER_ADDR", "expected the host of rank 0, as ",
+  MOE8_CHECK(address || may_guess, kLaunch, "MASTER_ADDR", "expected the host of rank 0, as ",
              launch.world, " processes were started, got nothing. Export MASTER_ADDR and ",
              "MASTER_PORT to all of them");
-  MOE8_CHECK(port || may_guess, kOp, "MASTER_PORT", "expected a free port of ",
+  MOE8_CHECK(port || may_guess, kLaunch, "MASTER_PORT", "expected a free port of ",
              address.value_or("this machine"), ", as ", launch.world,
              " processes were started, got nothing. Export MASTER_ADDR and MASTER_PORT to all of ",
              "them");

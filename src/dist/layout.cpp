@@ -7,11 +7,11 @@ namespace moe8 {
 namespace {
 
 void check(const ParallelLayout& layout, int64_t world) {
-  constexpr const char* kOp = "parallel";
-  MOE8_CHECK(layout.tensor >= 1 && world % layout.tensor == 0, kOp, "tensor",
+  constexpr const char* kLayout = "parallel";
+  MOE8_CHECK(layout.tensor >= 1 && world % layout.tensor == 0, kLayout, "tensor",
              "expected a divisor of the world of ", world, " processes, got ", layout.tensor);
   const int64_t data = world / layout.tensor;
-  MOE8_CHECK(layout.expert >= 1 && data % layout.expert == 0, kOp, "expert",
+  MOE8_CHECK(layout.expert >= 1 && data % layout.expert == 0, kLayout, "expert",
              "expected a divisor of ", data, ", the world of ", world,
              " processes by tensor = ", layout.tensor, ", got ", layout.expert);
 }

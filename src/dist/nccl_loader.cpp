@@ -9,7 +9,7 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "parallel";
+constexpr const char* kLoader = "parallel";
 
 // With its slash; empty where the loader does not know.
 std::string own_folder() {
@@ -23,15 +23,15 @@ std::string own_folder() {
 
 NcclFunction* load() {
   if (const auto failure = load_cuda_backend()) {
-    fail(kOp, "device", concat("expected a GPU for NCCL, got: ", *failure));
+    fail(kLoader, "device", concat("expected a GPU for NCCL, got: ", *failure));
   }
   const std::string path = own_folder() + kNcclLibrary;
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  MOE8_CHECK(library, kOp, "device", "expected ", kNcclLibrary,
+  MOE8_CHECK(library, kLoader, "device", "expected ", kNcclLibrary,
              " for processes with GPUs, got: ", dlerror(),
              ". A build with MOE8_CUDA makes it where NCCL's header is found");
   void* const function = dlsym(library, kNcclFunction);
-  MOE8_CHECK(function, kOp, "device", "expected ", kNcclFunction, " in ", path,
+  MOE8_CHECK(function, kLoader, "device", "expected ", kNcclFunction, " in ", path,
              ", got: ", dlerror());
   return reinterpret_cast<NcclFunction*>(function);
 }

@@ -16,19 +16,20 @@
 namespace moe8 {
 namespace {
 
-constexpr const char* kOp = "parallel";
+constexpr const char* kParallel = "parallel";
 
 // The GPU of this process. A launcher may show each process one GPU, or all of the machine.
 at::Device choose_gpu(const Launch& launch) {
   if (const auto failure = load_cuda_backend()) {
-    fail(kOp, "device", concat("expected a GPU, got: ", *failure));
+    fail(kParallel, "device", concat("expected a GPU, got: ", *failure));
   }
   const c10::impl::VirtualGuardImpl gpus(at::kCUDA);
   if (launch.world == 1) return gpus.getDevice();
   const int64_t count = gpus.deviceCount();
   const int64_t index = count == 1 ? 0 : launch.local_rank;
-  MOE8_CHECK(index < count, kOp, "device", "expected a GPU for each process of this machine, got ",
-             count, " for local rank ", launch.local_rank);
+  MOE8_CHECK(index < count, kParallel, "device",
+             "expected a GPU for each process of this machine, got ", count, " for local rank ",
+             launch.local_rank);
   const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
   gpus.setDevice(device);
   return device;
@@ -49,7 +50,7 @@ void meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds ti
   for (int64_t r = 0; r < launch.world; ++r) {
     if (!store.check({key(r)})) missing += concat(missing.empty() ? "" : ", ", r);
   }
-  fail(kOp, "world",
+  fail(kParallel, "world",
        concat("expected ", launch.world, " processes at ", launch.master_address, ":",
               launch.master_port, " within ", timeout.count() / 1000, " s, got none of rank ",
               missing, ". Their own output says why"));
@@ -129,9 +130,9 @@ struct Parallel::Impl {
 Parallel::Parallel(const ParallelOptions& options, const Launch& launch)
     : impl_(std::make_unique<Impl>(options, launch)) {
   Impl& impl = *impl_;
-  MOE8_CHECK(options.device == at::kCPU || options.device == at::kCUDA, kOp, "device",
+  MOE8_CHECK(options.device == at::kCPU || options.device == at::kCUDA, kParallel, "device",
              "expected kCPU or kCUDA, got ", options.device);
-  MOE8_CHECK(options.timeout.count() > 0, kOp, "timeout", "expected more than 0 s, got ",
+  MOE8_CHECK(options.timeout.count() > 0, kParallel, "timeout", "expected more than 0 s, got ",
              options.timeout.count(), " s");
   layout_groups(options.layout, launch.world, launch.rank);  // wrong ones before anybody waits
   if (options.device == at::kCUDA) impl.device = choose_gpu(launch);
