@@ -66,8 +66,8 @@ std::string usage_error(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
   const std::string command = chosen.empty() ? "" : chosen.front()->get_name() + " ";
   const std::string problem = one_line(problem_of(app, error));
-  return concat("moe8: ", problem, problem.ends_with("?") ? "" : ".", " See: moe8 ", command,
-                "--help\n");
+  const bool is_sentence = problem.ends_with("?") || problem.ends_with(".");
+  return concat("moe8: ", problem, is_sentence ? "" : ".", " See: moe8 ", command, "--help\n");
 }
 
 // ---- from words to a status -------------------------------------------------
