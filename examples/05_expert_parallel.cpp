@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <stdexcept>
 
-#include "moe8/expert_parallel.h"
 #include "moe8/moe8.h"
 
 namespace {

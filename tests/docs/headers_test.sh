@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
 # Every function, type and alias that a public header declares must have a /// comment above it, or
-# stand directly below a declaration that has one (overloads that share it).
+# stand directly below a declaration that has one (overloads that share it). moe8.h includes every
+# header but those that need LibTorch's modules (torch/...).
 #   headers_test.sh ROOT
 set -u
 cd "$1/include/moe8" || exit 1
@@ -20,4 +21,8 @@ awk '
     if ($0 !~ /[;{}]/) open = 1
   }
   END { exit bad }
-' *.h
+' *.h || exit 1
+for header in $(grep -LE '#include (<torch/|"moe8/transformer.h")' *.h); do
+  [ "$header" = moe8.h ] || grep -qx "#include \"moe8/$header\"" moe8.h ||
+    { echo "moe8.h: expected to include $header"; exit 1; }
+done

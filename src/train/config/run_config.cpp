@@ -21,14 +21,27 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kRunConfig = "config";
-constexpr std::array<std::string_view, 3> kWeights{"master", "bf16", "float32"};
-constexpr std::array<std::string_view, 4> kTokens{"auto", "bytes", "uint16", "uint32"};
-constexpr std::array<std::string_view, 3> kDevices{"auto", "cpu", "cuda"};
-constexpr std::array<std::string_view, 2> kSmallLinears{"convert", "bf16"};
-constexpr std::array<std::string_view, 3> kGraphs{"auto", "on", "off"};
-constexpr std::array<std::string_view, 2> kKinds{"adamw", "muon"};
-constexpr std::array<std::string_view, 3> kMoments{"auto", "float32", "bf16"};
-constexpr std::array<std::string_view, 4> kSchedules{"cosine", "linear", "constant", "wsd"};
+
+// The words of a setting that is one of a few, in the order of its values.
+template <typename Enum>
+constexpr void* kWords = nullptr;  // a setting without words does not compile
+template <>
+constexpr std::array<std::string_view, 3> kWords<Weights>{"master", "bf16", "float32"};
+template <>
+constexpr std::array<std::string_view, 4> kWords<DataTokens>{"auto", "bytes", "uint16", "uint32"};
+template <>
+constexpr std::array<std::string_view, 3> kWords<TrainingDevice>{"auto", "cpu", "cuda"};
+template <>
+constexpr std::array<std::string_view, 2> kWords<SmallLinears>{"convert", "bf16"};
+template <>
+constexpr std::array<std::string_view, 3> kWords<CudaGraphs>{"auto", "on", "off"};
+template <>
+constexpr std::array<std::string_view, 2> kWords<OptimizerKind>{"adamw", "muon"};
+template <>
+constexpr std::array<std::string_view, 3> kWords<MomentDtype>{"auto", "float32", "bf16"};
+template <>
+constexpr std::array<std::string_view, 4> kWords<Schedule>{"cosine", "linear", "constant", "wsd"};
+
 constexpr double kMaxCount = 1e9;  // more than any count that makes sense
 
 struct Range {
@@ -89,32 +102,12 @@ void assign(const toml::node& node, std::vector<double>& value, const std::strin
   if (!node.is_array()) wrong(name, "an array of numbers", describe(node), at);
   for (const toml::node& item : *node.as_array()) assign(item, value.emplace_back(), name, at);
 }
-// The words of a setting that is one of a few, in the order of its values.
 using Words = std::span<const std::string_view>;
-Words words_of(Weights) {
-  return kWeights;
+template <typename Enum>
+Words words_of(Enum) {
+  return kWords<Enum>;
 }
-Words words_of(DataTokens) {
-  return kTokens;
-}
-Words words_of(TrainingDevice) {
-  return kDevices;
-}
-Words words_of(CudaGraphs) {
-  return kGraphs;
-}
-Words words_of(SmallLinears) {
-  return kSmallLinears;
-}
-Words words_of(OptimizerKind) {
-  return kKinds;
-}
-Words words_of(MomentDtype) {
-  return kMoments;
-}
-Words words_of(Schedule) {
-  return kSchedules;
-}
+// These two have their words where the model is.
 Words words_of(ScoreFunction) {
   using enum ScoreFunction;
   static const std::array words{to_string(SOFTMAX), to_string(SIGMOID)};
@@ -388,35 +381,35 @@ void apply_override(RunConfig& config, const std::string& text) {
 }  // namespace
 
 std::string_view to_string(Weights value) {
-  return kWeights.at(static_cast<size_t>(value));
+  return kWords<Weights>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(DataTokens value) {
-  return kTokens.at(static_cast<size_t>(value));
+  return kWords<DataTokens>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(TrainingDevice value) {
-  return kDevices.at(static_cast<size_t>(value));
+  return kWords<TrainingDevice>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(CudaGraphs value) {
-  return kGraphs.at(static_cast<size_t>(value));
+  return kWords<CudaGraphs>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(SmallLinears value) {
-  return kSmallLinears.at(static_cast<size_t>(value));
+  return kWords<SmallLinears>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(OptimizerKind value) {
-  return kKinds.at(static_cast<size_t>(value));
+  return kWords<OptimizerKind>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(MomentDtype value) {
-  return kMoments.at(static_cast<size_t>(value));
+  return kWords<MomentDtype>.at(static_cast<size_t>(value));
 }
 
 std::string_view to_string(Schedule value) {
-  return kSchedules.at(static_cast<size_t>(value));
+  return kWords<Schedule>.at(static_cast<size_t>(value));
 }
 
 std::vector<ConversionRule> RunConfig::conversion() const {
