@@ -81,8 +81,7 @@ void check_summable(const char* op, const char* argument, const at::Tensor& t) {
 // [rows, ...] contiguous as uint8 [rows, bytes of a row].
 at::Tensor bytes_of_rows(const at::Tensor& t) {
   const at::IntArrayRef row = t.sizes().slice(1);
-  const int64_t columns =
-      std::accumulate(row.begin(), row.end(), int64_t{1}, std::multiplies<int64_t>());
+  const int64_t columns = std::accumulate(row.begin(), row.end(), int64_t{1}, std::multiplies<>());
   return t.view({t.size(0), columns}).view(at::kByte);
 }
 
@@ -199,7 +198,7 @@ Pending begin_reduce_scatter(const Group& group, const at::Tensor& in) {
   if (in.is_cpu()) {
     Pending sent = move_rows(kOp, group, in, parts, parts);
     auto made = pending(kOp, group);
-    made->finish = [size, moving = std::make_shared<Pending>(std::move(sent))](at::Tensor) {
+    made->finish = [size, moving = std::make_shared<Pending>(std::move(sent))](const at::Tensor&) {
       return sum_of_parts(moving->wait(), size);
     };
     return Pending(std::move(made));

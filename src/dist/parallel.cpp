@@ -25,7 +25,7 @@ at::Device choose_gpu(const Launch& launch) {
   }
   const c10::impl::VirtualGuardImpl gpus(at::kCUDA);
   if (launch.world == 1) return gpus.getDevice();
-  const int64_t count = gpus.deviceCount();
+  const int64_t count = static_cast<uint8_t>(gpus.deviceCount());
   const int64_t index = count == 1 ? 0 : launch.local_rank;
   MOE8_CHECK(index < count, kParallel, "device",
              "expected a GPU for each process of this machine, got ", count, " for local rank ",
@@ -59,7 +59,7 @@ void meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds ti
 }  // namespace
 
 struct Parallel::Impl {
-  Impl(const ParallelOptions& o, const Launch& l) : options(o), launch(l) {}
+  Impl(ParallelOptions o, Launch l) : options(std::move(o)), launch(std::move(l)) {}
 
   ParallelOptions options;
   Launch launch;

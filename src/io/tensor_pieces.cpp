@@ -77,7 +77,7 @@ std::optional<Box> intersection(const Box& a, const Box& b) {
 std::string shard_file_name(int64_t index) {
   // PyTorch counts shards from 1; each of ours is one file.
   return formatted("shard-%05lld-model-00001-of-00001.safetensors",
-                   static_cast<long long>(index + 1));
+                   static_cast<long long>(index) + 1);
 }
 
 void save_pieces(const std::string& path, const std::vector<TensorPiece>& pieces,
@@ -99,7 +99,7 @@ void save_pieces(const std::string& path, const std::vector<TensorPiece>& pieces
 }
 
 // ---- reading ------------------------------------------------------------------
-PieceReader::PieceReader(const std::vector<std::string>& paths) : paths_(paths) {
+PieceReader::PieceReader(std::vector<std::string> paths) : paths_(std::move(paths)) {
   for (size_t file = 0; file < paths_.size(); ++file) {
     files_.emplace_back(paths_[file]);
     add(file);

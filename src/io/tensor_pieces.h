@@ -52,7 +52,7 @@ class PieceReader {
  public:
   /// @throws c10::Error that names the file which is no safetensors file, or whose sharding info
   /// does not fit its tensors or the other files.
-  explicit PieceReader(const std::vector<std::string>& paths);
+  explicit PieceReader(std::vector<std::string> paths);
 
   /// All tensors, sorted.
   std::vector<std::string> names() const;

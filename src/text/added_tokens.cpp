@@ -94,9 +94,8 @@ bool TextTree::find(std::string_view text, size_t from, size_t& begin, size_t& e
 }
 
 // ---- AddedTokens ------------------------------------------------------------
-AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens,
-                         const std::vector<std::string>& contents)
-    : tokens_(tokens), tree_(contents) {}
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const std::vector<std::string>& contents)
+    : tokens_(std::move(tokens)), tree_(contents) {}
 
 bool AddedTokens::find(std::string_view text, size_t& from, size_t done, Found& found) const {
   while (tree_.find(text, from, found.begin, found.end, found.which)) {

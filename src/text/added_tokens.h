@@ -50,7 +50,7 @@ class TextTree {
 class AddedTokens {
  public:
   /// `contents`: what is looked for, normalized where the tokens say so; as many as tokens.
-  AddedTokens(const std::vector<AddedToken>& tokens, const std::vector<std::string>& contents);
+  AddedTokens(std::vector<AddedToken> tokens, const std::vector<std::string>& contents);
 
   /// Calls text(string_view) and token(id) for what `text` is made of, in its order.
   template <typename OnText, typename OnToken>

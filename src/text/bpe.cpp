@@ -175,6 +175,13 @@ void Bpe::encode_text(std::string_view piece, Scratch& scratch, std::vector<uint
   merge_all(scratch, ids);
 }
 
+// Whether a symbol that is no token can be spelled in tokens of bytes.
+bool Bpe::has_bytes_of(std::string_view symbol) const {
+  return byte_fallback_ && std::ranges::all_of(symbol, [&](char c) {
+           return id_of_fallback_[static_cast<unsigned char>(c)] != kNoToken;
+         });
+}
+
 // Every character as a token, by bytes, or unknown. A run of unknown ones stands before the known one
 // that ends it, and, as in the library whose files these are, behind characters spelled in bytes.
 void Bpe::first_symbols(std::string_view piece, Scratch& scratch) const {
@@ -198,9 +205,7 @@ void Bpe::first_symbols(std::string_view piece, Scratch& scratch) const {
       has_unknown = false;
       return add(id);
     }
-    if (byte_fallback_ && std::ranges::all_of(symbol, [&](char c) {
-          return id_of_fallback_[static_cast<unsigned char>(c)] != kNoToken;
-        })) {
+    if (has_bytes_of(symbol)) {
       for (const char c : symbol) add(id_of_fallback_[static_cast<unsigned char>(c)]);
       return;
     }

@@ -102,6 +102,7 @@ class Bpe {
   void set_bytes(const BpeParts& parts, const std::string& where);
   uint32_t id_or_none(std::string_view token) const;
   void first_symbols(std::string_view piece, Scratch& scratch) const;
+  bool has_bytes_of(std::string_view symbol) const;
   void merge_all(Scratch& scratch, std::vector<uint32_t>& ids) const;
   void merge_few(Scratch& scratch, std::vector<uint32_t>& ids) const;
   void merge_many(Scratch& scratch, std::vector<uint32_t>& ids) const;

@@ -184,7 +184,8 @@ class Translation {
   // \uHHHH
   void unicode_escape() {
     const std::string_view digits = in_.substr(std::min(at_ + 2, in_.size()), 4);
-    if (digits.size() != 4 || digits.find_first_not_of("0123456789abcdefABCDEF") != digits.npos) {
+    if (digits.size() != 4 ||
+        digits.find_first_not_of("0123456789abcdefABCDEF") != std::string_view::npos) {
       refuse("\\u without four hexadecimal digits");
     }
     replace(6, "\\x{", digits, "}");

@@ -28,7 +28,7 @@ constexpr uint64_t kMegatronHeader = 9 + 8 + 1 + 8 + 8;
 constexpr uint8_t kMegatronUint8 = 1, kMegatronInt32 = 4, kMegatronUint16 = 8;
 
 // llm.c: 256 numbers of four bytes, the first three of them magic, version, count.
-constexpr uint64_t kLlmcHeader = 256 * 4;
+constexpr uint64_t kLlmcHeader = uint64_t{256} * 4;
 struct LlmcKind {
   int32_t magic, version;
   TokenType type;

@@ -97,7 +97,7 @@ void Crew::check_same(const std::vector<std::pair<std::string, std::string>>& se
   const std::vector<std::string> all = all_gather_text(world(), own);
   const auto parts = [](const std::string& text) {
     std::vector<std::string> found;
-    for (size_t at = 0, end; (end = text.find('\0', at)) != text.npos; at = end + 1) {
+    for (size_t at = 0, end; (end = text.find('\0', at)) != std::string::npos; at = end + 1) {
       found.push_back(text.substr(at, end - at));
     }
     return found;
@@ -144,13 +144,13 @@ std::string Crew::fail(const std::exception& error) {
     parallel_->shutdown();  // all ranks are here
     return is_first() ? text : "";
   }
-  const bool waited = text.find("expected an answer from all ranks") != text.npos;
+  const bool waited = text.find("expected an answer from all ranks") != std::string::npos;
   if (!waited) {
     parallel_->abort(text);
     return concat("rank ", rank(), ": ", text);
   }
   // Some other rank has ended. Where it said why, it printed that.
-  if (const size_t why = text.find("The first to end was "); why != text.npos) {
+  if (const size_t why = text.find("The first to end was "); why != std::string::npos) {
     parallel_->abort(text);
     return is_first() ? text.substr(why) : "";
   }

@@ -42,7 +42,7 @@ std::optional<std::string> failure_on(const c10::Device& gpu) {
 c10::Device own_gpu() {
   const Launch launch = launch_from_environment();
   if (launch.world == 1) return {c10::kCUDA, 0};
-  const int64_t count = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+  const int64_t count = static_cast<uint8_t>(c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount());
   return {c10::kCUDA, static_cast<c10::DeviceIndex>(count > 1 ? launch.local_rank % count : 0)};
 }
 

@@ -25,7 +25,7 @@ std::vector<int64_t> sizes_of(const PieceReader& files, const std::string& name,
 }  // namespace
 
 bool holds_experts(std::string_view name, const at::Tensor& tensor) {
-  return tensor.dim() == 3 && name.find(".experts.") != name.npos;
+  return tensor.dim() == 3 && name.find(".experts.") != std::string_view::npos;
 }
 
 NamedTensors learned_tensors(const torch::nn::Module& model) {
