@@ -59,7 +59,7 @@ void meet(c10d::Store& store, const Launch& launch, std::chrono::milliseconds ti
 }  // namespace
 
 struct Parallel::Impl {
-  Impl(ParallelOptions o, Launch l) : options(std::move(o)), launch(std::move(l)) {}
+  Impl(const ParallelOptions& o, Launch l) : options(o), launch(std::move(l)) {}
 
   ParallelOptions options;
   Launch launch;
