@@ -7,6 +7,7 @@
 
 #include "cli.h"
 #include "commands.h"
+#include "train/report/rank_tables.h"
 #include "train/report/report.h"
 #include "train/report/run_tables.h"
 
@@ -34,6 +35,8 @@ std::optional<double> cpu_rate(const RunRecord& run) {
 // The one list of what is known of a run, for JSON and CSV. Not known: null.
 Json json_of(const RunRecord& run, const RunRecord& first) {
   const RunStart start = run.starts.empty() ? RunStart{} : run.starts.front();
+  std::optional<RanksSummary> summary;
+  if (!run.ranks.empty()) summary = summary_of(run.ranks);
   return {{"name", run.name},
           {"folder", run.folder},
           {"recipe", run.config.training.recipe},
@@ -49,6 +52,10 @@ Json json_of(const RunRecord& run, const RunRecord& first) {
           {"tokens_per_cpu_s", or_null(cpu_rate(run))},
           {"peak_memory_bytes", or_null(run.peak_memory)},
           {"warnings", warnings_in(run)},
+          {"ranks", run.ranks.empty() ? Json() : Json(run.ranks.size())},
+          {"slowest_rank", summary ? Json(summary->slowest) : Json()},
+          {"waited_share", summary ? Json(summary->waited_share) : Json()},
+          {"most_expert_rows", summary ? Json(summary->most_expert_rows) : Json()},
           {"started", start.date},
           {"program", start.program},
           {"device", start.device}};
@@ -104,6 +111,9 @@ void run_compare(const CompareArguments& arguments, bool wants_page) {
   } else {
     const size_t columns = table_style().columns;
     std::cout << loss_table(runs, {}, columns) << '\n' << speed_table(runs, columns);
+    if (const std::string ranks = rank_table(runs, columns); !ranks.empty()) {
+      std::cout << '\n' << ranks;
+    }
   }
   if (for_programs && !wants_page) return;
   write_page(runs, arguments.out);

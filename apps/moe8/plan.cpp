@@ -34,6 +34,7 @@ struct PlanArguments {
   std::string device;
   int64_t world = 1;
   int64_t expert = 0;  // 0: as in the config
+  int64_t tensor = 0;  // likewise
   bool json = false;
 };
 
@@ -82,6 +83,7 @@ void plan_config(const PlanArguments& options) {
                   .recipes = training_recipes(),
                   .world = options.world};
   if (options.expert > 0) plan.config.parallel.expert = options.expert;
+  if (options.tensor > 0) plan.config.parallel.tensor = options.tensor;
   plan.config.validate();
   if (options.device == "cuda") plan.config.training.device = TrainingDevice::CUDA;
   if (options.device == "cpu") plan.config.training.device = TrainingDevice::CPU;
@@ -148,6 +150,12 @@ void add_plan_command(CLI::App& app) {
   command
       ->add_option("--expert", options->expert,
                    "Of these, over how many experts are spread, instead of parallel.expert")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("RANKS")
+      ->needs(world);
+  command
+      ->add_option("--tensor", options->tensor,
+                   "Over how many dense weights are spread, instead of parallel.tensor")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("RANKS")
       ->needs(world);

@@ -92,26 +92,15 @@ RunResult train_or_end(const RunConfig& config, const RunOptions& options) {
 }
 
 // Of several ranks: who the others waited for, and how long.
-std::string ranks_line(const RunResult& result) {
-  size_t slowest = 0;
-  double waited = 0, took = 0, most_rows = 0, rows = 0;
-  const auto work = [](const RankUse& rank) { return rank.step_seconds - rank.waited_seconds; };
-  for (size_t r = 0; r < result.ranks.size(); ++r) {
-    const RankUse& rank = result.ranks[r];
-    if (work(rank) > work(result.ranks[slowest])) slowest = r;
-    waited += rank.waited_seconds;
-    took += rank.step_seconds;
-    most_rows = std::max(most_rows, rank.expert_rows);
-    rows += rank.expert_rows;
-  }
+std::string ranks_line(const std::vector<RankUse>& ranks) {
+  const RanksSummary summary = summary_of(ranks);
   std::string line = formatted(
       "Ranks: %zu, the slowest %zu; waiting for others %.1f %% of the time; %.1f MB sent a step by "
       "a rank",
-      result.ranks.size(), slowest, took > 0 ? 100 * waited / took : 0,
-      result.ranks.front().bytes_sent / 1e6);
-  if (rows > 0) {
-    line += formatted("; most rows of experts on a rank: %.2f of the mean",
-                      most_rows * static_cast<double>(result.ranks.size()) / rows);
+      ranks.size(), summary.slowest, 100 * summary.waited_share, summary.bytes_sent / 1e6);
+  if (summary.most_expert_rows > 0) {
+    line +=
+        formatted("; most rows of experts on a rank: %.2f of the mean", summary.most_expert_rows);
   }
   return line;
 }
@@ -130,7 +119,7 @@ void print_end(const RunResult& result, int64_t steps) {
       static_cast<long long>(result.steps), result.recipe.c_str(), result.train_loss,
       result.validation_loss, result.tokens_per_s, static_cast<double>(result.peak_memory) / 1e6,
       result.folder.c_str());
-  if (!result.ranks.empty()) std::cout << ranks_line(result) << '\n';
+  if (!result.ranks.empty()) std::cout << ranks_line(result.ranks) << '\n';
   std::cout << "Look at it, alone or beside others: moe8 compare " << result.folder << '\n';
 }
 

@@ -115,7 +115,7 @@ class Parallel {
   const Group& world() const;        // all
   const Group& data() const;         // see different data: all of one tensor_rank
   const Group& expert() const;       // share the experts of a layer among them
-  const Group& expert_data() const;  // hold the same experts
+  const Group& expert_data() const;  // hold the same experts; the ranks of a tensor group do
   const Group& tensor() const;       // share each dense weight among them
 
   /// The launcher's key-value store, for this start of the job; null in a world of one process.

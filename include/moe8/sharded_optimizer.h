@@ -16,6 +16,13 @@
 
 namespace moe8 {
 
+/// Of a matrix of which each rank of a tensor group holds an equal part: moe8/tensor_parallel.h.
+struct MatrixPart {
+  int64_t axis = 0;   // along which it was cut: 0 or 1
+  int64_t first = 0;  // where along it this rank's part begins
+  int64_t size = 0;   // of the whole along it; 0: the parameter is no such part
+};
+
 /// A parameter of a model that all ranks of a group hold. `parameter.number` and `first_element`
 /// are set by the optimizer.
 struct ShardedParameter {
@@ -24,6 +31,8 @@ struct ShardedParameter {
   /// in all. Its gradients are summed over `expert_data`. 0 experts: the parameter is whole.
   int64_t first_expert = 0;
   int64_t experts = 0;
+  /// Its gradients are summed over `part_data`.
+  MatrixPart part{};
 };
 
 /// Rows of the first dimension of a tensor that several ranks share out.
@@ -31,6 +40,14 @@ struct OwnedRows {
   std::string name{};
   int64_t first_row = 0;  // at which `tensor` begins in the whole one; 0 of scalars
   at::Tensor tensor{};
+  int64_t first_column = 0;  // likewise along the second dimension, of a MatrixPart along it
+};
+
+/// Who holds what alike.
+struct ShardingGroups {
+  Group all;               // a rank's number in it is the order of sums
+  Group expert_data = {};  // the ranks that hold the same experts; unused where none has experts
+  Group part_data = {};    // that hold the same parts of matrices; unused where all are whole
 };
 
 /// How gradients and parameters travel.
@@ -60,6 +77,9 @@ class ShardedOptimizer {
   ShardedOptimizer(std::vector<ShardedParameter> parameters, const OptimizerOptions& options,
                    const Group& data, const Group& expert_data = {},
                    const ShardingOptions& sharding = {});
+  /// The same with parts of matrices as well. These are stepped by AdamW: Muon needs whole ones.
+  ShardedOptimizer(std::vector<ShardedParameter> parameters, const OptimizerOptions& options,
+                   const ShardingGroups& groups, const ShardingOptions& sharding = {});
   ~ShardedOptimizer();
   ShardedOptimizer(ShardedOptimizer&&) noexcept;
   ShardedOptimizer& operator=(ShardedOptimizer&&) noexcept;
@@ -79,11 +99,9 @@ class ShardedOptimizer {
 
   /// This rank's part of Optimizer::state(); of all ranks together each element is there once.
   std::vector<OwnedRows> state() const;
-  /// Takes over such a state, whoever wrote it: `read(name, first_row, like)` gives the rows of the
-  /// whole tensor `name` from first_row on that `like` has room for; undefined when there is no such
-  /// tensor.
-  void restore(const std::function<at::Tensor(const std::string& name, int64_t first_row,
-                                              const at::Tensor& like)>& read);
+  /// Takes over such a state, whoever wrote it: `read(rows)` gives what belongs into `rows.tensor` of
+  /// the whole tensor `rows.name`; undefined when there is no such tensor.
+  void restore(const std::function<at::Tensor(const OwnedRows& rows)>& read);
 
   /// This rank's part of the parameters themselves; they share memory.
   std::vector<OwnedRows> owned() const;

@@ -18,6 +18,7 @@
 #include "moe8/parallel.h"
 #include "moe8/recompute.h"
 #include "moe8/routing.h"
+#include "moe8/tensor_parallel.h"
 #include "moe8/transformer_config.h"
 
 namespace moe8 {
@@ -41,18 +42,25 @@ TORCH_MODULE(RMSNorm);
 /// [hidden, dim].
 class FeedForwardImpl : public torch::nn::Module {
  public:
-  FeedForwardImpl(int64_t dim, int64_t hidden_dim);
+  /// @param tensor_group  over which hidden is spread, see moe8/tensor_parallel.h; x and the result
+  ///                      are then this rank's positions, along the last dimension but one
+  FeedForwardImpl(int64_t dim, int64_t hidden_dim, const Group& tensor_group = Group());
   torch::Tensor forward(const torch::Tensor& x);  // [..., dim] -> [..., dim]
   void init_weights(at::Generator& generator, double std);
 
   torch::nn::Linear w1{nullptr}, w2{nullptr}, w3{nullptr};
+
+ private:
+  Group group_;
 };
 TORCH_MODULE(FeedForward);
 
 /// Causal attention with rotary positions; n_kv_heads may be fewer than n_heads.
 class AttentionImpl : public torch::nn::Module {
  public:
-  explicit AttentionImpl(const TransformerConfig& config);
+  /// @param tensor_group  over which heads are spread, see moe8/tensor_parallel.h; x and the result
+  ///                      are then the positions of this rank
+  explicit AttentionImpl(const TransformerConfig& config, const Group& tensor_group = Group());
   /// @param x      [B, S, dim]
   /// @param freqs  [S, head_dim/2] complex64: the rotation of each position, see rotary_frequencies
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs);
@@ -62,6 +70,7 @@ class AttentionImpl : public torch::nn::Module {
 
  private:
   int64_t head_dim_;
+  Group group_;
 };
 TORCH_MODULE(Attention);
 
@@ -123,8 +132,11 @@ TORCH_MODULE(Experts);
 /// of the router are those of this rank's tokens.
 class MoEImpl : public torch::nn::Module {
  public:
-  /// @param group  see Experts
-  explicit MoEImpl(const TransformerConfig& config, const Group& group = Group());
+  /// @param group         see Experts
+  /// @param tensor_group  over which the shared experts are spread, see FeedForward; x is then this
+  ///                      rank's positions
+  explicit MoEImpl(const TransformerConfig& config, const Group& group = Group(),
+                   const Group& tensor_group = Group());
   torch::Tensor forward(const torch::Tensor& x);  // [B, S, dim] -> [B, S, dim]
   void init_weights(at::Generator& generator, double std);
   /// One step of the balancing bias of this layer; see the free function.
@@ -142,10 +154,12 @@ class MoEImpl : public torch::nn::Module {
   torch::Tensor router_losses;
 
  private:
-  torch::Tensor with_experts(const torch::Tensor& rows,
+  torch::Tensor with_experts(const torch::Tensor& x, const torch::Tensor& rows,
                              const Routing& routing);  // routed and shared
+  torch::Tensor shared(const torch::Tensor& x, const torch::Tensor& rows);
 
   TransformerConfig config_;
+  bool shares_positions_ = false;  // with the ranks of a tensor group
   double router_loss_weight_ = 1;
 };
 TORCH_MODULE(MoE);
@@ -154,7 +168,7 @@ TORCH_MODULE(MoE);
 class TransformerBlockImpl : public torch::nn::Module {
  public:
   TransformerBlockImpl(const TransformerConfig& config, int64_t layer,
-                       const Group& expert_group = Group());
+                       const Group& expert_group = Group(), const Group& tensor_group = Group());
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs,
                         Recompute recompute = Recompute::NONE);
   void init_weights(at::Generator& generator);
@@ -180,13 +194,19 @@ class TransformerImpl : public torch::nn::Module {
   ///               an existing model with cast_parameters_, since Module::to casts buffers as well.
   /// @param expert_group  over which the experts of each layer are spread, see Experts. What ranks hold
   ///               are parts of the same weights as one process would have.
-  /// @throws c10::Error when the config or dtype is invalid, or the group does not divide n_experts.
+  /// @param tensor_group  over which attention, dense and shared feed-forward are spread
+  ///               (moe8/tensor_parallel.h). Its ranks get the same tokens, and each the logits of its
+  ///               positions; the routed experts of each see these tokens alone.
+  /// @throws c10::Error when the config or dtype is invalid, the expert group does not divide
+  /// n_experts or the tensor group heads and hidden widths.
   explicit TransformerImpl(const TransformerConfig& config, uint64_t seed = 0,
                            at::ScalarType dtype = at::kBFloat16,
-                           const Group& expert_group = Group());
+                           const Group& expert_group = Group(),
+                           const Group& tensor_group = Group());
 
   /// @param tokens  [B, S] int64, 0 <= token < vocab_size, S <= max_seq_len
-  /// @return        [B, S, vocab_size] logits in the model's dtype
+  /// @return        [B, S, vocab_size] logits in the model's dtype; of a tensor group those of
+  ///                sequence_part(tensor_group(), tokens)
   /// @throws c10::Error when shape or dtype of tokens is wrong.
   torch::Tensor forward(const torch::Tensor& tokens);
 
@@ -196,6 +216,7 @@ class TransformerImpl : public torch::nn::Module {
   /// backward(), not by torch::autograd::grad.
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
   const TransformerConfig& config() const { return config_; }
+  const Group& tensor_group() const { return tensor_group_; }
 
   torch::nn::Embedding tok_embeddings{nullptr};
   torch::nn::ModuleList layers{nullptr};
@@ -204,6 +225,7 @@ class TransformerImpl : public torch::nn::Module {
 
  private:
   TransformerConfig config_;
+  Group tensor_group_;
   Recompute recompute_ = Recompute::NONE;
   torch::Tensor freqs_;  // [max_seq_len, head_dim/2] complex64; follows the tokens' device
 };

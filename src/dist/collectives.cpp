@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "dist/activity.h"
 #include "dist/c10d_names.h"
 #include "dist/group.h"
 #include "quantize/check_input.h"
@@ -39,6 +40,7 @@ namespace {
 
 template <typename Function>
 auto exchange(const char* op, const Group& group, const Function& function) {
+  const WaitsForOthers waits;
   try {
     return function();
   } catch (const std::exception& error) {
@@ -85,6 +87,10 @@ at::Tensor bytes_of_rows(const at::Tensor& t) {
   return t.view({t.size(0), columns}).view(at::kByte);
 }
 
+int64_t bytes(const at::Tensor& t) {
+  return static_cast<int64_t>(t.nbytes());
+}
+
 at::Tensor rows_like(const at::Tensor& t, int64_t rows) {
   std::vector<int64_t> sizes = t.sizes().vec();
   sizes[0] = rows;
@@ -129,6 +135,8 @@ Pending move_rows(const char* op, const Group& group, const at::Tensor& in, at::
   const at::Tensor sent = plain(in);
   made->result = rows_like(sent, std::accumulate(out_rows.begin(), out_rows.end(), int64_t{0}));
   made->sent = {sent};
+  const int64_t kept = in_rows[static_cast<size_t>(group.rank())];
+  if (sent.size(0) > 0) count_sent(bytes(sent) / sent.size(0) * (sent.size(0) - kept));
   made->work = exchange(op, group, [&] {
     at::Tensor from = bytes_of_rows(sent), to = bytes_of_rows(made->result);
     std::vector<int64_t> in_split = in_rows.vec(), out_split = out_rows.vec();
@@ -174,6 +182,7 @@ Pending begin_all_gather(const Group& group, const at::Tensor& in) {
   made->result = rows_like(sent, group.size() * sent.size(0));
   made->sent = {sent};
   if (sent.numel() == 0) return at_once(kOp, group, made->result);  // of the same sizes everywhere
+  count_sent(bytes(sent) * (group.size() - 1));
   made->work = exchange(kOp, group, [&] {
     at::Tensor from = bytes_of_rows(sent), to = bytes_of_rows(made->result);
     return all_gather_single(*group.process_group(), to, from);
@@ -207,6 +216,7 @@ Pending begin_reduce_scatter(const Group& group, const at::Tensor& in) {
   at::Tensor from = plain(in);
   made->result = rows_like(from, rows / size);
   made->sent = {from};
+  count_sent(bytes(from) / size * (size - 1));
   made->work = exchange(kOp, group, [&] {
     return reduce_scatter_single(*group.process_group(), made->result, from);
   });
@@ -261,6 +271,7 @@ void all_reduce_(const Group& group, const at::Tensor& tensor, Reduction reducti
   if (group.size() == 1 || tensor.numel() == 0) return;
   const at::Tensor data = tensor.detach();
   if (reduction == Reduction::SUM && data.is_cpu()) return sum_on_cpu(group, data);
+  count_sent(2 * bytes(data) / group.size() * (group.size() - 1));
   exchange(kOp, group, [&] {
     c10d::AllreduceOptions options;
     options.reduceOp = op_of(reduction);

@@ -30,11 +30,15 @@ LayoutGroups layout_groups(const ParallelLayout& layout, int64_t world, int64_t 
   const int64_t tensor_rank = rank % layout.tensor, data_rank = rank / layout.tensor;
   const int64_t expert_rank = data_rank % layout.expert, replica = data_rank / layout.expert;
   const auto of_data_rank = [&](int64_t r) { return r * layout.tensor + tensor_rank; };
+  // The ranks of a tensor group hold the same experts, and see different tokens.
+  std::vector<int64_t> expert_data;
+  for (int64_t r = expert_rank; r < data_size; r += layout.expert) {
+    for (int64_t t = 0; t < layout.tensor; ++t) expert_data.push_back(r * layout.tensor + t);
+  }
   return {.world = every(world, 0, 1),
           .data = every(data_size, of_data_rank(0), layout.tensor),
           .expert = every(layout.expert, of_data_rank(replica * layout.expert), layout.tensor),
-          .expert_data = every(data_size / layout.expert, of_data_rank(expert_rank),
-                               layout.expert * layout.tensor),
+          .expert_data = expert_data,
           .tensor = every(layout.tensor, data_rank * layout.tensor, 1)};
 }
 

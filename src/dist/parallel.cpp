@@ -91,8 +91,9 @@ struct Parallel::Impl {
     world = make_group("world", ranks.world);
     data = ranks.data == ranks.world ? world : make_group("data", ranks.data);
     expert = make_group("expert", ranks.expert);
-    expert_data =
-        ranks.expert_data == ranks.data ? data : make_group("expert_data", ranks.expert_data);
+    expert_data = ranks.expert_data == ranks.world  ? world
+                  : ranks.expert_data == ranks.data ? data
+                                                    : make_group("expert_data", ranks.expert_data);
     tensor = make_group("tensor", ranks.tensor);
   }
 

@@ -108,6 +108,22 @@ void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std, 
   });
 }
 
+void trunc_normal_rows_(at::Tensor& parameter, at::Generator& generator, double std,
+                        const Group& group) {
+  trunc_normal_(parameter, generator, std, group.rank() * parameter.numel());
+}
+
+void trunc_normal_columns_(at::Tensor& parameter, at::Generator& generator, double std,
+                           const Group& group) {
+  if (group.size() == 1) return trunc_normal_(parameter, generator, std);
+  const torch::NoGradGuard no_grad;
+  const int64_t columns = parameter.size(1);
+  at::Tensor whole =
+      at::empty({parameter.size(0), group.size() * columns}, at::dtype(parameter.scalar_type()));
+  trunc_normal_(whole, generator, std);
+  parameter.copy_(whole.narrow(1, group.rank() * columns, columns));
+}
+
 void normal_(at::Tensor& parameter, at::Generator& generator, double std) {
   fill(parameter, generator, 0, [std](double p) { return std * normal_quantile(p); });
 }

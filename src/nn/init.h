@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "moe8/parallel.h"
+
 namespace moe8 {
 
 constexpr double kInputStd = 0.02;  // of projections that read the residual stream
@@ -19,7 +21,13 @@ torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
 /// @param first  `parameter` holds the elements from here on of one that is filled as a whole
 void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std, int64_t first = 0);
 
-/// The same without the cut.
+/// The same of a matrix of which each rank of a group holds an equal part of the rows, or columns.
+void trunc_normal_rows_(at::Tensor& parameter, at::Generator& generator, double std,
+                        const Group& group);
+void trunc_normal_columns_(at::Tensor& parameter, at::Generator& generator, double std,
+                           const Group& group);
+
+/// As trunc_normal_ without the cut.
 void normal_(at::Tensor& parameter, at::Generator& generator, double std);
 
 }  // namespace moe8

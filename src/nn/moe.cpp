@@ -40,24 +40,27 @@ struct WithLosses : torch::autograd::Function<WithLosses> {
 }  // namespace
 
 // ---- feed-forward -----------------------------------------------------------
-FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim) {
-  w1 = register_module("w1", linear_without_bias(dim, hidden_dim));
-  w2 = register_module("w2", linear_without_bias(hidden_dim, dim));
-  w3 = register_module("w3", linear_without_bias(dim, hidden_dim));
+FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim, const Group& tensor_group)
+    : group_(tensor_group) {
+  w1 = register_module("w1", column_parallel_linear(dim, hidden_dim, group_));
+  w2 = register_module("w2", row_parallel_linear(hidden_dim, dim, group_));
+  w3 = register_module("w3", column_parallel_linear(dim, hidden_dim, group_));
 }
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
+  const int64_t positions = x.dim() - 2;
+  const torch::Tensor all = gather_sequence(group_, x, positions);
   const auto [up, gate] = [&]() -> std::array<torch::Tensor, 2> {
-    const SharedInput quantized_once(x);
-    return {linear(x, w3), linear(x, w1)};
+    const SharedInput quantized_once(all);
+    return {linear(all, w3), linear(all, w1)};
   }();
-  return linear(swiglu(gate, up), w2);
+  return reduce_scatter_sequence(group_, linear(swiglu(gate, up), w2), positions);
 }
 
 void FeedForwardImpl::init_weights(at::Generator& generator, double std) {
-  trunc_normal_(w1->weight, generator, kInputStd);
-  trunc_normal_(w2->weight, generator, std);
-  trunc_normal_(w3->weight, generator, std);
+  trunc_normal_rows_(w1->weight, generator, kInputStd, group_);
+  trunc_normal_columns_(w2->weight, generator, std, group_);
+  trunc_normal_rows_(w3->weight, generator, std, group_);
 }
 
 // ---- router -----------------------------------------------------------------
@@ -113,13 +116,16 @@ void ExpertsImpl::init_weights(at::Generator& generator, double std) {
 }
 
 // ---- the layer --------------------------------------------------------------
-MoEImpl::MoEImpl(const TransformerConfig& config, const Group& group) : config_(config) {
+MoEImpl::MoEImpl(const TransformerConfig& config, const Group& group, const Group& tensor_group)
+    : config_(config) {
   config.validate();
   router = register_module("router", Router(config));
   experts = register_module("experts", Experts(config, group));
   if (config.n_shared_experts > 0) {
-    shared_experts = register_module(
-        "shared_experts", FeedForward(config.dim, config.hidden_dim * config.n_shared_experts));
+    const int64_t hidden = config.hidden_dim * config.n_shared_experts;
+    shared_experts =
+        register_module("shared_experts", FeedForward(config.dim, hidden, tensor_group));
+    shares_positions_ = tensor_group.size() > 1;
   }
   if (config.load_balance_coeff > 0) {
     expert_bias = register_buffer("expert_bias", torch::zeros({config.n_experts}));
@@ -130,16 +136,22 @@ MoEImpl::MoEImpl(const TransformerConfig& config, const Group& group) : config_(
   }
 }
 
-torch::Tensor MoEImpl::with_experts(const torch::Tensor& rows, const Routing& routing) {
+// The positions of other ranks go between those of x, which rows no longer tell apart.
+torch::Tensor MoEImpl::shared(const torch::Tensor& x, const torch::Tensor& rows) {
+  return shares_positions_ ? shared_experts(x).view(rows.sizes()) : shared_experts(rows);
+}
+
+torch::Tensor MoEImpl::with_experts(const torch::Tensor& x, const torch::Tensor& rows,
+                                    const Routing& routing) {
   if (experts->group().size() > 1) {
     // While ranks tell each other how many tokens to expect, the shared experts compute.
     const TokenExchange exchange(experts->group(), routing.experts, config_.n_experts);
     if (!shared_experts) return experts->forward_in(exchange, rows, routing);
-    const torch::Tensor shared = shared_experts(rows);
-    return experts->forward_in(exchange, rows, routing) + shared;
+    const torch::Tensor of_shared = shared(x, rows);
+    return experts->forward_in(exchange, rows, routing) + of_shared;
   }
   const torch::Tensor out = experts(rows, routing);
-  return shared_experts ? out + shared_experts(rows) : out;
+  return shared_experts ? out + shared(x, rows) : out;
 }
 
 torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
@@ -151,7 +163,7 @@ torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
     const torch::NoGradGuard no_grad;
     tokens_per_expert.add_(routing.tokens_per_expert);
   }
-  const torch::Tensor out = with_experts(rows, routing).view(x.sizes());
+  const torch::Tensor out = with_experts(x, rows, routing).view(x.sizes());
   if (!is_training() || !router_losses.defined()) return out;
   const torch::Tensor losses =
       at::stack({load_balance_loss(logits, config_.score_function, routing.tokens_per_expert),

@@ -36,49 +36,56 @@ torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta
   return at::polar(at::ones_like(angles), angles).to(at::kComplexFloat);
 }
 
-AttentionImpl::AttentionImpl(const TransformerConfig& config) : head_dim_(config.head_width()) {
+AttentionImpl::AttentionImpl(const TransformerConfig& config, const Group& tensor_group)
+    : head_dim_(config.head_width()), group_(tensor_group) {
+  // Heads stay whole: a key head lies beside the queries that ask it.
+  MOE8_CHECK(config.n_kv_heads % group_.size() == 0, "Attention", "tensor_group",
+             "expected a divisor of n_kv_heads = ", config.n_kv_heads, ", got ", group_.size(),
+             " ranks");
   const int64_t width = config.n_heads * head_dim_, kv = config.n_kv_heads * head_dim_;
-  wq = register_module("wq", linear_without_bias(config.dim, width));
-  wk = register_module("wk", linear_without_bias(config.dim, kv));
-  wv = register_module("wv", linear_without_bias(config.dim, kv));
-  wo = register_module("wo", linear_without_bias(width, config.dim));
+  wq = register_module("wq", column_parallel_linear(config.dim, width, group_));
+  wk = register_module("wk", column_parallel_linear(config.dim, kv, group_));
+  wv = register_module("wv", column_parallel_linear(config.dim, kv, group_));
+  wo = register_module("wo", row_parallel_linear(width, config.dim, group_));
 }
 
 torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
+  const torch::Tensor all = gather_sequence(group_, x);  // positions
   const auto heads = [&](const torch::Tensor& projected) {
-    return projected.view({x.size(0), x.size(1), -1, head_dim_});  // [B, S, H, D]
+    return projected.view({all.size(0), all.size(1), -1, head_dim_});  // [B, S, H, D]
   };
   const auto [projected_q, projected_k, projected_v] = [&]() -> std::array<torch::Tensor, 3> {
-    const SharedInput quantized_once(x);
-    return {heads(linear(x, wq)), heads(linear(x, wk)), heads(linear(x, wv))};
+    const SharedInput quantized_once(all);
+    return {heads(linear(all, wq)), heads(linear(all, wk)), heads(linear(all, wv))};
   }();
   const RotatedHeads rotated = rotary_embedding(projected_q, projected_k, freqs);
   const torch::Tensor q = rotated.q.transpose(1, 2), k = rotated.k.transpose(1, 2);
   const torch::Tensor v = projected_v.transpose(1, 2);
   const torch::Tensor out = causal_attention(q, k, v);
-  return linear(out.transpose(1, 2).reshape({x.size(0), x.size(1), -1}), wo);
+  const torch::Tensor rows = out.transpose(1, 2).reshape({all.size(0), all.size(1), -1});
+  return reduce_scatter_sequence(group_, linear(rows, wo));
 }
 
 void AttentionImpl::init_weights(at::Generator& generator, double std) {
   for (auto* projection : {&wq, &wk, &wv}) {
-    trunc_normal_((*projection)->weight, generator, kInputStd);
+    trunc_normal_rows_((*projection)->weight, generator, kInputStd, group_);
   }
-  trunc_normal_(wo->weight, generator, std);
+  trunc_normal_columns_(wo->weight, generator, std, group_);
 }
 
 // ---- block ------------------------------------------------------------------
 TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int64_t layer,
-                                           const Group& expert_group)
+                                           const Group& expert_group, const Group& tensor_group)
     // Deeper layers start smaller, so that the residual stream keeps its size.
     : init_std_(kInputStd / std::sqrt(2.0 * static_cast<double>(layer + 1))) {
-  attention = register_module("attention", Attention(config));
+  attention = register_module("attention", Attention(config, tensor_group));
   attention_norm = register_module("attention_norm", RMSNorm(config.dim, config.norm_eps));
   ffn_norm = register_module("ffn_norm", RMSNorm(config.dim, config.norm_eps));
   if (layer < config.n_dense_layers) {
-    feed_forward =
-        register_module("feed_forward", FeedForward(config.dim, config.dense_hidden_dim));
+    feed_forward = register_module("feed_forward",
+                                   FeedForward(config.dim, config.dense_hidden_dim, tensor_group));
   } else {
-    moe = register_module("moe", MoE(config, expert_group));
+    moe = register_module("moe", MoE(config, expert_group, tensor_group));
   }
 }
 
@@ -114,8 +121,9 @@ void TransformerBlockImpl::init_weights(at::Generator& generator) {
 
 // ---- transformer ------------------------------------------------------------
 TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
-                                 at::ScalarType dtype, const Group& expert_group)
-    : config_(config) {
+                                 at::ScalarType dtype, const Group& expert_group,
+                                 const Group& tensor_group)
+    : config_(config), tensor_group_(tensor_group) {
   config.validate();
   MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, "Transformer", "dtype",
              "expected bfloat16 or float32, got ", dtype);
@@ -123,7 +131,7 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
       register_module("tok_embeddings", torch::nn::Embedding(config.vocab_size, config.dim));
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    layers->push_back(TransformerBlock(config, layer, expert_group));
+    layers->push_back(TransformerBlock(config, layer, expert_group, tensor_group));
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
   output = register_module("output", linear_without_bias(config.dim, config.vocab_size));
@@ -152,7 +160,7 @@ torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
              tokens.sizes());
   if (freqs_.device() != tokens.device()) freqs_ = freqs_.to(tokens.device());
   const torch::Tensor freqs = freqs_.narrow(0, 0, tokens.size(1));
-  torch::Tensor x = tok_embeddings(tokens);
+  torch::Tensor x = tok_embeddings(sequence_part(tensor_group_, tokens));
   for (const auto& layer : *layers)
     x = layer->as<TransformerBlockImpl>()->forward(x, freqs, recompute_);
   return linear(norm(x), output);

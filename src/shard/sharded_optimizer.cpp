@@ -42,6 +42,17 @@ SharedTensor shared(const OptimizedParameter& parameter) {
   return s;
 }
 
+// In how many parts ranks hold it, and which this one is.
+std::pair<int64_t, int64_t> parts_of(const ShardedParameter& p) {
+  const at::Tensor& x = p.parameter.tensor;
+  if (p.experts > 0) return {p.experts / x.size(0), p.first_expert / x.size(0)};
+  if (p.part.size > 0) {
+    const int64_t held = x.size(p.part.axis);
+    return {p.part.size / held, p.part.first / held};
+  }
+  return {1, 0};
+}
+
 // Rows of a contiguous tensor, apart from autograd.
 at::Tensor rows_of(const at::Tensor& x, const RowRange& range) {
   const at::Tensor plain = x.detach();
@@ -91,7 +102,7 @@ class TellsWhenReady : public torch::autograd::PostAccumulateGradHook {
 
 struct ShardedOptimizer::State {
   std::vector<ShardedParameter> parameters;
-  Group data, expert_data;
+  ShardingGroups groups;
   std::vector<Bucket> buckets;  // in the order in which backward comes to them
   std::vector<Piece> pieces;
   std::map<std::string, size_t> piece_of;  // by the parameter's name
@@ -108,8 +119,13 @@ struct ShardedOptimizer::State {
 
   ~State();
   const at::Tensor& tensor(size_t i) const { return parameters[i].parameter.tensor; }
-  const Group& group_of(size_t i) const { return parameters[i].experts > 0 ? expert_data : data; }
+  const Group& group_of(size_t i) const {
+    if (parameters[i].experts > 0) return groups.expert_data;
+    return parameters[i].part.size > 0 ? groups.part_data : groups.all;
+  }
   void check() const;
+  void check_parts(const ShardedParameter& p, const char* of, int64_t held, int64_t first,
+                   int64_t all, const Group& same) const;
   void make_buckets(int64_t elements);
   void make_pieces();
   void make_slots();
@@ -125,47 +141,85 @@ struct ShardedOptimizer::State {
   void start_gather(Bucket& bucket);
   void end_gather(Bucket& bucket);
   int64_t first_row(const Piece& piece) const {
-    return parameters[piece.parameter].first_expert + piece.rows.first;
+    const ShardedParameter& p = parameters[piece.parameter];
+    return p.first_expert + (p.part.axis == 0 ? p.part.first : 0) + piece.rows.first;
   }
+  int64_t first_column(const Piece& piece) const {
+    const MatrixPart& part = parameters[piece.parameter].part;
+    return part.axis == 1 ? part.first : 0;
+  }
+  // Where a tensor of the optimizer's state lies in the whole one; "steps.NAME" is one number.
+  OwnedRows place(const std::string& name, const at::Tensor& tensor) const {
+    if (is_count(name)) return {name, 0, tensor, 0};
+    const Piece& piece = piece_with(name);
+    return {name, first_row(piece), tensor, first_column(piece)};
+  }
+  const Piece& piece_with(const std::string& state) const {
+    return pieces[piece_of.at(state.substr(state.find('.') + 1))];
+  }
+  static bool is_count(const std::string& state) { return state.starts_with("steps."); }
 };
 
 // ---- who steps what -------------------------------------------------------------
 void ShardedOptimizer::State::check() const {
   MOE8_CHECK(!parameters.empty(), kOptimizer, "parameters", "expected at least one, got none");
-  for (const auto& [parameter, first_expert, experts] : parameters) {
-    const at::Tensor& x = parameter.tensor;
-    MOE8_CHECK(x.defined() && x.is_contiguous(), kOptimizer, parameter.name,
+  for (const ShardedParameter& p : parameters) {
+    const at::Tensor& x = p.parameter.tensor;
+    MOE8_CHECK(x.defined() && x.is_contiguous(), kOptimizer, p.parameter.name,
                "expected a contiguous tensor");
-    if (experts == 0) continue;
-    MOE8_CHECK(x.dim() >= 2 && x.size(0) > 0 && experts % x.size(0) == 0 &&
-                   first_expert % x.size(0) == 0 && first_expert < experts,
-               kOptimizer, parameter.name, "expected an equal part of ", experts,
-               " experts, got those from ", first_expert, " on in ", x.sizes());
-    const int64_t parts = experts / x.size(0);
-    MOE8_CHECK(parts * expert_data.size() == data.size(), kOptimizer, parameter.name, "expected ",
-               parts, " parts of experts on ", expert_data.size(), " ranks each to be all ",
-               data.size(), " ranks");
+    if (p.experts > 0) {
+      MOE8_CHECK(x.dim() >= 2, kOptimizer, p.parameter.name, "expected a stack of experts, got ",
+                 x.sizes());
+      check_parts(p, "experts", x.size(0), p.first_expert, p.experts, groups.expert_data);
+    }
+    if (p.part.size > 0) {
+      MOE8_CHECK(x.dim() == 2 && (p.part.axis == 0 || p.part.axis == 1) && p.experts == 0,
+                 kOptimizer, p.parameter.name,
+                 "expected a part of a matrix along axis 0 or 1, got ", x.sizes(), " along axis ",
+                 p.part.axis);
+      MOE8_CHECK(p.parameter.rule == UpdateRule::ADAMW, kOptimizer, p.parameter.name,
+                 "expected AdamW for a part of a matrix, got Muon, which steps whole ones");
+      check_parts(p, "a matrix", x.size(p.part.axis), p.part.first, p.part.size, groups.part_data);
+    }
   }
 }
 
-// The last parameters first: their gradients are there first.
+// The ranks that hold the parts are all ranks.
+void ShardedOptimizer::State::check_parts(const ShardedParameter& p, const char* of, int64_t held,
+                                          int64_t first, int64_t all, const Group& same) const {
+  MOE8_CHECK(held > 0 && all % held == 0 && first % held == 0 && first < all, kOptimizer,
+             p.parameter.name, "expected an equal part of ", all, ", got ", held, " from ", first,
+             " on in ", p.parameter.tensor.sizes());
+  const int64_t parts = all / held;
+  MOE8_CHECK(parts * same.size() == groups.all.size(), kOptimizer, p.parameter.name, "expected ",
+             parts, " parts of ", of, " on ", same.size(), " ranks each to be all ",
+             groups.all.size(), " ranks");
+}
+
+// The last parameters first: their gradients are there first. A bucket takes parameters until it is
+// full, whatever lies between them, and buckets leave in the order in which they are complete.
 void ShardedOptimizer::State::make_buckets(int64_t elements) {
-  int64_t room = 0;
+  struct Open {
+    size_t bucket;
+    int64_t room;
+  };
+  std::map<std::pair<const Group*, at::ScalarType>, Open> open;
   for (size_t i = parameters.size(); i-- > 0;) {
     const at::Tensor& x = tensor(i);
-    const Group* group = &group_of(i);
-    const bool fits = !buckets.empty() && buckets.back().group == group &&
-                      buckets.back().dtype == x.scalar_type() && x.numel() <= room;
-    if (!fits) {
+    const Group* const group = &group_of(i);
+    const auto found = open.try_emplace({group, x.scalar_type()}, Open{0, -1}).first;
+    if (x.numel() > found->second.room) {
+      found->second = {buckets.size(), elements};
       Bucket& bucket = buckets.emplace_back();
       bucket.group = group;
       bucket.rank = static_cast<size_t>(group->rank());
       bucket.dtype = x.scalar_type();
-      room = elements;
     }
-    buckets.back().parameters.push_back(i);
-    room -= x.numel();
+    buckets[found->second.bucket].parameters.push_back(i);
+    found->second.room -= x.numel();
   }
+  std::ranges::stable_sort(buckets, std::greater(),
+                           [](const Bucket& bucket) { return bucket.parameters.back(); });
 }
 
 void ShardedOptimizer::State::make_pieces() {
@@ -208,8 +262,7 @@ void ShardedOptimizer::State::make_slots() {
   for (size_t i = 0; i < parameters.size(); ++i) {
     const auto [bucket, j] = place[i];
     const SharedTensor x = shared(parameters[i].parameter);
-    const int64_t parts = parameters[i].experts > 0 ? parameters[i].experts / x.rows : 1;
-    const int64_t part = parameters[i].first_expert / std::max<int64_t>(x.rows, 1);
+    const auto [parts, part] = parts_of(parameters[i]);
     for (int64_t p = 0; p < parts; ++p) {
       for (size_t rank = 0; rank < bucket->ranks(); ++rank) {
         const int64_t runs = ceil_div(bucket->shares[rank][j].count * x.row_elements, kNormChunk);
@@ -230,7 +283,12 @@ void ShardedOptimizer::State::make_optimizer(const OptimizerOptions& options) {
     OptimizedParameter& part = own.emplace_back(parameters[piece.parameter].parameter);
     const int64_t row_elements = piece.elements / piece.rows.count;
     part.tensor = rows_of(part.tensor, piece.rows);
+    // Which random number rounds an element: no two elements of the whole share one. Of parts along
+    // columns as if they lay one below the other.
+    const ShardedParameter& p = parameters[piece.parameter];
     part.first_element = first_row(piece) * row_elements;
+    if (p.part.axis == 1)
+      part.first_element += parts_of(p).second * tensor(piece.parameter).numel();
   }
   if (!own.empty()) optimizer.emplace(std::move(own), options);
   engine = make_optim_engine(on_device.device(), 1);
@@ -383,12 +441,17 @@ void ShardedOptimizer::State::end_gather(Bucket& bucket) {
 ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
                                    const OptimizerOptions& options, const Group& data,
                                    const Group& expert_data, const ShardingOptions& sharding)
+    : ShardedOptimizer(std::move(parameters), options,
+                       ShardingGroups{.all = data, .expert_data = expert_data}, sharding) {}
+
+ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
+                                   const OptimizerOptions& options, const ShardingGroups& groups,
+                                   const ShardingOptions& sharding)
     : state_(std::make_unique<State>()) {
   const at::NoGradGuard no_grad;
   State& s = *state_;
   s.parameters = std::move(parameters);
-  s.data = data;
-  s.expert_data = expert_data;
+  s.groups = groups;
   for (size_t i = 0; i < s.parameters.size(); ++i) {
     s.parameters[i].parameter.number = static_cast<int64_t>(i);
   }
@@ -432,7 +495,7 @@ at::Tensor ShardedOptimizer::clip_gradients() {
     squares.index_copy_(0, s.slot_of, s.engine->squares(grads));
   }
   // A slot is one rank's: nothing is rounded in this sum.
-  all_reduce_(s.data, squares);
+  all_reduce_(s.groups.all, squares);
   const at::Tensor norm = s.engine->norm_of(squares);
   if (s.optimizer) s.optimizer->clip_gradients(norm);
   return norm;
@@ -460,29 +523,24 @@ void ShardedOptimizer::step() {
   }
 }
 
+// Counts of steps are the same for all parts: whoever has the first writes them.
 std::vector<OwnedRows> ShardedOptimizer::state() const {
   const State& s = *state_;
   std::vector<OwnedRows> rows;
   if (!s.optimizer) return rows;
   for (auto& [name, tensor] : s.optimizer->state()) {
-    const Piece& piece = s.pieces[s.piece_of.at(name.substr(name.find('.') + 1))];
-    const int64_t first = s.first_row(piece);
-    const bool is_count = name.starts_with("steps.");
-    if (is_count && first > 0) continue;  // whoever has the first row writes it
-    rows.push_back({name, is_count ? 0 : first, tensor});
+    const Piece& piece = s.piece_with(name);
+    const bool is_first = s.first_row(piece) == 0 && s.first_column(piece) == 0;
+    if (is_first || !State::is_count(name)) rows.push_back(s.place(name, tensor));
   }
   return rows;
 }
 
-void ShardedOptimizer::restore(
-    const std::function<at::Tensor(const std::string& name, int64_t first_row,
-                                   const at::Tensor& like)>& read) {
+void ShardedOptimizer::restore(const std::function<at::Tensor(const OwnedRows& rows)>& read) {
   const State& s = *state_;
   if (!s.optimizer) return;
-  state_->optimizer->restore([&](const std::string& name, const at::Tensor& like) {
-    const Piece& piece = s.pieces[s.piece_of.at(name.substr(name.find('.') + 1))];
-    return read(name, name.starts_with("steps.") ? 0 : s.first_row(piece), like);
-  });
+  state_->optimizer->restore(
+      [&](const std::string& name, const at::Tensor& like) { return read(s.place(name, like)); });
 }
 
 std::vector<OwnedRows> ShardedOptimizer::owned() const {
@@ -490,7 +548,8 @@ std::vector<OwnedRows> ShardedOptimizer::owned() const {
   std::vector<OwnedRows> rows;
   for (const Piece& piece : s.pieces) {
     const OptimizedParameter& parameter = s.parameters[piece.parameter].parameter;
-    rows.push_back({parameter.name, s.first_row(piece), rows_of(parameter.tensor, piece.rows)});
+    rows.push_back({parameter.name, s.first_row(piece), rows_of(parameter.tensor, piece.rows),
+                    s.first_column(piece)});
   }
   return rows;
 }

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "base/check.h"
+#include "dist/activity.h"
 
 namespace moe8 {
 namespace {
@@ -16,6 +17,7 @@ std::vector<std::string> gather(const Group& ranks, const std::function<std::str
   if (ranks.size() == 1) return {work()};
   std::string own;
   try {
+    const LongWork with_files;
     own = kDone + work();
   } catch (const std::exception& error) {
     own = kFailed + message_of(error);

@@ -33,8 +33,13 @@ std::string near(int64_t batch_size, int64_t accumulation, int64_t ranks) {
 
 }  // namespace
 
-BatchShare::BatchShare(int64_t batch_size, int64_t accumulation, int64_t ranks, int64_t rank)
-    : batch_size_(batch_size), accumulation_(accumulation), ranks_(ranks), rank_(rank) {
+BatchShare::BatchShare(int64_t batch_size, int64_t accumulation, int64_t ranks, int64_t rank,
+                       int64_t tensor)
+    : batch_size_(batch_size),
+      accumulation_(accumulation),
+      ranks_(ranks),
+      rank_(rank),
+      tensor_(tensor) {
   MOE8_CHECK(can_deal(batch_size, accumulation, ranks), "train", "training.batch_size", "expected ",
              accumulation, " x ", batch_size, " sequences a step (accumulation x batch_size) that ",
              ranks, " data-parallel ranks can share, got a remainder. ",

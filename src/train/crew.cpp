@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <thread>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "train/agree.h"
 #include "train/training_device.h"
 
@@ -20,28 +22,35 @@ namespace {
 
 constexpr const char* kRun = "train";  // begins errors
 
-// What to do is the same whoever is lost.
-std::string lost_text(int64_t lost, const WatchOptions& watch) {
-  const std::string whom =
-      lost < 0 ? std::string("the launcher's store does not answer any more")
-               : concat("rank ", lost, ": no sign of life for ",
-                        shortest(static_cast<double>(watch.patience.count()) / 1000),
-                        " s: it was killed or hangs");
-  return whom +
-         ". All ranks end. Start the same command again with --resume: the run goes on after its "
-         "last checkpoint";
+std::string why_lost(const LostRank& lost) {
+  if (lost.rank < 0) return "the launcher's store does not answer any more";
+  const std::string time = shortest(std::round(10 * lost.seconds) / 10);
+  if (!lost.hangs) {
+    return concat("rank ", lost.rank, ": no sign of life for ", time, " s: it was killed or hangs");
+  }
+  return concat("rank ", lost.rank, ": the others have waited for it for ", time,
+                " s: it lives, but hangs or needs longer than parallel.timeout_s");
 }
 
 // In the thread of the watch, while the main thread waits in vain. One rank prints.
-[[noreturn]] void end_because_of(int64_t lost, int64_t rank, const WatchOptions& watch) {
-  const bool prints = rank == (lost == 0 ? 1 : 0);
-  if (prints || lost < 0) {
-    std::fprintf(stderr, "moe8: %s\n", lost_text(lost, watch).c_str());
+[[noreturn]] void end_because_of(const LostRank& lost, int64_t rank, const WatchOptions& watch) {
+  const bool prints = rank == (lost.rank == 0 ? 1 : 0);
+  if (prints || lost.rank < 0) {
+    std::fprintf(
+        stderr,
+        "moe8: %s. All ranks end. Start the same command again with --resume: the run goes "
+        "on after its last checkpoint\n",
+        why_lost(lost).c_str());
     std::fflush(stderr);
   } else {
-    std::this_thread::sleep_for(watch.interval);  // a launcher ends all after the first
+    std::this_thread::sleep_for(2 * watch.interval);  // a launcher ends all after the first
   }
   ::_exit(1);
+}
+
+WatchOptions watch_of(const RunConfig& config, WatchOptions watch) {
+  watch.stall = std::chrono::seconds(config.parallel.timeout_s);
+  return watch;
 }
 
 ParallelOptions options_of(const RunConfig& config) {
@@ -49,6 +58,8 @@ ParallelOptions options_of(const RunConfig& config) {
   options.layout = {config.parallel.expert, config.parallel.tensor};
   const bool on_gpu = training_device(config.training.device).is_cuda();
   options.device = on_gpu ? at::kCUDA : at::kCPU;
+  // The watch is sooner, and knows who is missed.
+  options.timeout = std::max(options.timeout, std::chrono::seconds(20 * config.parallel.timeout_s));
   return options;
 }
 
@@ -57,12 +68,15 @@ ParallelOptions options_of(const RunConfig& config) {
 Crew::Crew() = default;
 
 Crew::Crew(const RunConfig& config, const Launch& launch, const WatchOptions& watch)
-    : patience_(watch) {
+    : patience_(watch_of(config, watch)) {
   if (launch.world == 1) return;
   parallel_ = std::make_unique<Parallel>(options_of(config), launch);
   watch_ = std::make_unique<Watch>(
       parallel_->store(), rank(), size(),
-      [rank = rank(), watch](int64_t lost) { end_because_of(lost, rank, watch); }, watch);
+      [rank = rank(), watch = patience_](const LostRank& lost) {
+        end_because_of(lost, rank, watch);
+      },
+      patience_);
 }
 
 Crew::~Crew() = default;
@@ -76,8 +90,14 @@ const Group& Crew::data() const {
 const Group& Crew::expert() const {
   return parallel_ ? parallel_->expert() : alone_;
 }
-const Group& Crew::expert_data() const {
-  return parallel_ ? parallel_->expert_data() : alone_;
+const Group& Crew::tensor() const {
+  return parallel_ ? parallel_->tensor() : alone_;
+}
+
+ShardingGroups Crew::sharding() const {
+  return {.all = world(),
+          .expert_data = parallel_ ? parallel_->expert_data() : alone_,
+          .part_data = data()};
 }
 
 at::Device Crew::device(const RunConfig& config) const {
@@ -88,6 +108,10 @@ ExpertPart Crew::experts(const TransformerConfig& model) const {
   const int64_t parts = expert().size();
   if (parts == 1) return {};
   return {expert().rank() * (model.n_experts / parts), model.n_experts};
+}
+
+ModelPart Crew::part(const TransformerConfig& model) const {
+  return {experts(model), tensor().rank(), tensor().size()};
 }
 
 void Crew::check_same(const std::vector<std::pair<std::string, std::string>>& settings) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "moe8/parallel.h"
+#include "moe8/sharded_optimizer.h"
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
 #include "train/store/run_result.h"
@@ -36,11 +37,14 @@ class Crew {
   const Group& world() const;
   const Group& data() const;
   const Group& expert() const;
-  const Group& expert_data() const;
+  const Group& tensor() const;
+  /// For the optimizer.
+  ShardingGroups sharding() const;
   /// The GPU of this process where there are several; as the setting says otherwise.
   at::Device device(const RunConfig& config) const;
   /// Which experts this rank holds.
   ExpertPart experts(const TransformerConfig& model) const;
+  ModelPart part(const TransformerConfig& model) const;
 
   /// @throws SharedError naming the first setting in which a rank differs from the first rank, with
   /// both values: what ranks must share before they train together.

@@ -16,6 +16,7 @@
 #include "base/nearest.h"
 #include "device/cuda_device.h"
 #include "device/implementation.h"
+#include "dist/activity.h"
 #include "moe8/model_ops.h"
 #include "moe8/version.h"
 #include "train/agree.h"
@@ -35,12 +36,12 @@ double tokens_of_a_step(const TrainingConfig& t) {
   return static_cast<double>(t.accumulation * t.batch_size * t.seq_len);
 }
 
-// A scalar on the model's device. Copies there do not wait for it.
+// A scalar on the model's device, of this rank's positions. Copies there do not wait for it.
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Device device = model.output->weight.device();
   const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
-  return cross_entropy(model.forward(moved(batch.tokens)), moved(batch.targets),
-                       {.overwrite_logits = true});
+  const at::Tensor targets = sequence_part(model.tensor_group(), moved(batch.targets));
+  return cross_entropy(model.forward(moved(batch.tokens)), targets, {.overwrite_logits = true});
 }
 
 // On the model's device, through pinned memory: nothing waits for the copy.
@@ -84,7 +85,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
       progress_(progress),
       crew_(crew),
       share_(config_.training.batch_size, config_.training.accumulation, crew.data().size(),
-             crew.data().rank()),
+             crew.data().rank(), crew.tensor().size()),
       others_hold_(others_hold),
       device_(crew.device(config_)),
       peak_flops_(bf16_peak(device_name(device_))),
@@ -94,22 +95,22 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   MOE8_CHECK(device_.is_cuda() || config_.training.cuda_graph != CudaGraphs::ON, kTrain,
              "training.cuda_graph",
              "expected auto or off for a run on the CPU, got on. A graph is of a GPU's work.");
+  const LongWork reads_files;
   const Settings now = settings();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
   crew_.check_same(shared_settings());
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
-                       crew_.expert());
+                       crew_.expert(), crew_.tensor());
   model_->set_recompute(config_.training.activation_checkpointing);
-  weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.pieces()));
+  weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.losses()));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   conversion_ = convert(*model_, config_);
   stepper_ = crew_.is_alone()
                  ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights)
                  : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
-                                             crew_.data(), crew_.expert_data(),
-                                             crew_.experts(config_.model));
+                                             crew_.sharding(), crew_.part(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
   if (options_.profiled_steps > 0) profile_.emplace(device_, options_.profiled_steps);
 }
@@ -152,7 +153,7 @@ torch::Tensor Run::forward_backward(const std::vector<Batch>& batches, StepClock
   std::vector<torch::Tensor> losses;
   for (const Batch& batch : batches) {
     if (clock) clock->start(StepClock::Part::FORWARD);
-    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(share_.pieces());
+    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(share_.losses());
     losses.push_back(loss.detach().to(at::kDouble));
     if (clock) clock->start(StepClock::Part::BACKWARD);
     loss.backward();
@@ -170,15 +171,14 @@ std::vector<torch::Tensor> Run::numbers_of_all(const torch::Tensor& losses) {
   for (torch::Tensor& sums : router_losses(*model_)) counted.push_back(std::move(sums));
   std::vector<torch::Tensor> numbers{losses};
   if (!crew_.is_alone()) {
-    const int64_t ranks = crew_.data().size();
-    numbers[0] = at::zeros({share_.rounds(), ranks}, losses.options());
-    numbers[0].select(1, crew_.data().rank()).copy_(losses);
+    numbers[0] = at::zeros({share_.rounds(), crew_.size()}, losses.options());
+    numbers[0].select(1, crew_.rank()).copy_(losses);
     std::vector<torch::Tensor> flat{numbers[0].flatten()};
     for (const torch::Tensor& x : counted) flat.push_back(x.to(at::kDouble));
     const torch::Tensor sums = at::cat(flat);
-    all_reduce_(crew_.data(), sums);
-    numbers[0] = sums.narrow(0, 0, share_.pieces());
-    int64_t begin = share_.pieces();
+    all_reduce_(crew_.world(), sums);
+    numbers[0] = sums.narrow(0, 0, share_.losses());
+    int64_t begin = share_.losses();
     for (const torch::Tensor& x : counted) {
       x.copy_(sums.narrow(0, begin, x.numel()));
       begin += x.numel();
@@ -225,6 +225,7 @@ torch::Tensor Run::backward(int64_t number, StepClock& clock) {
 // the run before anything is written.
 Run::LaunchedStep Run::launch() {
   const double cpu_start = cpu_seconds();
+  const Activity before = activity();
   const TrainingConfig& t = config_.training;
   StepMetrics metrics;
   metrics.step = state_.step + 1;
@@ -247,21 +248,21 @@ Run::LaunchedStep Run::launch() {
     metrics.gpu_memory = {peak_memory(device_), reserved_memory(device_)};
   }
   state_.step = metrics.step;
-  return {std::move(metrics), std::move(readout), std::move(clock)};
+  return {std::move(metrics), std::move(readout), std::move(clock), before, activity()};
 }
 
 // Waits for the numbers of a step, and checks them.
 void Run::measure(StepMetrics& metrics, const LaunchedStep& step) {
   const std::vector<double> all = step.numbers.values();
-  const std::span<const double> values = std::span(all).subspan(share_.pieces());
-  metrics.loss = std::accumulate(all.begin(), all.begin() + share_.pieces(), 0.0);
+  const std::span<const double> values = std::span(all).subspan(share_.losses());
+  metrics.loss = std::accumulate(all.begin(), all.begin() + share_.losses(), 0.0);
   metrics.grad_norm = values[0];
   check_finite(metrics.loss, "loss", metrics.step);
   check_finite(metrics.grad_norm, "grad_norm", metrics.step);
   const std::vector<ExpertTokens> experts = expert_tokens(*model_, values.subspan(1));
   add_loads(metrics, experts);
   const size_t losses = 2 * router_losses(*model_).size();
-  add_router_losses(metrics, values.last(losses), share_.pieces());
+  add_router_losses(metrics, values.last(losses), share_.losses());
   if (crew_.is_first()) health_->finish(experts);
   count_use(step, experts);
   metrics.tokens_per_s = tokens_of_a_step(config_.training) / step.clock.seconds();
@@ -311,8 +312,9 @@ void Run::count_use(const LaunchedStep& step, const std::vector<ExpertTokens>& l
     used_.expert_rows += static_cast<double>(std::accumulate(own.begin(), own.end(), int64_t{0}));
   }
   used_.step_seconds += step.clock.seconds();
-  used_.waited_seconds += stepper_->take_seconds_waited();
-  used_.bytes_sent += static_cast<double>(stepper_->take_bytes_sent());
+  const auto waited = step.after.waited - step.before.waited;
+  used_.waited_seconds += std::chrono::duration<double>(waited).count();
+  used_.bytes_sent += static_cast<double>(step.after.bytes_sent - step.before.bytes_sent);
 }
 
 // The means of a step.
@@ -411,9 +413,10 @@ RunResult Run::end() {
 
 // "  ranks    4, each batches 1 in 4" : how the work is split.
 std::string Run::ranks_text() const {
-  std::string text =
-      concat("  ranks    ", crew_.size(), ", experts over ", crew_.expert().size(), "; a step is ",
-             share_.rounds(), " x ", share_.rows(), " sequences on each");
+  std::string text = concat(
+      "  ranks    ", crew_.size(), ", experts over ", crew_.expert().size(),
+      crew_.tensor().size() > 1 ? concat(", dense weights over ", crew_.tensor().size()) : "",
+      "; a step is ", share_.rounds(), " x ", share_.rows(), " sequences on each");
   if (config_.training.cuda_graph == CudaGraphs::ON) text += "; CUDA graphs are off";
   return text;
 }
@@ -436,6 +439,9 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
   }
   model.train(was_training);
   all_reduce_(ranks, losses);  // each is one rank's
+  // Or the mean of those that the ranks of a tensor group have of equal parts.
+  all_reduce_(model.tensor_group(), losses);
+  losses.div_(model.tensor_group().size());
   const std::vector<double> values = StepReadout({losses}).values();
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }

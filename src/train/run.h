@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "dist/activity.h"
 #include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
 #include "train/batch_share.h"
@@ -107,6 +108,7 @@ class Run {
     StepMetrics metrics;  // what is known without them
     StepReadout numbers;  // loss, norm of the gradients, rows of every expert
     StepClock clock;
+    Activity before{}, after{};  // of its launch
   };
   LaunchedStep launch();
   torch::Tensor backward(int64_t number, StepClock& clock);

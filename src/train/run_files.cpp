@@ -112,7 +112,7 @@ void Run::load(const std::string& path, const CheckpointInfo& info) {
   }
   const CheckpointFiles files{path};
   load_into(learned_tensors(*model_), PieceReader(files.models(info.ranks)),
-            crew_.experts(config_.model));
+            crew_.part(config_.model));
   const PieceReader training(files.trainings(info.ranks));
   stepper_->restore(training);
   restore_generators(training, device_);
@@ -190,16 +190,17 @@ RunResult Run::result(const std::vector<RankUse>& uses) const {
   return result;
 }
 
-// On the first rank all that the model learned; every rank must call it. Experts come from the ranks
+// On the first rank all that the model learned; every rank must call it. Parts come from the ranks
 // that hold them.
 NamedTensors Run::whole_model() const {
   NamedTensors tensors = learned_tensors(*model_);
-  const ExpertPart part = crew_.experts(config_.model);
-  if (part.count == 0) return tensors;
+  const ModelPart part = crew_.part(config_.model);
   for (auto& [name, tensor] : tensors) {
-    if (!holds_experts(name, tensor)) continue;
-    const torch::Tensor all = all_gather(crew_.expert(), tensor);
-    tensor = crew_.is_first() ? all.cpu() : torch::Tensor();
+    const HeldAlong held = held_along(name, tensor, part);
+    if (held.parts == 1) continue;
+    const Group& holders = holds_experts(name, tensor) ? crew_.expert() : crew_.tensor();
+    const torch::Tensor all = all_gather(holders, tensor.transpose(0, held.axis).contiguous());
+    tensor = crew_.is_first() ? all.transpose(0, held.axis).cpu().contiguous() : torch::Tensor();
   }
   return tensors;
 }

@@ -7,6 +7,8 @@
 
 #include <utility>
 
+#include "dist/activity.h"
+
 namespace moe8 {
 
 StepReadout::StepReadout(std::vector<at::Tensor> tensors) {
@@ -24,7 +26,10 @@ StepReadout::StepReadout(std::vector<at::Tensor> tensors) {
 }
 
 std::vector<double> StepReadout::values() const {
-  if (ready_) ready_->synchronize();
+  if (ready_) {
+    const WaitsForOthers waits(WaitsForOthers::For::DEVICE);
+    ready_->synchronize();
+  }
   const auto* first = host_.const_data_ptr<double>();
   return {first, first + host_.numel()};
 }

@@ -20,17 +20,25 @@ std::vector<OptimizedParameter> parameters_of(const torch::nn::Module& model,
 }
 
 std::vector<ShardedParameter> shared_out(std::vector<OptimizedParameter> parameters,
-                                         const ExpertPart& experts) {
+                                         const ModelPart& part) {
   std::vector<ShardedParameter> shared;
   for (OptimizedParameter& parameter : parameters) {
     ShardedParameter& one = shared.emplace_back();
-    if (experts.count > 0 && holds_experts(parameter.name, parameter.tensor)) {
-      one.first_expert = experts.first;
-      one.experts = experts.count;
+    const at::Tensor& tensor = parameter.tensor;
+    const HeldAlong held = held_along(parameter.name, tensor, part);
+    if (held.parts > 1 && holds_experts(parameter.name, tensor)) {
+      one.first_expert = held.first;
+      one.experts = held.parts * tensor.size(0);
+    } else if (held.parts > 1) {
+      one.part = {held.axis, held.first, held.parts * tensor.size(held.axis)};
     }
     one.parameter = std::move(parameter);
   }
   return shared;
+}
+
+TensorPiece piece_of(const OwnedRows& rows) {
+  return moe8::piece_of(rows.name, rows.first_row, rows.tensor, rows.first_column);
 }
 
 OptimizerOptions options_of(const OptimizerConfig& config, Weights weights) {
@@ -50,9 +58,9 @@ Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weight
           std::make_unique<Optimizer>(parameters_of(model, config), options_of(config, weights))) {}
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-                 const Group& data, const Group& expert_data, const ExpertPart& experts)
-    : shared_(std::make_unique<ShardedOptimizer>(shared_out(parameters_of(model, config), experts),
-                                                 options_of(config, weights), data, expert_data)) {}
+                 const ShardingGroups& groups, const ModelPart& part)
+    : shared_(std::make_unique<ShardedOptimizer>(shared_out(parameters_of(model, config), part),
+                                                 options_of(config, weights), groups)) {}
 
 void Stepper::accumulate() {
   alone_ ? alone_->accumulate() : shared_->accumulate();
@@ -76,17 +84,13 @@ std::vector<TensorPiece> Stepper::state() const {
     for (auto& [name, tensor] : alone_->state()) pieces.push_back(piece_of(name, 0, tensor));
     return pieces;
   }
-  for (auto& [name, first_row, tensor] : shared_->state()) {
-    pieces.push_back(piece_of(name, first_row, tensor));
-  }
+  for (const OwnedRows& rows : shared_->state()) pieces.push_back(piece_of(rows));
   return pieces;
 }
 
 std::vector<TensorPiece> Stepper::owned() const {
   std::vector<TensorPiece> pieces;
-  for (auto& [name, first_row, tensor] : shared_->owned()) {
-    pieces.push_back(piece_of(name, first_row, tensor));
-  }
+  for (const OwnedRows& rows : shared_->owned()) pieces.push_back(piece_of(rows));
   return pieces;
 }
 
@@ -101,17 +105,9 @@ void Stepper::restore(const PieceReader& files) {
     });
     return;
   }
-  shared_->restore([&](const std::string& name, int64_t first_row, const at::Tensor& like) {
-    return is_there(name) ? read_rows(files, name, first_row, like) : at::Tensor();
+  shared_->restore([&](const OwnedRows& rows) {
+    return is_there(rows.name) ? read_piece(files, piece_of(rows)) : at::Tensor();
   });
-}
-
-int64_t Stepper::take_bytes_sent() {
-  return shared_ ? shared_->take_bytes_sent() : 0;
-}
-
-double Stepper::take_seconds_waited() {
-  return shared_ ? shared_->take_seconds_waited() : 0;
 }
 
 }  // namespace moe8

@@ -22,9 +22,9 @@ class Stepper {
  public:
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
   /// Of several ranks, each of which steps a part.
-  /// @param experts  those that this rank's model holds
+  /// @param part  what this rank's model holds
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-          const Group& data, const Group& expert_data, const ExpertPart& experts);
+          const ShardingGroups& groups, const ModelPart& part);
 
   /// Call it after every backward: with master weights takes the gradients from the parameters, and
   /// adds up those of several backwards in float32.
@@ -57,10 +57,6 @@ class Stepper {
   /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves.
   /// The next step reads their grad(). Of one rank only.
   const std::vector<torch::Tensor>& stepped() const { return alone_->stepped(); }
-
-  /// Since the call before: bytes that this rank sent, seconds that its host waited for others.
-  int64_t take_bytes_sent();
-  double take_seconds_waited();
 
  private:
   std::unique_ptr<Optimizer> alone_;  // one of the two

@@ -108,9 +108,11 @@ std::vector<RunResult> train_in_turns(const std::vector<RunConfig>& configs,
   MOE8_CHECK(world == 1, kTrain, "world", "expected one process for several runs, got ", world,
              ". Start it without a launcher.");
   for (const RunConfig& config : configs) {
-    MOE8_CHECK(config.parallel.expert == 1, kTrain, "parallel.expert",
-               "expected 1 in one process, got ", config.parallel.expert,
-               ". Start it with: torchrun --no-python --nproc-per-node ", config.parallel.expert,
+    const ParallelConfig& p = config.parallel;
+    const bool experts = p.expert > 1;
+    MOE8_CHECK(p.expert * p.tensor == 1, kTrain, experts ? "parallel.expert" : "parallel.tensor",
+               "expected 1 in one process, got ", experts ? p.expert : p.tensor,
+               ". Start it with: torchrun --no-python --nproc-per-node ", p.expert * p.tensor,
                " moe8 train ...");
   }
   return train_with(configs, options, Crew());

@@ -45,7 +45,7 @@ checkpoint = true
 """
 
 
-def train(moe8, folder, ranks):
+def train(moe8, folder, ranks, settings):
     """As torchrun starts it; rank 0 serves the store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,16 +56,17 @@ def train(moe8, folder, ranks):
                            LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         processes.append(subprocess.Popen(
             [moe8, "train", "--config", folder / "run.toml", "--data", folder / "text.txt",
-             "--out", folder / "run"], env=environment))
+             "--out", folder / "run"] + [word for setting in settings for word in ("--set", setting)],
+            env=environment))
     assert all(process.wait() == 0 for process in processes)
 
 
-def main(moe8):
+def check(moe8, what, settings):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         (folder / "run.toml").write_text(CONFIG)
         (folder / "text.txt").write_text("the cat sat on the mat and the dog lay on the log. " * 400)
-        train(moe8, folder, 2)
+        train(moe8, folder, 2, settings)
         step = folder / "run" / "checkpoints" / "step-00000002"
         shards = sorted(file.name for file in step.glob("shard-*-model-*.safetensors"))
         assert shards == [f"shard-0000{i}-model-00001-of-00001.safetensors" for i in (1, 2)], shards
@@ -86,7 +87,13 @@ def main(moe8):
             if "master." + key in state:
                 assert torch.equal(state["master." + key].to(tensor.dtype), tensor), key
         assert not any(tensor.isnan().any() for tensor in state.values())
-        print(f"PyTorch {torch.__version__} read {len(state)} tensors, {cut} weights of them cut")
+        print(f"PyTorch {torch.__version__} read {len(state)} tensors, {cut} weights of them cut ({what})")
+
+
+def main(moe8):
+    check(moe8, "data parallel", [])
+    check(moe8, "experts over two ranks", ["parallel.expert=2"])
+    check(moe8, "dense weights over two ranks", ["parallel.tensor=2", "model.n_kv_heads=2"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 #include <torch/torch.h>
 
+#include <array>
 #include <map>
 
 #include "testing/compare.h"
@@ -151,7 +152,7 @@ TEST(ShardedOptimizer, StateInPartsIsThatOfOneProcess) {
     std::map<std::string, int64_t> elements;
     std::vector<OwnedRows> rows = together.state();
     for (OwnedRows& owned : together.owned()) rows.push_back(std::move(owned));
-    for (const auto& [name, first_row, tensor] : rows) {
+    for (const auto& [name, first_row, tensor, first_column] : rows) {
       const at::Tensor& all = expected.at(name);
       EXPECT_TRUE(same_bits(
           all.dim() == 0 ? all : all.narrow(0, first_row, tensor.size(0)).contiguous(), tensor))
@@ -172,9 +173,9 @@ TEST(ShardedOptimizer, StateInPartsIsThatOfOneProcess) {
       next.tensors[i].copy_(one.tensors[i]);
     }
     ShardedOptimizer other(shared(next, UpdateRule::ADAMW), {}, p.data());
-    other.restore([&](const std::string& name, int64_t first_row, const at::Tensor& like) {
-      const at::Tensor& all = expected.at(name);
-      return all.dim() == 0 ? all : all.narrow(0, first_row, like.size(0));
+    other.restore([&](const OwnedRows& wanted) {
+      const at::Tensor& all = expected.at(wanted.name);
+      return all.dim() == 0 ? all : all.narrow(0, wanted.first_row, wanted.tensor.size(0));
     });
     expect_same_steps(one, next, alone, other, p.data(), 1);
   });
@@ -222,13 +223,132 @@ TEST(ShardedOptimizer, ExpertsAreSummedOverTheRanksThatHoldThem) {
         together.step();
         EXPECT_TRUE(at::allclose(one.tensors[4].narrow(0, first, held), several.tensors[4]));
         EXPECT_TRUE(at::allclose(one.tensors[0], several.tensors[0]));
-        for (const auto& [name, first_row, tensor] : together.owned()) {
-          if (name != "experts") continue;
-          EXPECT_GE(first_row, first);
-          EXPECT_LE(first_row + tensor.size(0), first + held);
+        for (const OwnedRows& rows : together.owned()) {
+          if (rows.name != "experts") continue;
+          EXPECT_GE(rows.first_row, first);
+          EXPECT_LE(rows.first_row + rows.tensor.size(0), first + held);
         }
       },
       [](int64_t) { return ParallelLayout{.expert = 2}; });
+}
+
+// Two ranks of a tensor group hold halves of two matrices, and the gradients of what both hold are of
+// their own tokens.
+struct Parts {
+  Model model{at::kBFloat16};
+  std::vector<ShardedParameter> list;
+
+  static constexpr std::array<int64_t, 2> kAxis{1, 0};  // of "a" and "b"
+
+  Parts(const Group& tensor, UpdateRule rule) {
+    for (size_t i = 0; i < kAxis.size(); ++i) {
+      const int64_t axis = kAxis[i], size = model.tensors[i].size(axis);
+      const int64_t half = size / tensor.size(), first = tensor.rank() * half;
+      model.tensors[i] = model.tensors[i].detach().narrow(axis, first, half).clone();
+      model.tensors[i].set_requires_grad(true);
+    }
+    list = shared(model, rule);
+    for (size_t i = 0; i < kAxis.size(); ++i) {
+      const int64_t held = model.tensors[i].size(kAxis[i]);
+      list[i].part = {kAxis[i], tensor.rank() * held, tensor.size() * held};
+    }
+  }
+
+  at::Tensor own(size_t i, const at::Tensor& whole, const Group& tensor) const {
+    if (i >= kAxis.size()) return whole;
+    const int64_t held = model.tensors[i].size(kAxis[i]);
+    return whole.narrow(kAxis[i], tensor.rank() * held, held);
+  }
+
+  // As backward of a loss whose gradients of all parameters are those of `one`.
+  void take_gradients(const Model& one, const Group& tensor) {
+    for (size_t i = 0; i < model.tensors.size(); ++i) {
+      if (!one.tensors[i].grad().defined()) continue;
+      const at::Tensor grad = own(i, one.tensors[i].grad(), tensor).contiguous();
+      const bool is_mine = i < kAxis.size() || tensor.rank() == 0;
+      model.tensors[i].mutable_grad() = is_mine ? grad.clone() : at::zeros_like(grad);
+    }
+  }
+};
+
+TEST(ShardedOptimizer, PartsOfMatricesAreSteppedAndKept) {
+  in_processes(
+      {2, 4},
+      [](Parallel& p) {
+        const Group& tensor = p.tensor();
+        // The norm adds up in another order; without clipping the rest is the same bits.
+        const OptimizerOptions options{.max_grad_norm = 0};
+        const ShardingGroups groups{.all = p.world(), .part_data = p.data()};
+        Model one(at::kBFloat16);
+        Optimizer alone(whole(one, UpdateRule::ADAMW), options);
+        Parts several(tensor, UpdateRule::ADAMW);
+        ShardedOptimizer together(several.list, options, groups,
+                                  {.bucket_elements = 60'000, .overlap = false});
+        const auto step = [&](Parts& parts, ShardedOptimizer& optimizer, int64_t number) {
+          Model grads(at::kBFloat16);
+          for (int64_t batch = 0; batch < kBatches; ++batch) {
+            one.loss(number * kBatches + batch).backward();
+            alone.accumulate();
+          }
+          for (int64_t round = 0; round < kBatches / p.data().size(); ++round) {
+            for (at::Tensor& x : grads.tensors) x.mutable_grad().reset();
+            grads.loss(number * kBatches + round * p.data().size() + p.data().rank()).backward();
+            parts.take_gradients(grads, tensor);
+            optimizer.accumulate();
+          }
+          const at::Tensor norm = alone.clip_gradients(), shared_norm = optimizer.clip_gradients();
+          EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
+          alone.set_learning_rate(1e-2);
+          optimizer.set_learning_rate(1e-2);
+          alone.step();
+          optimizer.step();
+          for (size_t i = 0; i < one.tensors.size(); ++i) {
+            EXPECT_TRUE(same_bits(parts.own(i, one.tensors[i].detach(), tensor).contiguous(),
+                                  parts.model.tensors[i].detach()))
+                << one.names[i] << " after step " << number;
+          }
+        };
+        step(several, together, 0);
+
+        std::map<std::string, at::Tensor> expected;
+        for (auto& [name, whole] : alone.state()) expected[name] = whole.detach().clone();
+        const auto place = [&](const OwnedRows& rows) {
+          const at::Tensor& all = expected.at(rows.name);
+          if (all.dim() == 0) return all;
+          const at::Tensor own = all.narrow(0, rows.first_row, rows.tensor.size(0));
+          return all.dim() == 1
+                     ? own
+                     : own.narrow(1, rows.first_column, rows.tensor.size(1)).contiguous();
+        };
+        std::map<std::string, int64_t> elements;
+        for (const OwnedRows& rows : together.state()) {
+          EXPECT_TRUE(same_bits(place(rows), rows.tensor)) << rows.name;
+          elements[rows.name] += rows.tensor.numel();
+        }
+        for (const auto& [name, all] : expected) {
+          if (name.ends_with("frozen")) continue;
+          const at::Tensor count = at::tensor({elements[name]});
+          all_reduce_(p.world(), count);
+          EXPECT_EQ(count.item<int64_t>(), all.numel()) << name;
+        }
+
+        // Another one goes on from what one process wrote.
+        Parts next(tensor, UpdateRule::ADAMW);
+        {
+          const at::NoGradGuard no_grad;
+          for (size_t i = 0; i < one.tensors.size(); ++i) {
+            next.model.tensors[i].copy_(next.own(i, one.tensors[i], tensor));
+          }
+        }
+        ShardedOptimizer other(next.list, options, groups, {.overlap = false});
+        other.restore(place);
+        step(next, other, 1);
+
+        Parts muon(tensor, UpdateRule::MUON);
+        EXPECT_THAT(error_of([&] { ShardedOptimizer(muon.list, options, groups); }),
+                    HasSubstr("[sharded_optimizer] a: expected AdamW for a part of a matrix"));
+      },
+      [](int64_t) { return ParallelLayout{.tensor = 2}; });
 }
 
 TEST(ShardedOptimizer, SaysWhatIsWrong) {

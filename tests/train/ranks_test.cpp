@@ -17,97 +17,27 @@
 #include "base/check.h"
 #include "testing/compare.h"
 #include "testing/processes.h"
+#include "train/rank_runs.h"
 #include "train/store/checkpoint_folder.h"
-#include "train/tiny_run.h"
 #include "train/trainer.h"
 
 namespace moe8 {
 namespace {
 
+using testing::bytes_of;
+using testing::CommonFolder;
+using testing::config_of;
 using testing::EndedProcess;
+using testing::expect_good;
+using testing::expect_same_run;
+using testing::go_on;
 using ::testing::HasSubstr;
+using testing::impatient;
 using ::testing::Not;
 using testing::ProcessesOptions;
 using testing::repeatable;
 using testing::run_processes;
 using testing::TemporaryFolder;
-
-constexpr const char* kFolderVariable = "MOE8_TEST_FOLDER";
-
-// Of this test in all of its processes: the one that starts the others makes it.
-class CommonFolder {
- public:
-  CommonFolder() {
-    if (const char* const given = std::getenv(kFolderVariable)) path_ = given;
-  }
-  std::string path() const { return path_.empty() ? own_ / "" : path_; }
-  bool is_parent() const { return path_.empty(); }
-  ProcessesOptions options() const {
-    ProcessesOptions options;
-    options.environment = {{kFolderVariable, path()}};
-    return options;
-  }
-
- private:
-  TemporaryFolder own_;
-  std::string path_;
-};
-
-// Four batches a step: whole ones for 1, 2 and 4 ranks.
-RunConfig config_of(const CommonFolder& folder, const std::string& name,
-                    const std::string& recipe = "bf16") {
-  static const TemporaryFolder text;
-  RunConfig config = testing::tiny_config(text);
-  config.output.folder = folder.path() + name;
-  config.training.recipe = recipe;
-  config.training.steps = 6;
-  config.training.batch_size = 2;
-  config.training.accumulation = 4;
-  config.training.validation_interval = 3;
-  config.training.validation_batches = 3;
-  config.numerics.interval = 2;
-  config.checkpoint.interval = 2;
-  config.checkpoint.keep = 4;
-  return config;
-}
-
-// A run that goes on where it stopped; an error is printed as the command does.
-void go_on(const RunConfig& config, RunOptions options = {}) {
-  options.existing = ExistingRun::RESUME;
-  try {
-    train(config, options);
-  } catch (const OthersError&) {
-    ::_exit(1);
-  } catch (const std::exception& error) {
-    std::cerr << "moe8: " << message_of(error) << std::endl;
-    ::_exit(1);
-  }
-}
-
-RunOptions impatient() {
-  RunOptions options;
-  options.watch = {std::chrono::milliseconds(100), std::chrono::seconds(3)};
-  return options;
-}
-
-// What follows is for the process that started the others.
-void expect_good(const std::vector<EndedProcess>& ended) {
-  for (const EndedProcess& process : ended) EXPECT_TRUE(process.is_good()) << process.output;
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void expect_same_run(const RunConfig& one, const RunConfig& several) {
-  if (launch_from_environment().world > 1) return;
-  const RunFolder a{one.output.folder}, b{several.output.folder};
-  const auto expected = repeatable(a.metrics()), got = repeatable(b.metrics());
-  ASSERT_EQ(expected.size(), got.size());
-  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(expected[i], got[i]) << "step " << i + 1;
-  EXPECT_TRUE(bytes_of(a.model()) == bytes_of(b.model()));
-}
 
 // ---- the same run ---------------------------------------------------------------
 class EveryRecipe : public ::testing::TestWithParam<const char*> {};
@@ -188,6 +118,78 @@ TEST_P(EveryRecipeOverExperts, LossesAreNearlyThoseOfOneProcess) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, EveryRecipeOverExperts,
                          ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
+
+// Heads and hidden features over ranks, alone and beside experts and data: sums over features are made
+// in parts, and each rank's positions are products of their own.
+class EveryRecipeOverTensorRanks : public ::testing::TestWithParam<const char*> {};
+
+// Four heads, which four ranks can share.
+RunConfig config_of_heads(const CommonFolder& folder, const std::string& name,
+                          const std::string& recipe) {
+  RunConfig config = config_of(folder, name, recipe);
+  config.model.n_heads = config.model.n_kv_heads = 4;
+  return config;
+}
+
+TEST_P(EveryRecipeOverTensorRanks, LossesAreNearlyThoseOfOneProcess) {
+  const CommonFolder folder;
+  const RunConfig one = config_of_heads(folder, "one", GetParam());
+  if (folder.is_parent()) train(one);
+  struct Split {
+    int64_t world, tensor, expert;
+  };
+  for (const auto& [world, tensor, expert] : {Split{2, 2, 1}, Split{4, 4, 1}, Split{4, 2, 2}}) {
+    RunConfig several =
+        config_of_heads(folder, concat("of-", world, "-", tensor, "-", expert), GetParam());
+    several.parallel.tensor = tensor;
+    several.parallel.expert = expert;
+    expect_good(run_processes(
+        world, [&] { go_on(several); }, folder.options()));
+    if (!folder.is_parent()) continue;
+    const auto a = repeatable(RunFolder{one.output.folder}.metrics());
+    const auto b = repeatable(RunFolder{several.output.folder}.metrics());
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+      SCOPED_TRACE(concat("step ", i + 1, ", tensor ", tensor, " of ", world));
+      EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
+      EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
+      if (a[i].validation_loss) {
+        EXPECT_NEAR(*a[i].validation_loss, *b[i].validation_loss, 0.02 * *a[i].validation_loss);
+      }
+    }
+    EXPECT_NEAR(a[0].loss, b[0].loss, 1e-3 * a[0].loss);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRecipeOverTensorRanks,
+                         ::testing::Values("bf16", "fp8_rowwise", "mxfp8_rceil"));
+
+// What four ranks wrote, with halves of weights and of experts, is read under any other split.
+TEST(Ranks, PartsOfWeightsAreTheSameBitsUnderAnotherSplit) {
+  const CommonFolder folder;
+  RunConfig config = config_of_heads(folder, "run", "bf16");
+  config.parallel.tensor = config.parallel.expert = 2;
+  config.training.steps = 2;
+  expect_good(run_processes(
+      4, [&] { go_on(config); }, folder.options()));
+  const RunFolder run{config.output.folder};
+  const std::string written = folder.is_parent() ? bytes_of(run.model()) : "";
+  struct Split {
+    int64_t world, tensor, expert;
+  };
+  for (const auto& [world, tensor, expert] : {Split{1, 1, 1}, Split{4, 4, 1}, Split{2, 1, 2}}) {
+    if (folder.is_parent()) {
+      std::filesystem::remove(run.model());
+      std::filesystem::remove(run.result());
+    }
+    config.parallel.tensor = tensor;
+    config.parallel.expert = expert;
+    expect_good(run_processes(
+        world, [&] { go_on(config); }, folder.options()));
+    if (!folder.is_parent()) continue;
+    EXPECT_TRUE(bytes_of(run.model()) == written) << world << " ranks";
+  }
+}
 
 // What two ranks with half of the experts each wrote is read by one rank, and by four with one each.
 TEST(Ranks, WeightsAreTheSameBitsUnderAnotherSplit) {
@@ -334,6 +336,40 @@ TEST(Ranks, AStoppedRankEndsTheOthers) {
       options);
   EXPECT_EQ(ended[1].exit_code, 1);
   EXPECT_THAT(ended[1].output, HasSubstr("moe8: rank 0: no sign of life for 3 s"));
+}
+
+// What lives and computes for ever is found by those that wait for it, and ends as well.
+TEST(Ranks, ARankThatComputesForEverEndsAll) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.parallel.timeout_s = 4;
+  const auto ended = run_processes(
+      3,
+      [&] {
+        RunOptions run = impatient();
+        run.interrupted = [steps = 0]() mutable {
+          if (launch_from_environment().rank == 1 && ++steps == 3) {
+            for (volatile bool for_ever = true; for_ever;) {
+            }
+          }
+          return 0;
+        };
+        RunConfig own = config;
+        own.training.accumulation = 3;
+        go_on(own, run);
+      },
+      folder.options());
+  if (!folder.is_parent()) return;
+  for (const EndedProcess& process : ended) {
+    EXPECT_EQ(process.exit_code, 1) << process.output;
+    EXPECT_FALSE(process.is_late) << process.output;
+  }
+  EXPECT_THAT(ended[0].output, HasSubstr("moe8: rank 1: the others have waited for it for "));
+  EXPECT_THAT(
+      ended[0].output,
+      HasSubstr(" s: it lives, but hangs or needs longer than parallel.timeout_s. All ranks "
+                "end. Start the same command again with --resume"));
+  EXPECT_THAT(ended[2].output, Not(HasSubstr("moe8:")));
 }
 
 // ---- what ends a run in one line --------------------------------------------------

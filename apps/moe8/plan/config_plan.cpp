@@ -228,8 +228,13 @@ std::string rank_table(const ConfigPlan& plan) {
   add("total", rank.total());
   add("sent a step: gradients", rank.gradients_sent);
   add("sent a step: weights", rank.weights_sent);
+  add("sent a step: activations, in tensor groups", rank.activations_sent);
+  add("sent a step: tokens, in expert groups", rank.tokens_sent);
+  const ParallelConfig& parallel = plan.config.parallel;
   return concat("a step: ", rank.rounds, " x ", rank.rows, " sequences on each rank, experts over ",
-                plan.config.parallel.expert, "\n", text_table(rows, table_style()));
+                parallel.expert,
+                parallel.tensor > 1 ? concat(", dense weights over ", parallel.tensor) : "", "\n",
+                text_table(rows, table_style()));
 }
 
 std::string saved_table(const RunConfig& config) {
@@ -297,7 +302,9 @@ std::string to_json(const ConfigPlan& plan) {
                     {"saved", rank.saved},
                     {"total", rank.total()},
                     {"gradients_sent", rank.gradients_sent},
-                    {"weights_sent", rank.weights_sent}};
+                    {"weights_sent", rank.weights_sent},
+                    {"activations_sent", rank.activations_sent},
+                    {"tokens_sent", rank.tokens_sent}};
   }
   return json.dump(2) + "\n";
 }

@@ -288,7 +288,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "activation_checkpointing", c.training.activation_checkpointing, kAny);
   visit("training", "deterministic", c.training.deterministic, kAny);
   visit("parallel", "expert", c.parallel.expert, Range{1, 1 << 20});
-  visit("parallel", "tensor", c.parallel.tensor, kCount);
+  visit("parallel", "tensor", c.parallel.tensor, Range{1, 1 << 20});
+  visit("parallel", "timeout_s", c.parallel.timeout_s, Range{1, 1 << 20});
   visit("checkpoint", "interval", c.checkpoint.interval, kCountOrZero);
   visit("checkpoint", "keep", c.checkpoint.keep, kCount);
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);
@@ -419,6 +420,31 @@ std::vector<ConversionRule> RunConfig::conversion() const {
   return without_small_linears(rules, model);
 }
 
+namespace {
+
+// Heads and positions go to ranks as wholes, hidden widths in multiples of 16 bytes.
+void check_tensor_parallel(const RunConfig& config) {
+  const TransformerConfig& m = config.model;
+  const int64_t ranks = config.parallel.tensor;
+  if (ranks == 1) return;
+  const auto check = [&](const char* what, int64_t size) {
+    MOE8_CHECK(size % ranks == 0, kRunConfig, "parallel.tensor", "expected a divisor of ", what,
+               " = ", size, ", got ", ranks);
+  };
+  constexpr int64_t kWidth = 8;
+  check("model.n_kv_heads", m.n_kv_heads);
+  if (m.n_dense_layers > 0) check("model.dense_hidden_dim / 8", m.dense_hidden_dim / kWidth);
+  if (m.n_shared_experts > 0) {
+    check("model.hidden_dim x n_shared_experts / 8", m.hidden_dim * m.n_shared_experts / kWidth);
+  }
+  check("training.seq_len", config.training.seq_len);
+  MOE8_CHECK(config.optimizer.kind == OptimizerKind::ADAMW, kRunConfig, "optimizer.kind",
+             "expected adamw beside parallel.tensor = ", ranks,
+             ", got muon. Muon steps whole matrices; parallel.expert spreads stacks of them.");
+}
+
+}  // namespace
+
 void RunConfig::validate() const {
   for_each_setting(*this,
                    [](const char* section, const char* key, const auto& member, Range range) {
@@ -441,8 +467,7 @@ void RunConfig::validate() const {
                  ? "the number of the last steps in which the rate falls"
                  : "none beside schedule = \"" + std::string(to_string(optimizer.schedule)) + "\"",
              ", got ", optimizer.decay_steps, ". It goes with schedule = \"wsd\".");
-  MOE8_CHECK(parallel.tensor == 1, kRunConfig, "parallel.tensor", "expected 1, got ",
-             parallel.tensor, ". Dense weights are whole on every rank so far.");
+  check_tensor_parallel(*this);
   MOE8_CHECK(model.n_experts % parallel.expert == 0, kRunConfig, "parallel.expert",
              "expected a divisor of model.n_experts = ", model.n_experts, ", got ",
              parallel.expert);

@@ -114,7 +114,9 @@ struct TrainingConfig {
 /// parallel: they share out the sequences of a step, the optimizer's state and its work.
 struct ParallelConfig {
   int64_t expert = 1;  // ranks over which the experts of a layer are spread
-  int64_t tensor = 1;  // over which each dense weight is spread: 1 so far
+  int64_t tensor = 1;  // over which each weight of attention, dense and shared experts is spread
+  /// A rank that lives but keeps the others waiting for so long is given up (train/watch.h).
+  int64_t timeout_s = 45;
 
   bool operator==(const ParallelConfig&) const = default;
 };

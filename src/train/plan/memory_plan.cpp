@@ -20,6 +20,7 @@
 #include "convert/resolve.h"
 #include "gemm/low_precision_gemm.h"
 #include "moe8/mx.h"
+#include "moe8/tensor_parallel.h"
 #include "train/update_rules.h"
 
 namespace moe8 {
@@ -57,9 +58,10 @@ double moment_bytes(const OptimizerConfig& optimizer, double stepped) {
 }
 
 // AdamW keeps two moments of a parameter, Muon one.
-double moments_of(const RunConfig& config, double stepped) {
+double moments_of(const RunConfig& config, const std::vector<ParameterShape>& parameters,
+                  double stepped) {
   double elements = 0;
-  for (const ParameterShape& p : parameter_shapes(config.model)) {
+  for (const ParameterShape& p : parameters) {
     const UpdateRule rule =
         update_rule(config.optimizer.kind, p.name, static_cast<int64_t>(p.shape.size()));
     elements += (rule == UpdateRule::MUON ? 1 : 2) * numel(p.shape);
@@ -169,7 +171,8 @@ class Conversion {
 // Adds up the kinds of one layer over all layers; a kind keeps its place in the list.
 class SavedList {
  public:
-  explicit SavedList(Conversion conversion) : conversion_(std::move(conversion)) {}
+  explicit SavedList(Conversion conversion, int64_t tensor)
+      : conversion_(std::move(conversion)), tensor_(tensor) {}
 
   void add(const std::string& what, double bytes) {
     for (SavedTensor& row : rows_) {
@@ -200,6 +203,13 @@ class SavedList {
     add(what, itself * double(elements));
   }
 
+  /// The same of what weights in parts read: the tokens of all ranks of a tensor group.
+  void add_gathered_input(const std::string& what, int64_t elements, const std::string& layer,
+                          const std::vector<std::vector<std::string>>& readers) {
+    add_input(what, tensor_ * elements, layer, readers);
+  }
+  bool gathers() const { return tensor_ > 1; }
+
   bool have_one_config(const std::string& weight, const std::string& other) const {
     const Config* const a = conversion_.config(weight);
     const Config* const b = conversion_.config(other);
@@ -217,6 +227,7 @@ class SavedList {
 
  private:
   Conversion conversion_;
+  int64_t tensor_;
   std::vector<SavedTensor> rows_;
 };
 
@@ -231,8 +242,8 @@ void add_norm(SavedList& list, const TransformerConfig& c) {
 
 void add_attention(SavedList& list, const TransformerConfig& c, const std::string& layer) {
   const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
-  list.add_input("attention: input", c.dim, layer + "attention.",
-                 {{"wq.weight", "wk.weight", "wv.weight"}});
+  list.add_gathered_input("attention: input", c.dim, layer + "attention.",
+                          {{"wq.weight", "wk.weight", "wv.weight"}});
   list.add("attention: q, k, v", list.model_itemsize() * double(width + 2 * kv));
   list.add_input("attention: output", width, layer + "attention.", {{"wo.weight"}, {kOther}});
   list.add("attention: softmax sums", kFloat * double(c.n_heads));
@@ -249,7 +260,7 @@ void add_hidden(SavedList& list, const std::string& what, int64_t elements, cons
 
 void add_dense(SavedList& list, const TransformerConfig& c, const std::string& layer) {
   const std::string part = layer + "feed_forward.";
-  list.add_input("feed-forward: input", c.dim, part, {{"w1.weight", "w3.weight"}});
+  list.add_gathered_input("feed-forward: input", c.dim, part, {{"w1.weight", "w3.weight"}});
   add_hidden(list, "feed-forward: hidden", c.dense_hidden_dim, part, ".weight");
 }
 
@@ -281,7 +292,8 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   const bool shared = c.n_shared_experts > 0;
   const bool fused = list.have_one_config(experts + "w1", experts + "w3");
   std::vector<std::vector<std::string>> readers{{"router.gate.weight"}};
-  if (shared) readers.push_back({"shared_experts.w1.weight", "shared_experts.w3.weight"});
+  const std::vector<std::string> of_shared{"shared_experts.w1.weight", "shared_experts.w3.weight"};
+  if (shared && !list.gathers()) readers.push_back(of_shared);
   const bool as_codes = list.keeps_codes_of_input(experts + "w1");
   // The experts save it as it is, once for gate and up; or codes with a scale.
   if (fused) readers.push_back({as_codes ? "experts.w1" : kOther});
@@ -292,6 +304,7 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   list.add("router: indices", (kLong + 2 * kInt) * k);  // experts, and rows and slots by the other
   fused ? add_fused_experts(list, c, experts) : add_unfused_experts(list, c, experts);
   if (!shared) return;
+  if (list.gathers()) list.add_gathered_input("shared experts: input", c.dim, part, {of_shared});
   add_hidden(list, "shared experts: hidden rows", c.hidden_dim * c.n_shared_experts,
              part + "shared_experts.", ".weight");
 }
@@ -332,10 +345,11 @@ std::string layer_name(int64_t number) {
 }
 
 // What backward computes again of a block, while it goes through that.
-double recomputed_bytes(const RunConfig& config, const Conversion& conversion, int64_t number) {
+double recomputed_bytes(const RunConfig& config, const Conversion& conversion, int64_t number,
+                        int64_t tensor) {
   const Recompute recompute = config.training.activation_checkpointing;
   if (recompute == Recompute::NONE) return 0;
-  SavedList list(conversion);
+  SavedList list(conversion, tensor);
   const std::string layer = layer_name(number);
   if (recompute == Recompute::FULL) add_attention_half(list, config.model, layer);
   add_other_half(list, config.model, number, layer);
@@ -346,10 +360,10 @@ double recomputed_bytes(const RunConfig& config, const Conversion& conversion, i
 
 }  // namespace
 
-std::vector<SavedTensor> saved_for_backward(const RunConfig& config) {
+std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t tensor) {
   const TransformerConfig& c = config.model;
   const Recompute recompute = config.training.activation_checkpointing;
-  SavedList list(Conversion(plan_conversion(config), config.training));
+  SavedList list(Conversion(plan_conversion(config), config.training), tensor);
   for (int64_t number = 0; number < c.n_layers; ++number) {
     const std::string layer = layer_name(number);
     if (recompute != Recompute::FULL) add_attention_half(list, c, layer);
@@ -386,31 +400,46 @@ ConversionReport plan_conversion(const RunConfig& config) {
   return resolve(parameters, {}, to_fqn_config(config.conversion()));
 }
 
-MemoryPlan plan_memory(const RunConfig& config) {
+ParameterShape held_shape(const ParameterShape& whole, const ParallelConfig& parallel) {
+  ParameterShape held = whole;
+  if (held.shape.size() == 3) held.shape[0] /= parallel.expert;  // stacks of routed experts
+  const TensorSplit split = tensor_split(held.name);
+  if (split == TensorSplit::COLUMN_PARALLEL) held.shape[0] /= parallel.tensor;
+  if (split == TensorSplit::ROW_PARALLEL) held.shape[1] /= parallel.tensor;
+  return held;
+}
+
+MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held) {
   const TrainingConfig& t = config.training;
-  const double parameters = double(count_parameters(config.model).total);
+  std::vector<ParameterShape> parameters;
+  double elements = 0;
+  for (const ParameterShape& whole : parameter_shapes(config.model)) {
+    parameters.push_back(held_shape(whole, held));
+    elements += numel(parameters.back().shape);
+  }
   const at::ScalarType dtype = dtype_of(t.weights);
   const double b = itemsize(dtype);
   const bool masters = t.weights == Weights::MASTER;
   MemoryPlan plan;
-  plan.weights = parameters * b;
-  plan.masters = masters ? parameters * kFloat : 0;
-  plan.optimizer = moments_of(config, masters ? kFloat : b);
-  plan.gradients = parameters * gradient_bytes(t);
+  plan.weights = elements * b;
+  plan.masters = masters ? elements * kFloat : 0;
+  plan.optimizer = moments_of(config, parameters, masters ? kFloat : b);
+  plan.gradients = elements * gradient_bytes(t);
   const ConversionReport report = plan_conversion(config);
   const Conversion conversion(report, t);
   for (const ConversionRow& row : report.converted()) {
-    plan.codes += code_bytes(*row.config, row.shape);
-    plan.weight_forms += conversion.forms(row.fqn).of_weight * numel(row.shape);
+    const std::vector<int64_t> shape = held_shape({row.fqn, row.shape}, held).shape;
+    plan.codes += code_bytes(*row.config, shape);
+    plan.weight_forms += conversion.forms(row.fqn).of_weight * numel(shape);
   }
-  for (const SavedTensor& saved : saved_for_backward(config)) {
+  for (const SavedTensor& saved : saved_for_backward(config, held.tensor)) {
     plan.saved_a_token += saved.bytes;
   }
   for (int64_t number = 0; number < config.model.n_layers; ++number) {
-    plan.recomputed_a_token =
-        std::max(plan.recomputed_a_token, recomputed_bytes(config, conversion, number));
+    plan.recomputed_a_token = std::max(plan.recomputed_a_token,
+                                       recomputed_bytes(config, conversion, number, held.tensor));
   }
-  plan.tokens = double(t.batch_size) * double(t.seq_len);
+  plan.tokens = double(t.batch_size) * double(t.seq_len) / double(held.tensor);
   return plan;
 }
 

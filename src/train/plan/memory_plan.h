@@ -23,8 +23,10 @@ struct SavedTensor {
 /// What one forward pass and its loss keep for each token, summed over the layers: the tensors that
 /// LibTorch 2.11 and moe8 save on this CPU. A few bytes that do not depend on the tokens are left
 /// out.
+/// @param tensor  ranks of a tensor group: then for each token of one rank, of which every product
+///                of a part of a weight sees those of the others as well
 /// @throws c10::Error as quantize_.
-std::vector<SavedTensor> saved_for_backward(const RunConfig& config);
+std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t tensor = 1);
 
 /// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
 struct MemoryPlan {
@@ -44,8 +46,13 @@ struct MemoryPlan {
 };
 
 /// The memory of a run with config.conversion(), which must fit the model.
+/// @param held  over how many ranks experts and dense weights are spread, of which one is planned:
+///              masters, optimizer and gradients are of all that it holds
 /// @throws c10::Error as quantize_ when a rule matches nothing.
-MemoryPlan plan_memory(const RunConfig& config);
+MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held = {});
+
+/// What one rank holds of a parameter of the model.
+ParameterShape held_shape(const ParameterShape& whole, const ParallelConfig& parallel);
 
 /// What quantize_ would do to the model of `config`, without making it.
 /// @throws c10::Error as quantize_.

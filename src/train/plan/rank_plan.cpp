@@ -2,73 +2,131 @@
 #include "train/plan/rank_plan.h"
 
 #include <algorithm>
+#include <array>
 
 #include "base/check.h"
+#include "experts/token_wire.h"
 #include "moe8/sharded_optimizer.h"
-#include "nn/parameter_counts.h"
+#include "moe8/tensor_parallel.h"
 #include "train/batch_share.h"
 #include "train/plan/memory_plan.h"
 
 namespace moe8 {
 namespace {
 
-// Elements of stacked experts, and of all else.
-struct Elements {
-  double experts = 0;
-  double others = 0;
+constexpr double kFloat32 = 4;
+
+// What a rank holds of parameters that the same ranks hold, and how many these are.
+struct Held {
+  double elements = 0;
+  double ranks = 1;
+
+  double stepped() const { return elements / ranks; }
+  // Of what n ranks hold alike each sends the others' share when each steps a part.
+  double sent() const { return elements * (ranks - 1) / ranks; }
 };
 
-Elements elements_of(const TransformerConfig& config) {
-  Elements elements;
-  for (const ParameterShape& parameter : parameter_shapes(config)) {
+std::array<Held, 3> held_by(const RunConfig& config, int64_t world) {
+  const ParallelConfig& p = config.parallel;
+  Held whole{.ranks = double(world)}, experts{.ranks = double(world / p.expert)},
+      parts{.ranks = double(world / p.tensor)};
+  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
     double count = 1;
-    for (const int64_t size : parameter.shape) count *= static_cast<double>(size);
-    (parameter.shape.size() == 3 ? elements.experts : elements.others) += count;
+    for (const int64_t size : held_shape(parameter, p).shape) count *= double(size);
+    const bool is_part = tensor_split(parameter.name) != TensorSplit::NONE;
+    (parameter.shape.size() == 3 ? experts : is_part ? parts : whole).elements += count;
   }
-  return elements;
+  return {whole, experts, parts};
 }
 
-// Of what n ranks hold alike, the share that each sends when each steps a part.
-double share_sent(double ranks) {
-  return (ranks - 1) / ranks;
+// Of how many exchanges forward and backward of a layer consist when each half of it has one of its
+// own at either end, which backward mirrors, and forward is computed again where it is recomputed.
+double exchanges(bool first_half, bool second_half, Recompute recompute) {
+  const double of_first = recompute == Recompute::FULL ? 6 : 4;
+  const double of_second = recompute == Recompute::NONE ? 4 : 6;
+  return (first_half ? of_first : 0) + (second_half ? of_second : 0);
+}
+
+// Each rank sends its part of the tokens to the others, or their parts of its sums.
+double activations_sent(const RunConfig& config, double tokens, double width) {
+  const TransformerConfig& m = config.model;
+  const auto ranks = double(config.parallel.tensor);
+  double count = 0;
+  for (int64_t layer = 0; layer < m.n_layers; ++layer) {
+    const bool feeds = layer < m.n_dense_layers || m.n_shared_experts > 0;
+    count += exchanges(true, feeds, config.training.activation_checkpointing);
+  }
+  return count * tokens / ranks * (ranks - 1) * double(m.dim) * width;
+}
+
+// The chance that a given rank has one of the experts of a token.
+double chance_of_rank(const TransformerConfig& m, int64_t ranks) {
+  const double experts = double(m.n_experts), elsewhere = experts - experts / double(ranks);
+  double none = 1;
+  for (int64_t i = 0; i < m.top_k; ++i) {
+    none *= std::max(elsewhere - double(i), 0.0) / (experts - double(i));
+  }
+  return 1 - none;
+}
+
+// The table of docs/distributed.md; tokens are those of this rank.
+double tokens_sent(const RunConfig& config, double tokens, double width) {
+  const TransformerConfig& m = config.model;
+  const auto d = double(m.dim), k = double(m.top_k);
+  double bytes = 0;
+  for (const ConversionRow& row : plan_conversion(config).rows) {
+    if (!row.fqn.ends_with(".experts.w1")) continue;
+    const bool codes = row.config && !RowCode::refusal(*row.config, RowsOf::INPUT);
+    const double wire =
+        codes ? d + double(RowCode(m.dim, at::kBFloat16, *row.config, RowsOf::INPUT).scale_bytes())
+              : width * d;
+    const double forward = wire + 8 * k + width * d, backward = 2 * width * d + kFloat32 * k;
+    const bool again = config.training.activation_checkpointing != Recompute::NONE;
+    bytes += (again ? 2 : 1) * forward + backward;
+  }
+  const int64_t ranks = config.parallel.expert;
+  return tokens * double(ranks - 1) * chance_of_rank(m, ranks) * bytes;
 }
 
 }  // namespace
 
 RankPlan plan_rank(const RunConfig& config, int64_t world) {
-  MOE8_CHECK(world >= 1 && world % config.parallel.expert == 0, "plan", "--world",
-             "expected a multiple of parallel.expert = ", config.parallel.expert, ", got ", world);
+  const ParallelConfig& parallel = config.parallel;
+  MOE8_CHECK(world >= 1 && world % (parallel.expert * parallel.tensor) == 0, "plan", "--world",
+             "expected a multiple of parallel.expert x tensor = ", parallel.expert, " x ",
+             parallel.tensor, ", got ", world);
   const TrainingConfig& t = config.training;
-  const BatchShare share(t.batch_size, t.accumulation, world);
+  const BatchShare share(t.batch_size, t.accumulation, world / parallel.tensor);
   RunConfig own = config;  // what a rank computes at once
   own.training.batch_size = share.rows();
-  const MemoryPlan one = plan_memory(own);
+  const MemoryPlan whole = plan_memory(own), one = plan_memory(own, parallel);
 
-  const auto ranks = static_cast<double>(world),
-             parts = static_cast<double>(config.parallel.expert);
-  const Elements all = elements_of(config.model);
-  const double experts = all.experts / parts, held = all.others + experts;
-  const double of_all = held / (all.experts + all.others);
   const double width = t.weights == Weights::FLOAT32 ? 4 : 2;
-  constexpr double kFloat = 4;
   // Two buckets travel and the next is packed; sent and received.
   constexpr double kTravelling = 2 * 3;
-  const auto bucket = static_cast<double>(ShardingOptions().bucket_elements);
+  const auto bucket = double(ShardingOptions().bucket_elements), rounds = double(share.rounds());
 
   RankPlan plan;
   plan.world = world;
   plan.rows = share.rows();
   plan.rounds = share.rounds();
-  plan.weights = one.weights * of_all;
-  plan.masters = one.masters / ranks;
-  plan.optimizer = one.optimizer / ranks;
-  plan.sums = kFloat * (all.experts + all.others) / ranks;
-  plan.travelling = width * std::min(kTravelling * bucket, 2 * held);
-  plan.weight_forms = one.weight_forms * of_all;
+  plan.weights = one.weights;
+  plan.masters = whole.masters / double(world);
+  plan.optimizer = whole.optimizer / double(world);
+  double shared = 0;
+  for (const Held& held : held_by(config, world)) {
+    // A gradient that is added to no other stays as backward left it.
+    plan.sums += held.stepped() * (held.ranks * rounds > 1 ? kFloat32 : width);
+    plan.weights_sent += width * held.sent();
+    if (held.ranks > 1) shared += held.elements;
+  }
+  plan.travelling = width * std::min(kTravelling * bucket, 2 * shared);
+  plan.weight_forms = one.weight_forms;
   plan.saved = one.saved();
-  plan.weights_sent =
-      width * (all.others * share_sent(ranks) + experts * share_sent(ranks / parts));
-  plan.gradients_sent = plan.weights_sent * static_cast<double>(share.rounds());
+  plan.gradients_sent = plan.weights_sent * rounds;
+  const double tokens = double(share.rows()) * double(t.seq_len);
+  plan.activations_sent = rounds * activations_sent(config, tokens, width);
+  plan.tokens_sent = rounds * tokens_sent(config, tokens / double(parallel.tensor), width);
   return plan;
 }
 

@@ -23,8 +23,11 @@ struct RankPlan {
   double total() const {
     return weights + masters + optimizer + sums + travelling + weight_forms + saved;
   }
-  double gradients_sent = 0;  // a step
-  double weights_sent = 0;    // a step
+  // Sent in a step.
+  double gradients_sent = 0;
+  double weights_sent = 0;
+  double activations_sent = 0;  // in the tensor group
+  double tokens_sent = 0;       // in the expert group, when each expert gets as many
 };
 
 /// @throws c10::Error as plan_memory(), and when the batch or the experts cannot be dealt out.

@@ -13,6 +13,7 @@
 #include "train/report/expert_maps.h"
 #include "train/report/html.h"
 #include "train/report/line_chart.h"
+#include "train/report/rank_tables.h"
 #include "train/report/sqnr_maps.h"
 #include "train/report/summary.h"
 
@@ -85,8 +86,8 @@ std::string report_html(const Report& report) {
   const std::vector<LineChart> charts = curves_of(report);
   return html_page(report.title,
                    summary(report) + kControls + curves(runs, charts) + expert_maps(runs) +
-                       sqnr_maps(runs) + warnings_section(runs) + origins_section(runs) +
-                       configs_section(runs),
+                       sqnr_maps(runs) + ranks_section(runs) + warnings_section(runs) +
+                       origins_section(runs) + configs_section(runs),
                    page_data(runs, charts));
 }
 

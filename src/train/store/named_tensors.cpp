@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include "base/check.h"
+#include "moe8/tensor_parallel.h"
 
 namespace moe8 {
 namespace {
@@ -40,23 +41,37 @@ NamedTensors learned_tensors(const torch::nn::Module& model) {
   return tensors;
 }
 
-TensorPiece piece_of(std::string name, int64_t first_row, const at::Tensor& tensor) {
+HeldAlong held_along(std::string_view name, const at::Tensor& tensor, const ModelPart& part) {
+  if (holds_experts(name, tensor)) {
+    const int64_t parts = part.experts.count == 0 ? 1 : part.experts.count / tensor.size(0);
+    return {0, part.experts.first, parts};
+  }
+  const TensorSplit split = tensor_split(name);
+  if (split == TensorSplit::NONE || part.tensor_size == 1) return {};
+  const int64_t axis = split == TensorSplit::COLUMN_PARALLEL ? 0 : 1;
+  return {axis, part.tensor_rank * tensor.size(axis), part.tensor_size};
+}
+
+TensorPiece piece_of(std::string name, int64_t first_row, const at::Tensor& tensor,
+                     int64_t first_column) {
   std::vector<int64_t> offsets(static_cast<size_t>(tensor.dim()));
   if (!offsets.empty()) offsets[0] = first_row;
+  if (offsets.size() > 1) offsets[1] = first_column;
   return {std::move(name), std::move(offsets), tensor};
 }
 
-at::Tensor read_rows(const PieceReader& files, const std::string& name, int64_t first_row,
-                     const at::Tensor& like) {
-  std::vector<int64_t> sizes = sizes_of(files, name, like);
-  if (sizes.empty()) return files.read(name);
-  const int64_t rows = sizes[0];
-  sizes[0] = like.size(0);
-  MOE8_CHECK(at::IntArrayRef(sizes) == like.sizes() && first_row + like.size(0) <= rows,
-             kNamedTensors, files.where(), "tensor '", name, "': expected ", like.sizes(),
-             " from row ", first_row, " on, as in this run's model, got ", rows, " rows, ",
-             at::IntArrayRef(sizes));
-  return files.read(name, {piece_of(name, first_row, like).offsets, sizes});
+at::Tensor read_piece(const PieceReader& files, const TensorPiece& piece) {
+  const std::vector<int64_t> whole = sizes_of(files, piece.name, piece.data);
+  if (whole.empty()) return files.read(piece.name);
+  bool fits = true;
+  for (size_t d = 0; d < whole.size(); ++d) {
+    const int64_t end = piece.offsets[d] + piece.data.size(static_cast<int64_t>(d));
+    fits = fits && (d < 2 ? end <= whole[d] : end == whole[d]);
+  }
+  MOE8_CHECK(fits, kNamedTensors, files.where(), "tensor '", piece.name, "': expected ",
+             piece.data.sizes(), " from ", at::IntArrayRef(piece.offsets),
+             " on, as in this run's model, got ", at::IntArrayRef(whole));
+  return files.read(piece.name, {piece.offsets, piece.data.sizes().vec()});
 }
 
 at::Tensor read_like(const PieceReader& files, const std::string& name, const at::Tensor& like) {
@@ -67,15 +82,20 @@ at::Tensor read_like(const PieceReader& files, const std::string& name, const at
   return files.read(name);
 }
 
-void load_into(const NamedTensors& tensors, const PieceReader& files, const ExpertPart& part) {
+void load_into(const NamedTensors& tensors, const PieceReader& files, const ModelPart& part) {
   const size_t count = files.names().size();
   MOE8_CHECK(count == tensors.size(), kNamedTensors, files.where(), "expected the ", tensors.size(),
              " tensors of this run's model, got ", count);
   std::vector<at::Tensor> values;
   for (const auto& [name, tensor] : tensors) {
-    const bool some = part.count > 0 && holds_experts(name, tensor);
-    values.push_back(some ? read_rows(files, name, part.first, tensor)
-                          : read_like(files, name, tensor));
+    const HeldAlong held = held_along(name, tensor, part);
+    if (held.parts == 1) {
+      values.push_back(read_like(files, name, tensor));
+      continue;
+    }
+    const bool rows = held.axis == 0;
+    values.push_back(
+        read_piece(files, piece_of(name, rows ? held.first : 0, tensor, rows ? 0 : held.first)));
   }
   const at::NoGradGuard no_grad;
   for (size_t i = 0; i < tensors.size(); ++i) tensors[i].second.copy_(values[i]);

@@ -49,7 +49,9 @@ RunRecord read_run(const std::string& folder) {
   }
   if (fs::exists(files.result())) {  // only a run that came to its end has one
     run.finished = true;
-    run.peak_memory = read_result(files.result()).peak_memory;
+    RunResult result = read_result(files.result());
+    run.peak_memory = result.peak_memory;
+    run.ranks = std::move(result.ranks);
   }
   return run;
 }

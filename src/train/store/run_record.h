@@ -9,6 +9,7 @@
 
 #include "train/config/run_config.h"
 #include "train/store/metrics.h"
+#include "train/store/run_result.h"
 #include "train/store/speed.h"
 
 namespace moe8 {
@@ -25,6 +26,7 @@ struct RunRecord {
   double train_loss = 0;                    // mean of the last steps, see kLastSteps
   std::optional<double> validation_loss{};  // the last one
   std::optional<int64_t> peak_memory{};     // bytes; of a finished run
+  std::vector<RankUse> ranks{};             // likewise, where there were several
 };
 
 /// @throws c10::Error when the folder holds no run, or files that are not a run's.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/store/run_result.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -20,6 +21,26 @@ double number(const nlohmann::json& json, const char* key) {
 }
 
 }  // namespace
+
+RanksSummary summary_of(const std::vector<RankUse>& ranks) {
+  RanksSummary summary;
+  double waited = 0, took = 0, rows = 0, most = 0;
+  const auto work = [&](size_t rank) {
+    return ranks[rank].step_seconds - ranks[rank].waited_seconds;
+  };
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const RankUse& use = ranks[rank];
+    if (work(rank) > work(summary.slowest)) summary.slowest = rank;
+    waited += use.waited_seconds;
+    took += use.step_seconds;
+    summary.bytes_sent = std::max(summary.bytes_sent, use.bytes_sent);
+    most = std::max(most, use.expert_rows);
+    rows += use.expert_rows;
+  }
+  if (took > 0) summary.waited_share = waited / took;
+  if (rows > 0) summary.most_expert_rows = most * static_cast<double>(ranks.size()) / rows;
+  return summary;
+}
 
 void write_result(const std::string& path, const RunResult& result) {
   nlohmann::ordered_json json{{"recipe", result.recipe},

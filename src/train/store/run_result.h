@@ -12,10 +12,21 @@ namespace moe8 {
 struct RankUse {
   double step_seconds = 0;    // the mean of a step
   double waited_seconds = 0;  // of these, the host for other ranks
-  double bytes_sent = 0;      // a step, gradients and parameters
+  double bytes_sent = 0;      // a step
   int64_t peak_memory = 0;    // bytes
   double expert_rows = 0;     // a step, that its experts got
 };
+
+/// What stands out among the ranks of a run.
+struct RanksSummary {
+  size_t slowest = 0;           // the rank that computed longest, without what it waited for others
+  double waited_share = 0;      // of the time of all ranks
+  double bytes_sent = 0;        // a step, by the rank that sends most
+  double most_expert_rows = 0;  // of a rank, by the mean of all; 0 where all hold all experts
+};
+
+/// @param ranks  not empty
+RanksSummary summary_of(const std::vector<RankUse>& ranks);
 
 struct RunResult {
   std::string recipe;  // "custom" when a conversion file decided

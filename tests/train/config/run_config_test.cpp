@@ -280,5 +280,24 @@ TEST(RunConfig, ActivationCheckpointingIsOneOfThree) {
               HasSubstr("expected none, selective or full, got "));
 }
 
+TEST(RunConfig, TensorParallelismHasToDivideWhatItCuts) {
+  const auto with = [](const std::string& setting) {
+    return message("", {"model.n_kv_heads=4", "parallel.tensor=4", setting});
+  };
+  EXPECT_EQ(with("training.seq_len=64"), "(no error)");
+  EXPECT_THAT(with("model.n_kv_heads=2"),
+              HasSubstr("[config] parallel.tensor: expected a divisor of model.n_kv_heads = 2, "
+                        "got 4"));
+  EXPECT_THAT(with("training.seq_len=66"),
+              HasSubstr("expected a divisor of training.seq_len = 66, got 4"));
+  EXPECT_THAT(with("model.dense_hidden_dim=72"),
+              HasSubstr("expected a divisor of model.dense_hidden_dim / 8 = 9, got 4"));
+  EXPECT_THAT(with("model.hidden_dim=72"),
+              HasSubstr("expected a divisor of model.hidden_dim x n_shared_experts / 8 = 9"));
+  EXPECT_THAT(with("optimizer.kind=muon"),
+              HasSubstr("[config] optimizer.kind: expected adamw beside parallel.tensor = 4"));
+  EXPECT_THAT(message("", {"parallel.timeout_s=0"}), HasSubstr("parallel.timeout_s: expected "));
+}
+
 }  // namespace
 }  // namespace moe8

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Every number of a memory plan against the bytes that a small model really takes: LibTorch's
-// allocator is replaced by one that counts.
+// Every number of a memory plan against the bytes that a small model really takes.
 #include "train/plan/memory_plan.h"
 
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 
 #include "autograd/training_formats.h"
@@ -18,6 +14,7 @@
 #include "moe8/mx.h"
 #include "moe8/transformer.h"
 #include "testing/compare.h"
+#include "testing/counting_allocator.h"
 #include "testing/folder.h"
 #include "train/config/recipe_rules.h"
 #include "train/stepper.h"
@@ -25,50 +22,13 @@
 namespace moe8 {
 namespace {
 
+using testing::CountingAllocator;
 using testing::error_of;
 using ::testing::HasSubstr;
 
-// Counts the bytes of tensors that are alive, rounded to nothing.
-class CountingAllocator : public c10::Allocator {
- public:
-  static CountingAllocator& get() {
-    static CountingAllocator allocator;
-    return allocator;
-  }
-  c10::DataPtr allocate(size_t size) override {
-    auto* block =
-        static_cast<char*>(std::aligned_alloc(kHeader, round_up(size, kHeader) + kHeader));
-    if (!block) throw std::bad_alloc();
-    std::memcpy(block, &size, sizeof size);
-    alive_ += static_cast<int64_t>(size);
-    return {block + kHeader, block + kHeader, &release, c10::Device(c10::kCPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &release; }
-  void copy_data(void* to, const void* from, size_t size) const override {
-    std::memcpy(to, from, size);
-  }
-  int64_t alive() const { return alive_; }
-
- private:
-  static constexpr size_t kHeader = 64;  // LibTorch wants that alignment
-
-  static void release(void* data) {
-    if (!data) return;
-    char* block = static_cast<char*>(data) - kHeader;
-    size_t size = 0;
-    std::memcpy(&size, block, sizeof size);
-    get().alive_ -= static_cast<int64_t>(size);
-    std::free(block);
-  }
-
-  std::atomic<int64_t> alive_{0};
-};
-
 class MemoryPlanTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    c10::SetAllocator(c10::kCPU, &CountingAllocator::get(), /*priority=*/200);
-  }
+  static void SetUpTestSuite() { CountingAllocator::install(); }
   static int64_t alive() { return CountingAllocator::get().alive(); }
 };
 
