@@ -9,6 +9,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 
 #include "cuda/quantize/blocked_scales.h"
+#include "cuda/quantize/float8_decode.h"
 #include "device/cuda_launch.h"
 #include "formats/integers.h"
 #include "groups/cuda_groups.h"
@@ -227,6 +228,22 @@ Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& g
     scale_sizes[axis] = 1;
     out.scale = out.scale.view(scale_sizes);
   }
+  return out;
+}
+
+at::Tensor cuda_dequantize_float8_rows(const at::Tensor& codes, const at::Tensor& scale,
+                                       ElemDtype elem, at::ScalarType dtype) {
+  const Launch launch(codes.device());
+  const at::Tensor scales = scale.contiguous();
+  const at::Tensor out = empty_on(codes, codes.sizes(), dtype);
+  const cuda::Float8DecodeArgs args{.codes = codes.const_data_ptr<uint8_t>(),
+                                    .scale = scales.const_data_ptr<float>(),
+                                    .rows = scales.numel(),
+                                    .columns = codes.size(-1),
+                                    .elem = elem,
+                                    .out = out.mutable_data_ptr(),
+                                    .out_type = float_type(dtype)};
+  check_launch("dequantize", cuda::launch_float8_decode(args, launch.stream));
   return out;
 }
 

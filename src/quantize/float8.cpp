@@ -97,6 +97,13 @@ void check_scale_sizes(const char* op, const Float8Tensor& x, at::IntArrayRef ex
              x.data.sizes(), ", got ", x.scale.sizes());
 }
 
+// One scale for each row of the last axis.
+bool has_scale_per_row(const Float8Tensor& x) {
+  if (x.granularity.kind != ScalingGranularity::AXISWISE || x.offs) return false;
+  return x.scale.dim() == x.data.dim() && x.data.dim() > 0 &&
+         check_axis("dequantize", x.data, x.granularity.axis) == x.data.dim() - 1;
+}
+
 void check_quantize(const char* op, const at::Tensor& x, ElemDtype elem) {
   check_dtype(op, "x", x);
   check_device_supported(op, "x", x);
@@ -233,10 +240,15 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
   check_holds_its_values(kOp, "x", x.scale);
   check_out_dtype(kOp, "dtype", dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
-  if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {
+  const Implementation by = implementation_of(x.data, x.offs);
+  if (by != Implementation::CPU_KERNELS) {
     check_scale_sizes(kOp, x, check_reduction(kOp, x.data, x.granularity, x.offs));
-    return composite_dequantize_float8(x, unpack_codes(x.data, x.elem, x.data.sizes()),
-                                       dtype.value_or(x.orig_dtype));
+    const at::Tensor codes = unpack_codes(x.data, x.elem, x.data.sizes());
+    const at::ScalarType out_dtype = dtype.value_or(x.orig_dtype);
+    if (by == Implementation::CUDA_KERNELS && has_scale_per_row(x)) {
+      return cuda_dequantize_float8_rows(codes, x.scale, x.elem, out_dtype);
+    }
+    return composite_dequantize_float8(x, codes, out_dtype);
   }
   const Reduction reduction = reduction_of(kOp, x.data, x.granularity, x.offs);
   check_scale_sizes(kOp, x, reduction.scale_sizes);

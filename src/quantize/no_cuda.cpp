@@ -28,6 +28,11 @@ Float8Codes cuda_quantize_float8(const at::Tensor&, const Float8Granularity&, El
   fail_without_cuda("quantize_float8");
 }
 
+at::Tensor cuda_dequantize_float8_rows(const at::Tensor&, const at::Tensor&, ElemDtype,
+                                       at::ScalarType) {
+  fail_without_cuda("dequantize");
+}
+
 BlockedGroups cuda_blocked_m_groups(const at::Tensor&, const at::Tensor&) {
   fail_without_cuda("to_blocked_m_groups");
 }
