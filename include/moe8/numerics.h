@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -139,9 +140,10 @@ struct NumericsOptions {
 ///
 /// Read completely: operands for amax, offs for the tokens. Sampled: rows (or columns, for
 /// products that contract rows) evenly spaced, and quantized as the product quantizes them, so each
-/// value counted is one that the product used. A product costs a few times its own time while it is
-/// watched; on a GPU each also waits for the device; and inputs are kept in high precision until
-/// backward. So watch one step in fifty.
+/// value counted is one that the product used. On a CPU a product costs a few times its own time
+/// while it is watched. On a GPU it costs the launch of ten small kernels and more, the host waits once
+/// per set of offs, and samples are measured when the report is asked for. Inputs are kept in high
+/// precision until backward. So watch one step in fifty.
 ///
 /// Safe with backward's threads; several monitors may live at a time. Deterministic for one thread.
 class NumericsMonitor {
@@ -159,10 +161,13 @@ class NumericsMonitor {
   /// What was seen so far. Products of one weight and kind are summed up (several micro-batches,
   /// a weight used twice): amax is the largest, shares and SQNRs are of all sampled values.
   NumericsReport report() const;
+  /// The same on a thread of its own, for a loop that goes on. Waits for the device before it returns.
+  /// Destroy the monitor after the future has come true: memory that a GPU wrote goes with it.
+  std::future<NumericsReport> report_later() const;
 
  private:
   class Watcher;
-  std::unique_ptr<Watcher> watcher_;
+  std::shared_ptr<Watcher> watcher_;
 };
 
 /// Sifts the warnings of report after report: each counts when it comes up, and again only after a

@@ -3,7 +3,8 @@
 // codes by the stage before it: tokens are quantized once each and their codes gathered; hidden rows
 // and their gradients are quantized as they are made; codes along columns are made from those along
 // rows. What a product reads as MX values is written as such, along rows and columns in one pass.
-// Other forms are made of values in bf16, as of any operand.
+// Other forms are made of values in bf16, as of any operand. Somebody who observes products gets the
+// values beside the codes: the arithmetic is the same.
 
 #include <algorithm>
 #include <utility>
@@ -62,6 +63,12 @@ Operand of_values(const at::Tensor& values, const Keys& keys) {
   Operand operand(values);
   for (const FormKey& key : keys) operand.expect(key);
   return operand;
+}
+
+// The tokens of x [T, d] in the order of experts, without forms.
+Operand rows_to_code(const ExpertsCall& call, const at::Tensor& x) {
+  if (call.is_observed) return cuda_gather_tokens(x.contiguous(), call.order);
+  return Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);
 }
 
 // ---- codes by rows --------------------------------------------------------------
@@ -155,10 +162,10 @@ void add_turned(const Operand& operand, const ExpertsCall& call, CodedRows x, co
       key, [&call, x = std::move(x), key, of_tokens] { return turned(call, x, key, of_tokens); });
 }
 
-// The forms of tokens that were quantized once. `rows` are theirs, with the maxima of the columns.
-Operand gathered(const ExpertsCall& call, const CodedRows& tokens, const CodedRows& rows,
-                 const Keys& keys, at::ScalarType dtype) {
-  Operand operand = Operand::future({call.rows(), tokens.columns}, dtype, call.device);
+// The forms of tokens `x` that were quantized once. `rows` are theirs, with the maxima of the columns.
+Operand gathered(const ExpertsCall& call, const at::Tensor& x, const CodedRows& tokens,
+                 const CodedRows& rows, const Keys& keys) {
+  Operand operand = rows_to_code(call, x);
   CodedRows with_maxima = tokens;
   with_maxima.column_amax = rows.column_amax;
   for (const FormKey& key : keys) {
@@ -209,6 +216,9 @@ class MxMade {
       if (data.defined()) continue;
       data = memory.defined() ? std::exchange(memory, {})
                               : empty_on(call.device, {call.rows(), columns}, at::kBFloat16);
+    }
+    if (call.is_observed && !keys.empty() && !values_.defined()) {
+      values_ = empty_on(call.device, {call.rows(), columns}, at::kBFloat16);
     }
   }
 
@@ -301,7 +311,7 @@ ActivationInputs contiguous(ActivationInputs inputs) {
   return inputs;
 }
 
-// What a kernel writes of one matrix that it makes: codes, or values.
+// What a kernel writes of one matrix that it makes: codes, or values, or for observers both.
 class Made {
  public:
   /// @param memory  for the codes where it fits them; else, and by default, memory of their own
@@ -311,7 +321,8 @@ class Made {
     const bool by_columns = has_axis(keys, kAlongColumns);
     if (const Float8Format* const format = codes_for(call, keys)) {
       codes_ = CodedRows::empty(call, *format, call.rows(), columns, by_columns, memory);
-    } else {
+    }
+    if (!codes_ || call.is_observed) {
       values_ = empty_on(call.device, {call.rows(), columns}, call.hidden_dtype);
     }
   }
@@ -333,7 +344,9 @@ class Made {
   std::optional<Operand> operand() const {
     if (keys_.empty()) return std::nullopt;
     if (!codes_) return of_values(values_, keys_);
-    Operand operand = Operand::future({call_.rows(), columns_}, call_.hidden_dtype, call_.device);
+    Operand operand = values_.defined() ? Operand(values_)
+                                        : Operand::future({call_.rows(), columns_},
+                                                          call_.hidden_dtype, call_.device);
     for (const FormKey& key : keys_) {
       if (key.axis == kAlongRows) {
         operand.add(codes_->form(key));
@@ -394,7 +407,6 @@ class CudaStages final : public ExpertStages {
     if (!call.device.is_cuda()) return "tokens are not on a GPU";
     if (auto refusal = kernels_refusal(call.device, call.order.n_experts())) return refusal;
     if (call.rows() == 0) return "there are no rows";
-    if (call.is_observed) return "a NumericsMonitor wants operands in high precision";
     if (call.hidden_dtype != at::kBFloat16) return "hidden rows are not bfloat16";
     return std::nullopt;
   }
@@ -407,7 +419,7 @@ class CudaStages final : public ExpertStages {
     const CodedRows tokens = quantize_tokens(call, x.contiguous(), *format, on.stream);
     const bool keeps_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
     const CodedRows rows = gather_codes(call, tokens, keeps_codes, on.stream);
-    GatheredTokens result{gathered(call, tokens, rows, keys, call.x_dtype), {}};
+    GatheredTokens result{gathered(call, x, tokens, rows, keys), {}};
     if (keeps_codes) result.instead = {tokens.codes, tokens.inverse_scale, rows.column_amax};
     return result;
   }
@@ -419,7 +431,7 @@ class CudaStages final : public ExpertStages {
     MOE8_CHECK(format, kOp, "x", "expected its codes, which forward kept, to be of use in ",
                "backward. This is a defect of moe8");
     const CodedRows tokens{*format, call.dim, saved.instead[0], saved.instead[1], saved.instead[2]};
-    Operand operand = Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);
+    Operand operand = rows_to_code(call, saved.x);
     for (const FormKey& key : keys) add_turned(operand, call, tokens, key, /*of_tokens=*/true);
     return operand;
   }
@@ -431,7 +443,7 @@ class CudaStages final : public ExpertStages {
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
     const CodedRows rows = gather_codes(call, tokens, has_axis(keys, kAlongColumns), on.stream);
-    return gathered(call, tokens, rows, keys, call.x_dtype);
+    return gathered(call, grad_out, tokens, rows, keys);
   }
 
   Operand activate(const ExpertsCall& call, const ActivationInputs& given,

@@ -210,7 +210,7 @@ void save(AutogradContext* ctx, const Layer& layer, const at::TensorList& inputs
   variable_list saved(kInputs);
   const auto keep = [&](Input which) { saved[which] = input_of(layer, inputs, which); };
   const bool needs_hidden_grad = layer.needs_hidden_grad();
-  if (layer.needs_gate_up() && layer.kept->tokens.empty()) keep(kX);
+  if (layer.needs_gate_up() && (layer.kept->tokens.empty() || layer.call.is_observed)) keep(kX);
   if (layer.needs[kX]) keep(kGate), keep(kUp);
   if (needs_hidden_grad) keep(kDown);
   if (needs_hidden_grad || layer.needs[kDown]) keep(kBias13);

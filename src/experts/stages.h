@@ -73,7 +73,7 @@ struct ActivationGrads {
 
 /// From what backward makes X again.
 struct SavedTokens {
-  at::Tensor x;                     // undefined where something stands for it
+  at::Tensor x;                     // undefined where something stands for it, but for observers
   std::vector<at::Tensor> instead;  // what a stage made of x to be kept for backward
 };
 

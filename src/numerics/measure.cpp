@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What is sampled keeps the contracted axis whole, so a sample is quantized as the operand was; it
-// is quantized anew on the CPU, which gives the same bits on every device (docs/numerics.md).
+// Samples of operands are quantized anew on the CPU, which gives the same bits on every device
+// (docs/numerics.md).
 #include "numerics/measure.h"
 
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,90 +22,10 @@
 namespace moe8 {
 namespace {
 
-constexpr int64_t kMinSlices = 4;       // rows or columns of a sample, however long they are
-constexpr int64_t kResultColumns = 32;  // of OUT and GRAD_INPUT
 constexpr double kMinSqnr = -200;
 
-// The high-precision side of a product.
-struct Product {
-  Gemm gemm;
-  at::Tensor left;
-  at::Tensor right;
-  std::optional<at::Tensor> offs;
-};
-
-// ---- groups -----------------------------------------------------------------
-struct Group {
-  int64_t index;
-  int64_t begin;  // rows
-  int64_t size;
-};
-
-std::vector<int64_t> end_rows(const Product& p) {
-  if (!p.offs) return {p.left.size(0)};
-  const at::Tensor ends = p.offs->to(at::kCPU, at::kLong).contiguous();
-  const auto* data = ends.const_data_ptr<int64_t>();
-  return {data, data + ends.numel()};
-}
-
-std::vector<int64_t> sizes_of(const std::vector<int64_t>& ends) {
-  std::vector<int64_t> sizes;
-  for (size_t g = 0; g < ends.size(); ++g) sizes.push_back(ends[g] - (g ? ends[g - 1] : 0));
-  return sizes;
-}
-
-// Some of the groups that have rows.
-std::vector<Group> sampled_groups(const std::vector<int64_t>& ends, const Sampling& s) {
-  std::vector<Group> filled;
-  const std::vector<int64_t> sizes = sizes_of(ends);
-  for (size_t g = 0; g < sizes.size(); ++g) {
-    if (sizes[g] > 0) filled.push_back({static_cast<int64_t>(g), ends[g] - sizes[g], sizes[g]});
-  }
-  std::vector<Group> chosen;
-  for (const int64_t i : spaced(static_cast<int64_t>(filled.size()), s.experts, s.phase)) {
-    chosen.push_back(filled[static_cast<size_t>(i)]);
-  }
-  return chosen;
-}
-
-// ---- samples ----------------------------------------------------------------
-at::Tensor take(const at::Tensor& x, int64_t axis, const std::vector<int64_t>& indices) {
-  if (static_cast<int64_t>(indices.size()) == x.size(axis)) return x;
-  return at::index_select(x, axis, at::tensor(indices, x.options().dtype(at::kLong)));
-}
-
-at::Tensor on_cpu(const at::Tensor& x, at::ScalarType dtype) {
+at::Tensor as(at::ScalarType dtype, const at::Tensor& x) {
   return x.to(at::kCPU, dtype).contiguous();
-}
-
-// As many slices of `length` values as fit the wish.
-std::vector<int64_t> slices(int64_t size, int64_t length, int64_t values, double phase) {
-  return spaced(size, std::max(kMinSlices, values / std::max<int64_t>(length, 1)), phase);
-}
-
-// Part of an operand, float32 on the CPU, and how it is quantized.
-struct Sample {
-  at::Tensor x;
-  int64_t axis;
-  std::optional<at::Tensor> offs;
-};
-
-Sample sample_of_rows(const Product& p, const at::Tensor& operand, int64_t rows,
-                      const Sampling& s) {
-  const at::Tensor x = operand.narrow(0, 0, rows);  // what lies in no group takes no part
-  if (p.gemm == Gemm::GRAD_WEIGHT) {
-    const at::Tensor columns = take(x, 1, slices(x.size(1), rows, s.values, s.phase));
-    return {on_cpu(columns, at::kFloat), 0, p.offs ? std::optional(p.offs->cpu()) : std::nullopt};
-  }
-  return {on_cpu(take(x, 0, slices(rows, x.size(1), s.values, s.phase)), at::kFloat), 1, {}};
-}
-
-Sample sample_of_weight(const Product& p, const Sampling& s) {
-  const at::Tensor x = take(p.right, 0, spaced(p.right.size(0), s.experts, s.phase));
-  const int64_t axis = p.gemm == Gemm::OUT ? 2 : 1;  // contracted
-  const int64_t other = 3 - axis;
-  const auto indices = slices(x.size(other), x.size(0) * x.size(axis), s.values, s.phase);
-  return {on_cpu(take(x, other, indices), at::kFloat), axis, {}};
 }
 
 // ---- quantized samples ------------------------------------------------------
@@ -117,19 +34,20 @@ struct Quantized {
   at::Tensor codes;   // float32: what the codes are without their scales; undefined: no codes
 };
 
-Quantized quantized(const Sample& sample, const MxFormat& f) {
-  MXTensor mx = quantize_mx(sample.x, f.elem, f.mode, sample.axis, sample.offs);
+Quantized quantized(const OperandSample& sample, const at::Tensor& x, const MxFormat& f) {
+  MXTensor mx = quantize_mx(x, f.elem, f.mode, sample.axis, sample.offs);
   const at::Tensor values = dequantize(mx, at::kFloat);
   const at::Tensor bytes = mx.scale.view(at::kByte);
   mx.scale = at::full_like(bytes, 127).view(at::kFloat8_e8m0fnu);  // 2^0
   return {values, dequantize(mx, at::kFloat)};
 }
 
-Quantized quantized(const Sample& sample, const Float8Format& f, double amax) {
+Quantized quantized(const OperandSample& sample, const at::Tensor& values, const Float8Format& f,
+                    double amax) {
   const bool whole = f.granularity == ScalingGranularity::TENSORWISE;
   // A tensor's one scale follows from the amax of all of it: that value goes along.
   const at::Tensor x =
-      whole ? at::cat({sample.x.flatten(), at::full({1}, amax, sample.x.options())}) : sample.x;
+      whole ? at::cat({values.flatten(), at::full({1}, amax, values.options())}) : values;
   const Float8Tensor q = quantize_float8(
       x, whole ? Float8Granularity::tensorwise() : Float8Granularity::axiswise(sample.axis), f.elem,
       f.round_scales_to_power_of_2, whole ? std::nullopt : sample.offs);
@@ -180,20 +98,20 @@ OperandSums sums_in_high_precision(const at::Tensor& x) {
   return sums;
 }
 
-double amax_of(const at::Tensor& x) {
-  const auto [least, most] = at::aminmax(x);
-  const double low = least.item<double>(), high = most.item<double>();
+double amax_of(const OperandSample& sample) {
+  const double low = sample.range[0].item<double>(), high = sample.range[1].item<double>();
   return std::isnan(low) ? low : std::max(std::abs(low), std::abs(high));
 }
 
-OperandSums measure_operand(const Sample& sample, const OperandFormat& format, double amax) {
+OperandSums sums_of(const OperandSample& sample, const OperandFormat& format) {
+  const at::Tensor x = as(at::kFloat, sample.x);
+  const double amax = amax_of(sample);
   OperandSums sums = std::visit(
-      Overloaded{
-          [&](const HighPrecision&) { return sums_in_high_precision(sample.x); },
-          [&](const MxFormat& f) { return sums_over(sample.x, quantized(sample, f), f.elem); },
-          [&](const Float8Format& f) {
-            return sums_over(sample.x, quantized(sample, f, amax), f.elem);
-          }},
+      Overloaded{[&](const HighPrecision&) { return sums_in_high_precision(x); },
+                 [&](const MxFormat& f) { return sums_over(x, quantized(sample, x, f), f.elem); },
+                 [&](const Float8Format& f) {
+                   return sums_over(x, quantized(sample, x, f, amax), f.elem);
+                 }},
       format);
   sums.amax = amax;
   return sums;
@@ -201,7 +119,7 @@ OperandSums measure_operand(const Sample& sample, const OperandFormat& format, d
 
 // ---- results ----------------------------------------------------------------
 void add_errors(ErrorSums& sums, const at::Tensor& reference, const at::Tensor& got) {
-  const at::Tensor expected = reference.contiguous(), actual = on_cpu(got, at::kDouble);
+  const at::Tensor expected = as(at::kDouble, reference), actual = as(at::kDouble, got);
   const auto* e = expected.const_data_ptr<double>();
   const auto* a = actual.const_data_ptr<double>();
   sums.values += expected.numel();
@@ -215,46 +133,19 @@ void add_errors(ErrorSums& sums, const at::Tensor& reference, const at::Tensor& 
   }
 }
 
-at::Tensor doubles(const at::Tensor& x, int64_t axis, const std::vector<int64_t>& indices) {
-  return on_cpu(take(x, axis, indices), at::kDouble);
-}
-
-// Some rows and columns of one group's rows of OUT or GRAD_INPUT.
-void add_rows_of_group(ErrorSums& sums, const Product& p, const at::Tensor& result,
-                       const Group& group, int64_t rows_wanted, double phase) {
-  const auto rows = spaced(group.size, rows_wanted, phase);
-  const auto columns = spaced(result.size(1), kResultColumns, phase);
-  const at::Tensor left = doubles(p.left.narrow(0, group.begin, group.size), 0, rows);
-  const at::Tensor weight = p.right.select(0, group.index);  // [N, K]
-  const at::Tensor right =
-      p.gemm == Gemm::OUT ? doubles(weight, 0, columns).t() : doubles(weight, 1, columns);
-  const at::Tensor got = take(result.narrow(0, group.begin, group.size), 0, rows);
-  add_errors(sums, at::matmul(left, right), take(got, 1, columns));
-}
-
-// Some rows and columns of one group's GRAD_WEIGHT.
-void add_block_of_group(ErrorSums& sums, const Product& p, const at::Tensor& result,
-                        const Group& group, int64_t side, double phase) {
-  const auto rows = spaced(result.size(1), side, phase);
-  const auto columns = spaced(result.size(2), side, phase);
-  const at::Tensor left = doubles(p.left.narrow(0, group.begin, group.size), 1, rows);
-  const at::Tensor right = doubles(p.right.narrow(0, group.begin, group.size), 1, columns);
-  const at::Tensor got = take(take(result.select(0, group.index), 0, rows), 1, columns);
-  add_errors(sums, at::matmul(left.t(), right), got);
-}
-
-ErrorSums measure_result(const Product& p, const at::Tensor& result,
-                         const std::vector<Group>& groups, const Sampling& s) {
+ErrorSums sums_of(Gemm gemm, const ResultSample& sample) {
   ErrorSums sums;
-  const int64_t share = s.results / static_cast<int64_t>(groups.size());  // of a group
-  const auto side = static_cast<int64_t>(std::sqrt(static_cast<double>(share)));
-  for (const Group& group : groups) {
-    if (p.gemm == Gemm::GRAD_WEIGHT) {
-      add_block_of_group(sums, p, result, group, std::max(kMinSlices, side), s.phase);
-    } else {
-      add_rows_of_group(sums, p, result, group, std::max<int64_t>(1, share / kResultColumns),
-                        s.phase);
-    }
+  if (sample.expected.defined()) {
+    add_errors(sums, sample.expected, sample.got);
+    return sums;
+  }
+  int64_t begin = 0;
+  for (size_t g = 0; g < sample.rows.size(); ++g) {
+    const auto rows = [&](const at::Tensor& x) { return x.narrow(0, begin, sample.rows[g]); };
+    const at::Tensor weight = as(at::kDouble, sample.right.select(0, static_cast<int64_t>(g)));
+    const at::Tensor left = as(at::kDouble, rows(sample.left));
+    add_errors(sums, at::matmul(left, gemm == Gemm::OUT ? weight.t() : weight), rows(sample.got));
+    begin += sample.rows[g];
   }
   return sums;
 }
@@ -292,37 +183,14 @@ void GemmSums::add(const GemmSums& other) {
 }
 
 // ---- one product ------------------------------------------------------------
-std::vector<int64_t> spaced(int64_t size, int64_t count, double phase) {
-  std::vector<int64_t> indices;
-  const int64_t wanted = std::min(size, count);
-  for (int64_t i = 0; i < wanted; ++i) {
-    const double at = (static_cast<double>(i) + (wanted < size ? phase : 0)) /
-                      static_cast<double>(wanted) * static_cast<double>(size);
-    indices.push_back(wanted < size ? std::min(size - 1, static_cast<int64_t>(at)) : i);
-  }
-  return indices;
-}
-
-GemmSums measure(const GemmProblem& problem, const at::Tensor& result, const Sampling& sampling) {
-  const Product p{problem.gemm, problem.left.source(), problem.right.source(),
-                  problem.groups.offs()};
-  const GemmFormats& formats = problem.formats;
+GemmSums sums_of(const ProductSample& sample) {
   GemmSums sums;
   sums.calls = 1;
-  const std::vector<int64_t> ends = end_rows(p);
-  if (p.offs) sums.tokens = sizes_of(ends);
-  const std::vector<Group> groups = sampled_groups(ends, sampling);
-  if (groups.empty() || p.left.numel() == 0 || p.right.numel() == 0) return sums;
-  const auto measure_rows = [&](const at::Tensor& x, const OperandFormat& format) {
-    const int64_t rows = ends.back();
-    return measure_operand(sample_of_rows(p, x, rows, sampling), format,
-                           amax_of(x.narrow(0, 0, rows)));
-  };
-  sums.left = measure_rows(p.left, formats.left);
-  sums.right = p.gemm == Gemm::GRAD_WEIGHT ? measure_rows(p.right, formats.right)
-                                           : measure_operand(sample_of_weight(p, sampling),
-                                                             formats.right, amax_of(p.right));
-  sums.result = measure_result(p, result, groups, sampling);
+  sums.tokens = sample.tokens;
+  if (sample.is_empty) return sums;
+  sums.left = sums_of(sample.left, sample.formats.left);
+  sums.right = sums_of(sample.right, sample.formats.right);
+  sums.result = sums_of(sample.gemm, sample.result);
   return sums;
 }
 

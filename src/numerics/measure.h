@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "gemm/low_precision_gemm.h"
+#include "numerics/sample.h"
 
 namespace moe8 {
 
@@ -44,19 +44,7 @@ struct GemmSums {
   void add(const GemmSums& other);
 };
 
-/// What of a product is looked at; see NumericsOptions.
-struct Sampling {
-  int64_t values;
-  int64_t results;
-  int64_t experts;
-  double phase;  // 0 <= phase < 1: shifts evenly spaced samples
-};
-
-/// @param problem  with operands that have their source.
-/// @param result   what the kernel left.
-GemmSums measure(const GemmProblem& problem, const at::Tensor& result, const Sampling& sampling);
-
-/// `count` indices below `size`, evenly spaced; all of them when there are no more.
-std::vector<int64_t> spaced(int64_t size, int64_t count, double phase);
+/// Of samples on the host. Safe in any thread.
+GemmSums sums_of(const ProductSample& sample);
 
 }  // namespace moe8

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// NumericsMonitor: whose product it is, and the sums of each. Measuring a product: measure.cpp.
+// NumericsMonitor: whose product it is, and the sums of each. What is taken of a product: sample.cpp;
+// what follows from that: measure.cpp. Samples of a GPU wait there until the watching ends.
 #include <torch/nn/module.h>
 
 #include <algorithm>
 #include <cmath>
+#include <future>
+#include <list>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -16,6 +19,7 @@
 #include "numerics/bounds.h"
 #include "numerics/measure.h"
 #include "numerics/report.h"
+#include "numerics/sample.h"
 #include "weights/tags.h"
 
 namespace moe8 {
@@ -45,15 +49,17 @@ std::string module_of(const std::string& fqn) {
 class NumericsMonitor::Watcher final : public GemmObserver {
  public:
   Watcher(const torch::nn::Module& model, NumericsOptions options)
-      : options_(std::move(options)), sampling_(sampling_of(options_)) {
+      : options_(std::move(options)), sampler_(sampling_of(options_)) {
     for (const auto& parameter : model.named_parameters()) add(parameter.key(), parameter.value());
     start();
   }
   ~Watcher() override { stop(); }
 
   void observe(const GemmProblem& problem, const at::Tensor& result) override;
-  void end() { stop(); }
-  NumericsReport report() const;
+  void end();
+  /// All that was taken is on the host. Waits for the device.
+  void wait();
+  NumericsReport report();
 
  private:
   struct Seen {
@@ -67,16 +73,26 @@ class NumericsMonitor::Watcher final : public GemmObserver {
     std::map<Gemm, Seen> products{};
   };
 
+  /// A product of a GPU that was not measured yet.
+  struct Taken {
+    std::vector<Weight*> weights;
+    ProductSample sample;
+  };
+
   void add(const std::string& fqn, const at::Tensor& tensor);
+  void measure(const std::vector<Weight*>& weights, const ProductSample& sample);
+  void bring_to_host();
   /// The weight of a product; all of them when it was made of several (cat, stack).
   std::vector<Weight*> find(const WeightId& id);
 
   const NumericsOptions options_;
-  const Sampling sampling_;
+  Sampler sampler_;
   std::vector<Weight> weights_;
   std::unordered_map<const void*, size_t> by_impl_;
   std::unordered_map<uint64_t, size_t> by_tag_;
-  mutable std::mutex mutex_;  // guards the sums
+  std::mutex mutex_;  // guards the following, and the sums
+  std::list<Taken> on_device_, on_host_;
+  std::list<HostCopy> copies_;  // what on_host_ lies in, as long as this lives
 };
 
 void NumericsMonitor::Watcher::add(const std::string& fqn, const at::Tensor& tensor) {
@@ -101,18 +117,57 @@ std::vector<NumericsMonitor::Watcher::Weight*> NumericsMonitor::Watcher::find(co
 }
 
 void NumericsMonitor::Watcher::observe(const GemmProblem& problem, const at::Tensor& result) {
-  const std::vector<Weight*> weights = find(problem.weight);
+  std::vector<Weight*> weights = find(problem.weight);
   if (weights.empty() || !problem.left.has_source() || !problem.right.has_source()) return;
-  const GemmSums sums = measure(problem, result, sampling_);
+  ProductSample sample = sampler_.take(problem, result);
+  if (!sample.tensors().empty()) {
+    const std::lock_guard lock(mutex_);
+    on_device_.push_back({std::move(weights), std::move(sample)});
+    return;
+  }
+  measure(weights, sample);
+}
+
+void NumericsMonitor::Watcher::measure(const std::vector<Weight*>& weights,
+                                       const ProductSample& sample) {
+  const GemmSums sums = sums_of(sample);
   const std::lock_guard lock(mutex_);
   for (Weight* weight : weights) {
-    Seen& seen = weight->products[problem.gemm];
-    seen.formats = problem.formats;
+    Seen& seen = weight->products[sample.gemm];
+    seen.formats = sample.formats;
     seen.sums.add(sums);
   }
 }
 
-NumericsReport NumericsMonitor::Watcher::report() const {
+void NumericsMonitor::Watcher::bring_to_host() {
+  sampler_.release();
+  const std::lock_guard lock(mutex_);
+  std::vector<at::Tensor*> tensors;
+  for (Taken& taken : on_device_) {
+    for (at::Tensor* x : taken.sample.tensors()) tensors.push_back(x);
+  }
+  if (tensors.empty()) return;
+  copies_.emplace_back(tensors);
+  on_host_.splice(on_host_.end(), on_device_);
+}
+
+void NumericsMonitor::Watcher::end() {
+  stop();
+  bring_to_host();
+}
+
+void NumericsMonitor::Watcher::wait() {
+  bring_to_host();
+  for (const HostCopy& copy : copies_) copy.wait();
+}
+
+NumericsReport NumericsMonitor::Watcher::report() {
+  std::list<Taken> taken;
+  {
+    const std::lock_guard lock(mutex_);
+    taken.swap(on_host_);
+  }
+  for (const Taken& one : taken) measure(one.weights, one.sample);
   NumericsReport report;
   const std::lock_guard lock(mutex_);
   for (const Weight& weight : weights_) {
@@ -131,7 +186,7 @@ NumericsReport NumericsMonitor::Watcher::report() const {
 }
 
 NumericsMonitor::NumericsMonitor(const torch::nn::Module& model, NumericsOptions options)
-    : watcher_(std::make_unique<Watcher>(model, std::move(options))) {}
+    : watcher_(std::make_shared<Watcher>(model, std::move(options))) {}
 
 NumericsMonitor::~NumericsMonitor() = default;
 
@@ -140,7 +195,18 @@ void NumericsMonitor::stop() {
 }
 
 NumericsReport NumericsMonitor::report() const {
+  watcher_->wait();
   return watcher_->report();
+}
+
+std::future<NumericsReport> NumericsMonitor::report_later() const {
+  watcher_->wait();
+  return std::async(std::launch::async, [watcher = watcher_]() mutable {
+    const at::NoGradGuard no_grad;
+    NumericsReport report = watcher->report();
+    watcher.reset();  // the last one to hold it is not this thread
+    return report;
+  });
 }
 
 }  // namespace moe8

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/health.h"
 
+#include <chrono>
 #include <utility>
 
 #include "numerics/bounds.h"
@@ -16,7 +17,9 @@ bool Health::is_due(int64_t step) const {
 
 void Health::start(int64_t step) {
   step_ = step;
-  if (is_due(step)) monitor_.emplace(model_, NumericsOptions{.seed = static_cast<uint64_t>(step)});
+  if (!is_due(step)) return;
+  monitor_ = std::make_unique<NumericsMonitor>(
+      model_, NumericsOptions{.seed = static_cast<uint64_t>(step)});
 }
 
 void Health::stop() {
@@ -26,21 +29,30 @@ void Health::stop() {
 void Health::finish(const std::vector<ExpertTokens>& experts) {
   starved_.add(experts);
   if (!monitor_) return;
-  report_ = monitor_->report();
-  monitor_.reset();
-  report_->experts = experts;
-  report_->warnings = warnings_of(*report_, default_numerics_bounds());
-  for (NumericsWarning& warning : starved_.take()) report_->warnings.push_back(std::move(warning));
+  std::future<NumericsReport> report = monitor_->report_later();
+  pending_.emplace(
+      Pending{step_, std::move(monitor_), std::move(report), experts, starved_.take()});
 }
 
-std::optional<NumericsReport> Health::take() {
-  return std::exchange(report_, std::nullopt);
+std::optional<Look> Health::take(bool waits) {
+  if (!pending_) return std::nullopt;
+  if (!waits && pending_->report.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    return std::nullopt;
+  }
+  Look look{pending_->step, pending_->report.get()};
+  look.report.experts = std::move(pending_->experts);
+  look.report.warnings = warnings_of(look.report, default_numerics_bounds());
+  for (NumericsWarning& warning : pending_->starved) {
+    look.report.warnings.push_back(std::move(warning));
+  }
+  pending_.reset();
+  return look;
 }
 
-std::vector<std::string> Health::fresh_warnings(const NumericsReport& report) {
+std::vector<std::string> Health::fresh_warnings(const Look& look) {
   std::vector<std::string> texts;
-  for (const NumericsWarning& warning : alarm_.fresh(report)) {
-    texts.push_back("[numerics] step " + std::to_string(step_) + ": " + warning.text());
+  for (const NumericsWarning& warning : alarm_.fresh(look.report)) {
+    texts.push_back("[numerics] step " + std::to_string(look.step) + ": " + warning.text());
   }
   return texts;
 }

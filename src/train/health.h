@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,9 +17,15 @@
 
 namespace moe8 {
 
+/// What was seen at a step.
+struct Look {
+  int64_t step;
+  NumericsReport report;
+};
+
 /// Call for every step start(), then stop() after the batch that is to be watched, finish()
 /// when gradients and counts are complete, at the latest before the start of a step that is due.
-/// take() has a report after the steps that were due.
+/// take() has the look at a step that was due, on a GPU perhaps some steps later.
 class Health {
  public:
   /// @param last_step  is looked at in any case; 0: none is the last
@@ -29,19 +37,29 @@ class Health {
   void stop();
   /// @param experts  the step's rows of all MoE layers, of converted models and others
   void finish(const std::vector<ExpertTokens>& experts);
-  std::optional<NumericsReport> take();
+  /// @param waits  else nothing while the look is still being measured
+  std::optional<Look> take(bool waits);
 
-  /// Texts of the warnings that the report before did not have, each with the step.
-  std::vector<std::string> fresh_warnings(const NumericsReport& report);
+  /// Texts of the warnings that the look before did not have, each with the step.
+  std::vector<std::string> fresh_warnings(const Look& look);
 
  private:
+  /// Between finish() and take().
+  struct Pending {
+    int64_t step;
+    std::unique_ptr<NumericsMonitor> monitor;  // outlives the report
+    std::future<NumericsReport> report;
+    std::vector<ExpertTokens> experts;
+    std::vector<NumericsWarning> starved;
+  };
+
   TransformerImpl& model_;
   NumericsConfig config_;
   int64_t last_step_;
   int64_t step_ = 0;
   StarvedExperts starved_;
-  std::optional<NumericsMonitor> monitor_;
-  std::optional<NumericsReport> report_;
+  std::unique_ptr<NumericsMonitor> monitor_;
+  std::optional<Pending> pending_;
   NumericsAlarm alarm_;
 };
 

@@ -126,7 +126,8 @@ std::vector<std::pair<std::string, std::string>> Run::shared_settings() const {
   return settings;
 }
 
-void Run::check_finite(double value, const char* what, int64_t number) const {
+void Run::check_finite(double value, const char* what, int64_t number) {
+  if (!std::isfinite(value)) show_health(/*waits=*/true);  // where it may have begun
   MOE8_CHECK(std::isfinite(value), kTrain, what, "expected a finite number, got ", value,
              " at step ", number, " (recipe ", config_.training.recipe, ", learning rate ",
              learning_rate(config_.optimizer, config_.training.steps, number),
@@ -350,8 +351,7 @@ void Run::begin() {
 // Whether something after this step needs its numbers, or its weights as they are then. On a CPU the
 // numbers are there anyway.
 bool Run::must_look_at_once(int64_t step) const {
-  return device_.is_cpu() || step == first_step_ || validation_due(step) || checkpoint_due(false) ||
-         health_->is_due(step);
+  return device_.is_cpu() || step == first_step_ || validation_due(step) || checkpoint_due(false);
 }
 
 // Looks at the numbers of the last step, and does what is due after it.
@@ -361,13 +361,19 @@ void Run::look() {
   StepMetrics metrics = step.metrics;
   measure(metrics, step);
   const bool new_best = validate(metrics);
-  if (const auto report = health_->take()) {
-    metrics_->write(metrics.step, *report);
-    progress_.warn(row_, health_->fresh_warnings(*report));
-  }
+  const bool saves = metrics.step == state_.step && checkpoint_due(new_best);
+  show_health(/*waits=*/saves || device_.is_cpu());
   if (metrics_) metrics_->write(metrics);
   progress_.show(row_, metrics);
-  if (metrics.step == state_.step && checkpoint_due(new_best)) save();
+  if (saves) save();
+}
+
+// The look at a step that was due, once it has been measured.
+void Run::show_health(bool waits) {
+  const auto seen = health_->take(waits);
+  if (!seen) return;
+  metrics_->write(seen->step, seen->report);
+  progress_.warn(row_, health_->fresh_warnings(*seen));
 }
 
 // A step. The one before it is looked at while a GPU computes this one, so that it never waits for
@@ -378,7 +384,10 @@ bool Run::turn() {
   if (stop_signal() != 0) return false;
   const Settings now = settings();
   const Clock::time_point start = Clock::now();
-  if (health_->is_due(state_.step + 1)) look();
+  if (health_->is_due(state_.step + 1)) {
+    look();
+    show_health(/*waits=*/true);
+  }
   if (profile_) profile_->before(state_.step + 1 - first_step_);
   LaunchedStep step = launch();
   if (step.metrics.step == first_step_) check_products(*model_);
@@ -395,6 +404,7 @@ RunResult Run::end() {
   if (finished_) return *finished_;
   const Settings now = settings();
   look();
+  show_health(/*waits=*/true);
   if (state_.step < config_.training.steps && state_.step > saved_step_) save();
   progress_.finish();
   count_process();

@@ -118,13 +118,14 @@ class Run {
   bool runs_as_graph(int64_t step);
   bool must_look_at_once(int64_t step) const;
   void look();
+  void show_health(bool waits);
   void measure(StepMetrics& metrics, const LaunchedStep& step);
   bool validation_due(int64_t step) const;
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
   void save();
   void keep_checkpoints();
-  void check_finite(double value, const char* what, int64_t number) const;
+  void check_finite(double value, const char* what, int64_t number);
   int stop_signal() const { return signal_; }
   void count_process();
   void count_use(const LaunchedStep& step, const std::vector<ExpertTokens>& layers);

@@ -24,10 +24,12 @@ using testing::experts_problem;
 using testing::ExpertsProblem;
 using testing::ExpertsResults;
 using testing::ExpertsShape;
+using testing::ExpertWeights;
 using testing::in_float64;
 using testing::run_experts;
 using testing::same_bits;
 using testing::sqnr_db;
+using testing::with_weights;
 
 class ExpertsOnGpu : public ::testing::Test {
  protected:
@@ -287,6 +289,46 @@ TEST_F(ExpertsOnGpu, HiddenRowsMayBeKeptAsCodes) {
                   by_source[i], by_codes[i]);
     }
     expect_above(by_codes, 21);
+  }
+}
+
+// ---- observers --------------------------------------------------------------------
+// The kernels write the values beside the codes, and samples of both are measured on the host.
+TEST_F(ExpertsOnGpu, BeingWatchedChangesNoBit) {
+  const ExpertsShape shape{.tokens = 333, .top_k = 3, .experts = 7, .dim = 256, .hidden = 192};
+  for (const ExpertsProblem& p : variants(shape)) {
+    for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
+      SCOPED_TRACE(c10::str(name, " activation ", int(p.activation), " placement ",
+                            int(p.placement), p.b1.defined() ? " biases" : ""));
+      const ExpertWeights weights(gpu(p));
+      const ExpertsProblem converted = with_weights(gpu(p), weights);
+      const ExpertsOptions options{.config = recipe(name)};
+      const ExpertsResults unseen = run_experts(converted, options);
+      NumericsMonitor monitor(*weights);
+      const ExpertsResults seen = run_experts(converted, options);
+      monitor.stop();
+      EXPECT_TRUE(same_bits(unseen.out, seen.out));
+      for (size_t i = 0; i < seen.grads.size(); ++i) {
+        EXPECT_TRUE(same_bits(unseen.grads[i], seen.grads[i])) << i;
+      }
+      const NumericsReport report = monitor.report_later().get();
+      ASSERT_EQ(report.weights.size(), 3u);
+      for (const WeightNumerics& weight : report.weights) {
+        ASSERT_EQ(weight.products.size(), 3u) << weight.fqn;
+        for (const ProductNumerics& product : weight.products) {
+          EXPECT_EQ(product.calls, 1) << weight.fqn << " " << product.name;
+          EXPECT_GT(product.sqnr_db, 22) << weight.fqn << " " << product.name;
+          EXPECT_LT(product.sqnr_db, 60) << weight.fqn << " " << product.name;
+          EXPECT_GT(product.left.sqnr_db, 24) << weight.fqn << " " << product.name;
+          EXPECT_GT(product.right.sqnr_db, 24) << weight.fqn << " " << product.name;
+        }
+      }
+      ASSERT_EQ(report.experts.size(), 1u);
+      const at::Tensor counts = at::bincount(p.experts.flatten(), {}, shape.experts);
+      for (int64_t e = 0; e < shape.experts; ++e) {
+        EXPECT_EQ(report.experts[0].tokens[e], counts[e].item<int64_t>());
+      }
+    }
   }
 }
 

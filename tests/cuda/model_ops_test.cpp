@@ -293,8 +293,12 @@ TEST_F(ModelOpsOnGpu, AttentionIsNearFloat64AndRepeatsItself) {
     const variable_list got = results_of(run, here, {gpu(up)});
     const variable_list again = results_of(run, here, {gpu(up)});
     for (size_t i = 0; i < got.size(); ++i) {
-      EXPECT_GT(sqnr_db(expected[i], got[i].cpu()), 42) << i;
       EXPECT_TRUE(same_bits(got[i], again[i])) << i;
+      if (s.positions == 1 && (i == 1 || i == 2)) {  // one position is all that it can attend to
+        EXPECT_LT(got[i].abs().max().item<double>(), 0.1) << i;
+        continue;
+      }
+      EXPECT_GT(sqnr_db(expected[i], got[i].cpu()), 42) << i;
     }
   }
 }

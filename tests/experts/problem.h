@@ -61,6 +61,24 @@ inline ExpertsProblem experts_problem(const ExpertsShape& s, at::ScalarType dtyp
   return p;
 }
 
+/// The weights of a problem as parameters of a module.
+struct ExpertWeightsImpl : torch::nn::Module {
+  explicit ExpertWeightsImpl(const ExpertsProblem& p) {
+    w1 = register_parameter("w1", p.w1.detach().clone());
+    w2 = register_parameter("w2", p.w2.detach().clone());
+    w3 = register_parameter("w3", p.w3.detach().clone());
+  }
+  at::Tensor w1, w2, w3;
+};
+TORCH_MODULE(ExpertWeights);
+
+inline ExpertsProblem with_weights(ExpertsProblem p, const ExpertWeights& weights) {
+  p.w1 = weights->w1;
+  p.w2 = weights->w2;
+  p.w3 = weights->w3;
+  return p;
+}
+
 /// The result, and the gradients of leaves() in their order.
 struct ExpertsResults {
   at::Tensor out;

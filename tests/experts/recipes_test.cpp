@@ -31,6 +31,7 @@ using testing::in_float64;
 using testing::run_experts;
 using testing::same_bits;
 using testing::sqnr_db;
+using testing::with_weights;
 
 constexpr ExpertsShape kShape{.tokens = 300, .top_k = 2, .experts = 5, .dim = 128, .hidden = 96};
 
@@ -245,27 +246,10 @@ TEST(ExpertsLayouts, WeightsOfAnyStrides) {
 }
 
 // ---- converted weights ------------------------------------------------------------------
-struct WeightsImpl : torch::nn::Module {
-  explicit WeightsImpl(const ExpertsProblem& p) {
-    w1 = register_parameter("w1", p.w1.detach().clone());
-    w2 = register_parameter("w2", p.w2.detach().clone());
-    w3 = register_parameter("w3", p.w3.detach().clone());
-  }
-  at::Tensor w1, w2, w3;
-};
-TORCH_MODULE(Weights);
-
-ExpertsProblem with_weights(ExpertsProblem p, Weights weights) {
-  p.w1 = weights->w1;
-  p.w2 = weights->w2;
-  p.w3 = weights->w3;
-  return p;
-}
-
 TEST(ConvertedExperts, AreThoseOfTheConfig) {
   for (const RecipeInfo& recipe : testing::recipes_of_experts()) {
     const ExpertsProblem p = problems(at::kBFloat16)[0];
-    Weights weights(p);
+    testing::ExpertWeights weights(p);
     quantize_(*weights, FqnToConfig{{"re:w.", recipe.config}});
     const ExpertsProblem converted = with_weights(p, weights);
     for (const auto which : {ExpertsImplementation::FUSED, ExpertsImplementation::UNFUSED}) {
@@ -286,7 +270,7 @@ TEST(ConvertedExperts, AreThoseOfTheConfig) {
 
 TEST(ConvertedExperts, AutocastCopiesAreConverted) {
   const ExpertsProblem p = problems(at::kFloat)[0];
-  Weights weights(p);
+  testing::ExpertWeights weights(p);
   quantize_(*weights, FqnToConfig{{"re:w.", recipe("fp8_rowwise")}});
   at::autocast::set_autocast_enabled(at::kCPU, true);
   const at::Tensor out = call_experts(with_weights(p, weights), {});
@@ -303,7 +287,7 @@ TEST(ConvertedExperts, AutocastCopiesAreConverted) {
 TEST(ConvertedExperts, SomeOfThemOnly) {
   const ExpertsProblem p = problems(at::kBFloat16)[0];
   const auto run = [&](const FqnToConfig& keys, ExpertsImplementation which) {
-    Weights weights(p);
+    testing::ExpertWeights weights(p);
     quantize_(*weights, keys);
     const ExpertsResults got = run_experts(with_weights(p, weights), {.implementation = which});
     EXPECT_EQ(check_conversion(*weights).to_line(), "");
@@ -330,7 +314,7 @@ TEST(ConvertedExperts, SomeOfThemOnly) {
 // Tensors made of converted weights that are converted themselves, or are lost.
 TEST(ConvertedExperts, MadeOfOthers) {
   const ExpertsProblem p = problems(at::kBFloat16)[0];
-  Weights weights(p);
+  testing::ExpertWeights weights(p);
   quantize_(*weights, FqnToConfig{{"re:w.", recipe("fp8_rowwise")}});
   const ExpertsProblem converted = with_weights(p, weights);
   const ExpertsOptions fused{.implementation = ExpertsImplementation::FUSED};
@@ -354,7 +338,7 @@ TEST(ConvertedExperts, MadeOfOthers) {
 
 TEST(ConvertedExperts, QuantizedWeightsAreUsedAgain) {
   const ExpertsProblem p = problems(at::kBFloat16)[0];
-  Weights weights(p);
+  testing::ExpertWeights weights(p);
   quantize_(*weights, FqnToConfig{{"re:w.", recipe("fp8_rowwise")}});
   const ExpertsProblem converted = with_weights(p, weights);
   clear_weight_cache();
@@ -373,7 +357,7 @@ TEST(ConvertedExperts, QuantizedWeightsAreUsedAgain) {
 TEST(ExpertsNumerics, EachWeightHasItsThreeProducts) {
   for (const char* name : {"fp8_rowwise", "mxfp8_rceil"}) {
     const ExpertsProblem p = problems(at::kBFloat16)[0];
-    Weights weights(p);
+    testing::ExpertWeights weights(p);
     quantize_(*weights, FqnToConfig{{"re:w.", recipe(name)}});
     const ExpertsProblem converted = with_weights(p, weights);
     const ExpertsResults unseen = run_experts(converted, {});

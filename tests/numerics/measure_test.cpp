@@ -19,6 +19,10 @@ using testing::wide_normal;
 
 constexpr Sampling kEverything{1 << 20, 1 << 20, 1 << 10, 0};
 constexpr Sampling kLittle{256, 64, 2, 0.4};
+GemmSums measure(const GemmProblem& problem, const at::Tensor& result, const Sampling& sampling) {
+  return sums_of(Sampler(sampling).take(problem, result));
+}
+
 constexpr Gemm kGemms[] = {Gemm::OUT, Gemm::GRAD_INPUT, Gemm::GRAD_WEIGHT};
 constexpr int64_t kM = 203, kN = 40, kK = 72;  // 3 rows are in no group
 

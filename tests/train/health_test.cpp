@@ -116,7 +116,7 @@ TEST(Health, WarningsNameStepAndLayerAndComeOnce) {
     model->forward(torch::zeros({2, 8}, torch::kLong)).sum().backward();
     health.stop();
     health.finish(counted(*model));
-    const auto report = health.take();
+    const auto report = health.take(/*waits=*/true);
     return report ? health.fresh_warnings(*report) : std::vector<std::string>{"not watched"};
   };
   EXPECT_THAT(look(1), ::testing::Contains(::testing::StartsWith(
