@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "device/parallel.h"
 #include "gemm/observer.h"
 #include "moe8/numerics.h"
 #include "numerics/bounds.h"
@@ -202,6 +203,7 @@ NumericsReport NumericsMonitor::report() const {
 std::future<NumericsReport> NumericsMonitor::report_later() const {
   watcher_->wait();
   return std::async(std::launch::async, [watcher = watcher_]() mutable {
+    stay_on_this_thread();
     const at::NoGradGuard no_grad;
     NumericsReport report = watcher->report();
     watcher.reset();  // the last one to hold it is not this thread

@@ -2,6 +2,7 @@
 #include "numerics/sample.h"
 
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
@@ -21,6 +22,8 @@ namespace {
 constexpr int64_t kMinSlices = 4;       // rows or columns of a sample, however long they are
 constexpr int64_t kResultColumns = 32;  // of OUT and GRAD_INPUT
 constexpr size_t kKnown = 4;            // operands whose range is kept
+constexpr int64_t kBlockGroups = 2;     // of GRAD_WEIGHT on a GPU, where each is several launches
+constexpr int64_t kChunk = 256;         // rows that a GPU contracts at a time
 
 std::vector<int64_t> sizes_of(const std::vector<int64_t>& ends) {
   std::vector<int64_t> sizes;
@@ -51,6 +54,22 @@ std::vector<int64_t> indices_of(const std::vector<SampledGroup>& groups) {
   std::vector<int64_t> indices;
   for (const SampledGroup& group : groups) indices.push_back(group.index);
   return indices;
+}
+
+// left^T right in float64. A GPU's library gives so small a result to one multiprocessor, however long
+// the contraction: so chunks of it are products of their own.
+at::Tensor product_of_rows(const at::Tensor& left, const at::Tensor& right) {
+  const int64_t chunks = left.is_cpu() ? 0 : left.size(0) / kChunk;
+  const auto doubles = [](const at::Tensor& x) { return x.to(at::kDouble); };
+  const int64_t in_chunks = chunks * kChunk;
+  const int64_t others = left.size(0) - in_chunks;
+  at::Tensor sum = at::matmul(doubles(left.narrow(0, in_chunks, others)).t(),
+                              doubles(right.narrow(0, in_chunks, others)));
+  if (chunks == 0) return sum;
+  const auto chunked = [&](const at::Tensor& x) {
+    return doubles(x.narrow(0, 0, in_chunks)).view({chunks, kChunk, x.size(1)});
+  };
+  return sum.add_(at::bmm(chunked(left).transpose(1, 2), chunked(right)).sum(0));
 }
 
 }  // namespace
@@ -154,7 +173,13 @@ ResultSample Sampler::take_rows_of_groups(const Product& p, const at::Tensor& re
 
 // Some rows and columns of each group's GRAD_WEIGHT. They contract all rows of the group: so the sums
 // are formed where the rows are.
-ResultSample Sampler::take_blocks_of_groups(const Product& p, const at::Tensor& result) {
+ResultSample Sampler::take_blocks_of_groups(Product p, const at::Tensor& result) {
+  if (!result.is_cpu()) {
+    std::vector<SampledGroup> some;
+    const auto all = static_cast<int64_t>(p.groups.size());
+    for (const int64_t g : spaced(all, kBlockGroups, sampling_.phase)) some.push_back(p.groups[g]);
+    p.groups = std::move(some);
+  }
   const auto side = std::max(
       kMinSlices, static_cast<int64_t>(std::sqrt(static_cast<double>(p.share(sampling_)))));
   const auto rows = spaced(result.size(1), side, sampling_.phase);
@@ -162,10 +187,8 @@ ResultSample Sampler::take_blocks_of_groups(const Product& p, const at::Tensor& 
   const at::Tensor left = take_along(p.left, 1, rows), right = take_along(p.right, 1, columns);
   std::vector<at::Tensor> expected;
   for (const SampledGroup& group : p.groups) {
-    const auto of_group = [&](const at::Tensor& x) {
-      return x.narrow(0, group.begin, group.size).to(at::kDouble);
-    };
-    expected.push_back(at::matmul(of_group(left).t(), of_group(right)));
+    expected.push_back(product_of_rows(left.narrow(0, group.begin, group.size),
+                                       right.narrow(0, group.begin, group.size)));
   }
   const at::Tensor got = take_along(result, 0, indices_of(p.groups));
   return {.got = take_along(take_along(got, 1, rows), 2, columns), .expected = at::stack(expected)};

@@ -89,7 +89,7 @@ class Sampler {
   OperandSample take_weight(Gemm gemm, const at::Tensor& weight);
   struct Product;
   ResultSample take_rows_of_groups(const Product& p, const at::Tensor& result);
-  ResultSample take_blocks_of_groups(const Product& p, const at::Tensor& result);
+  ResultSample take_blocks_of_groups(Product p, const at::Tensor& result);
 
   const Sampling sampling_;
   std::mutex mutex_;  // guards the following
