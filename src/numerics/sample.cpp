@@ -88,7 +88,9 @@ struct Sampler::Product {
 at::Tensor Sampler::index(const std::vector<int64_t>& indices, const at::Device& device) {
   const std::lock_guard lock(mutex_);
   at::Tensor& known = indices_[{device.str(), indices}];
-  if (!known.defined()) known = at::tensor(indices, at::dtype(at::kLong).device(device));
+  if (known.defined()) return known;
+  known = at::tensor(indices, at::kLong);
+  if (!device.is_cpu()) known = known.pin_memory().to(device, /*non_blocking=*/true);
   return known;
 }
 
