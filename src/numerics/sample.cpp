@@ -24,6 +24,7 @@ constexpr int64_t kResultColumns = 32;  // of OUT and GRAD_INPUT
 constexpr size_t kKnown = 4;            // operands whose range is kept
 constexpr int64_t kBlockGroups = 2;     // of GRAD_WEIGHT on a GPU, where each is several launches
 constexpr int64_t kChunk = 256;         // rows that a GPU contracts at a time
+constexpr int64_t kMinChunks = 16;      // fewer rows are one product
 
 std::vector<int64_t> sizes_of(const std::vector<int64_t>& ends) {
   std::vector<int64_t> sizes;
@@ -56,20 +57,19 @@ std::vector<int64_t> indices_of(const std::vector<SampledGroup>& groups) {
   return indices;
 }
 
-// left^T right in float64. A GPU's library gives so small a result to one multiprocessor, however long
-// the contraction: so chunks of it are products of their own.
+// left^T right, in float64. A GPU's library gives so small a result to one multiprocessor, however long
+// the contraction: so chunks of a long one are products of their own.
 at::Tensor product_of_rows(const at::Tensor& left, const at::Tensor& right) {
-  const int64_t chunks = left.is_cpu() ? 0 : left.size(0) / kChunk;
-  const auto doubles = [](const at::Tensor& x) { return x.to(at::kDouble); };
+  const int64_t rows = left.size(0), chunks = rows / kChunk;
+  if (left.is_cpu() || chunks < kMinChunks) return at::matmul(left.t(), right);
   const int64_t in_chunks = chunks * kChunk;
-  const int64_t others = left.size(0) - in_chunks;
-  at::Tensor sum = at::matmul(doubles(left.narrow(0, in_chunks, others)).t(),
-                              doubles(right.narrow(0, in_chunks, others)));
-  if (chunks == 0) return sum;
   const auto chunked = [&](const at::Tensor& x) {
-    return doubles(x.narrow(0, 0, in_chunks)).view({chunks, kChunk, x.size(1)});
+    return x.narrow(0, 0, in_chunks).view({chunks, kChunk, x.size(1)});
   };
-  return sum.add_(at::bmm(chunked(left).transpose(1, 2), chunked(right)).sum(0));
+  const at::Tensor sum = at::bmm(chunked(left).transpose(1, 2), chunked(right)).sum(0);
+  if (in_chunks == rows) return sum;
+  const auto others = [&](const at::Tensor& x) { return x.narrow(0, in_chunks, rows - in_chunks); };
+  return sum.add(at::matmul(others(left).t(), others(right)));
 }
 
 }  // namespace
@@ -186,7 +186,8 @@ ResultSample Sampler::take_blocks_of_groups(Product p, const at::Tensor& result)
       kMinSlices, static_cast<int64_t>(std::sqrt(static_cast<double>(p.share(sampling_)))));
   const auto rows = spaced(result.size(1), side, sampling_.phase);
   const auto columns = spaced(result.size(2), side, sampling_.phase);
-  const at::Tensor left = take_along(p.left, 1, rows), right = take_along(p.right, 1, columns);
+  const at::Tensor left = take_along(p.left, 1, rows).to(at::kDouble),
+                   right = take_along(p.right, 1, columns).to(at::kDouble);
   std::vector<at::Tensor> expected;
   for (const SampledGroup& group : p.groups) {
     expected.push_back(product_of_rows(left.narrow(0, group.begin, group.size),
