@@ -2,8 +2,12 @@
 // Tells ThreadSanitizer what it cannot see in libraries that are not instrumented. Part of
 // libmoe8.so in the preset tsan only; these names are found before the libraries' own.
 #include <dlfcn.h>
+#include <pthread.h>
 
+#include <condition_variable>
 #include <functional>
+#include <mutex>
+#include <string_view>
 #include <utility>
 
 // NOLINTNEXTLINE(bugprone-reserved-identifier): a name of the runtime
@@ -56,3 +60,28 @@ void queue_callback(void* engine, std::function<void()> callback) {
   real(engine, std::move(callback));
 }
 }  // namespace torch::autograd
+
+// LibTorch, Gloo above all: it takes a lock unseen (called_from_lib in tsan.txt), then waits through
+// this function of libstdc++, whose calls would be seen: of a mutex that nobody locked, and that
+// nobody unlocks afterwards. So its waits are not seen either.
+#define MOE8_WAIT "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE"
+namespace {
+bool is_in_libtorch(const void* address) {
+  Dl_info info{};
+  return ::dladdr(address, &info) != 0 && info.dli_fname != nullptr &&
+         std::string_view(info.dli_fname).find("/libtorch") != std::string_view::npos;
+}
+}  // namespace
+void condition_variable_wait(std::condition_variable* self,
+                             std::unique_lock<std::mutex>& lock) asm(MOE8_WAIT);
+void condition_variable_wait(std::condition_variable* self, std::unique_lock<std::mutex>& lock) {
+  if (is_in_libtorch(__builtin_return_address(0))) {
+    // libc's: the runtime's own stands before this library
+    static const auto real = next<int (*)(pthread_cond_t*, pthread_mutex_t*)>("pthread_cond_wait");
+    real(self->native_handle(), lock.mutex()->native_handle());
+    return;
+  }
+  using Function = void (*)(std::condition_variable*, std::unique_lock<std::mutex>&);
+  static const auto real = next<Function>(MOE8_WAIT);
+  real(self, lock);
+}

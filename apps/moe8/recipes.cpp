@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/nearest.h"
+#include "base/plain_text.h"
 #include "cli.h"
 #include "commands.h"
 #include "moe8/config.h"
@@ -45,7 +46,7 @@ std::string as_table() {
 
 std::string configs_of(const std::vector<std::string>& names) {
   std::string text;
-  for (const std::string& name : names) text += name + "\n  " + to_string(recipe(name)) + "\n";
+  for (const std::string& name : names) text += concat(name, "\n  ", to_string(recipe(name)), "\n");
   return text;
 }
 

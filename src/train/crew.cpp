@@ -117,7 +117,7 @@ ModelPart Crew::part(const TransformerConfig& model) const {
 void Crew::check_same(const std::vector<std::pair<std::string, std::string>>& settings) const {
   if (is_alone()) return;
   std::string own;
-  for (const auto& [name, value] : settings) own += name + '\n' + value + '\0';
+  for (const auto& [name, value] : settings) own += concat(name, '\n', value, '\0');
   const std::vector<std::string> all = all_gather_text(world(), own);
   const auto parts = [](const std::string& text) {
     std::vector<std::string> found;

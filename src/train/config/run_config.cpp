@@ -173,6 +173,7 @@ std::string toml_of(const std::vector<std::string>& value) {
 }
 std::string toml_of(const std::vector<double>& value) {
   std::vector<std::string> items;
+  items.reserve(value.size());
   for (const double item : value) items.push_back(toml_of(item));
   return items.empty() ? "[]" : concat("[ ", join(items), " ]");
 }

@@ -87,7 +87,8 @@ std::string speed_table(const Runs& runs, size_t columns) {
   if (uneven.empty()) return text;
   const std::string why = "No ratio where the speed says little: " + join(uneven, "; ") + ".";
   for (const std::string& line : folded(why, columns > 0 ? columns : why.size())) {
-    text += line + '\n';
+    text += line;
+    text += '\n';
   }
   return text;
 }

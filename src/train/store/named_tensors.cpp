@@ -14,7 +14,7 @@ constexpr const char* kNamedTensors = "checkpoint";
 std::vector<int64_t> sizes_of(const PieceReader& files, const std::string& name,
                               const at::Tensor& like) {
   const std::vector<int64_t> sizes = files.sizes(name);
-  const std::string dtype = files.dtype(name);
+  const std::string& dtype = files.dtype(name);
   MOE8_CHECK(dtype == PieceReader::dtype_name(like.scalar_type()) &&
                  static_cast<int64_t>(sizes.size()) == like.dim(),
              kNamedTensors, files.where(), "tensor '", name, "': expected ", like.scalar_type(),
