@@ -364,6 +364,7 @@ void Run::look() {
   const bool saves = metrics.step == state_.step && checkpoint_due(new_best);
   show_health(/*waits=*/saves || device_.is_cpu());
   if (metrics_) metrics_->write(metrics);
+  if (events_) events_->write(metrics.step, scalars_of(metrics));
   progress_.show(row_, metrics);
   if (saves) save();
 }
@@ -373,6 +374,7 @@ void Run::show_health(bool waits) {
   const auto seen = health_->take(waits);
   if (!seen) return;
   metrics_->write(seen->step, seen->report);
+  if (events_) events_->write(seen->step, scalars_of(seen->report));
   progress_.warn(row_, health_->fresh_warnings(*seen));
 }
 

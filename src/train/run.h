@@ -27,6 +27,7 @@
 #include "train/stepper.h"
 #include "train/store/checkpoint.h"
 #include "train/store/checkpoint_folder.h"
+#include "train/store/event_file.h"
 #include "train/store/metrics.h"
 #include "train/store/run_lock.h"
 #include "train/store/run_state.h"
@@ -169,6 +170,7 @@ class Run {
   CheckpointFolder checkpoints_;
   std::optional<RunLock> lock_;
   std::optional<MetricsFile> metrics_;
+  std::optional<EventFile> events_;
 };
 
 }  // namespace moe8

@@ -46,6 +46,7 @@ void Run::open_folder() {
     if (!crew_.is_first()) return;
     write_file(kTrain, folder_.config(), to_toml(config_));
     metrics_.emplace(folder_.metrics(), state_.step);
+    if (config_.output.tensorboard) events_.emplace(folder_.events(), state_.step + 1);
     checkpoints_.prepare();
     checkpoints_.set_aside_after(state_.step);
     keep_checkpoints();

@@ -49,9 +49,10 @@ struct OthersError : c10::Error {
   OthersError() : c10::Error("another rank ended the run and said why", /*backtrace=*/nullptr) {}
 };
 
-/// Trains, alone or with all processes that a launcher started, and leaves in config.output.folder: run.toml (the resolved config, which reproduces the
-/// run), metrics.jsonl (a line for every step), checkpoints/ (docs/checkpoints.md), and at the end
-/// result.json and, when asked for, model.safetensors. The folder is locked meanwhile.
+/// Trains, alone or with all processes that a launcher started, and leaves in config.output.folder:
+/// run.toml (the resolved config, which reproduces the run), metrics.jsonl (a line for every step),
+/// tensorboard/ when asked for, checkpoints/ (docs/checkpoints.md), and at the end result.json and,
+/// when asked for, model.safetensors. The folder is locked meanwhile.
 /// Going on with a run that is finished changes nothing and returns its result.
 /// The same config gives the same losses on the same machine with the same number of threads,
 /// however often the run is killed and resumed.

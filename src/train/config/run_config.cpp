@@ -296,6 +296,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("numerics", "interval", c.numerics.interval, kCountOrZero);
   visit("output", "folder", c.output.folder, kAny);
   visit("output", "checkpoint", c.output.checkpoint, kAny);
+  visit("output", "tensorboard", c.output.tensorboard, kAny);
 }
 
 // A setting of one config, its type hidden: what reading needs.

@@ -140,7 +140,8 @@ struct NumericsConfig {
 
 struct OutputConfig {
   std::string folder = "runs/train";
-  bool checkpoint = true;  // model.safetensors at the end
+  bool checkpoint = true;    // model.safetensors at the end
+  bool tensorboard = false;  // event files beside metrics.jsonl
 
   bool operator==(const OutputConfig&) const = default;
 };

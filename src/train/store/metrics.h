@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // metrics.jsonl: one JSON object for every step, readable while the run goes on. Lines of another
-// kind have a "kind" beside their "step", and stand no later than the next step's.
+// kind have a "kind" beside their "step", and stand before the next checkpoint's step.
 #pragma once
 
 #include <cstdint>
@@ -104,7 +104,7 @@ class MetricsFile {
   /// Appends one line, which other programs see at once. @throws c10::Error on a failure to write.
   void write(const StepMetrics& metrics);
   /// The same for {"kind": "numerics", "step": step, ...}, the rest as NumericsReport::to_json().
-  /// Call it before the step's own line is written.
+  /// Call it before a checkpoint of this step or a later one is made.
   void write(int64_t step, const NumericsReport& report);
   /// The same for {"kind": "start", "step": start.step, ...}.
   void write(const RunStart& start);

@@ -17,9 +17,9 @@ constexpr const char* kRunFolder = "train";
 
 // In the order in which they are removed: as long as the metrics are there, so is what says whose
 // they are.
-std::array<std::string, 7> parts_of(const RunFolder& folder) {
-  return {folder.checkpoints(), folder.result(),  folder.model(), folder.trace(),
-          folder.profile(),     folder.metrics(), folder.config()};
+std::array<std::string, 8> parts_of(const RunFolder& folder) {
+  return {folder.checkpoints(), folder.result(), folder.model(),   folder.trace(),
+          folder.profile(),     folder.events(), folder.metrics(), folder.config()};
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ struct RunFolder {
   std::string checkpoints() const { return path + "/checkpoints"; }
   std::string lock() const { return path + "/run.lock"; }
   std::string trace() const { return path + "/trace.json"; }
+  std::string events() const { return path + "/tensorboard"; }
   std::string profile() const { return path + "/profile.txt"; }
 };
 
