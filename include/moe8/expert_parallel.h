@@ -65,6 +65,7 @@ class TokenExchange {
   int64_t received() const;  // R; waits for the counts
 
   struct Impl;
+  const std::shared_ptr<Impl>& impl() const { return impl_; }
 
  private:
   std::shared_ptr<Impl> impl_;

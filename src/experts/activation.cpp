@@ -160,7 +160,7 @@ ActivationGradTensors activate_backward(const ExpertsCall& call, const Activatio
   });
 
   if (wants_scores) {
-    grads.scores = ds.index_select(0, call.order.row_of_slot).view(inputs.scores.sizes());
+    grads.scores = to_slots(ds, call.order);
   }
   if (wants_bias) grads.bias = group_sums(dh_rows, call.groups);
   return grads;

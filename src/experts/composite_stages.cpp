@@ -45,14 +45,14 @@ class CompositeStages final : public ExpertStages {
 
   std::optional<std::string> refusal(const ExpertsCall&) const override { return std::nullopt; }
 
-  GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x,
+  GatheredTokens gather_tokens(const ExpertsCall& call, const Tokens& tokens,
                                const std::vector<FormKey>& keys,
                                bool /*for_backward*/) const override {
-    return {with_forms(call, gather_tokens_of(call, x), keys), {}};
+    return {with_forms(call, gather_tokens_of(call, tokens.values()), keys), {}};
   }
   Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const std::vector<FormKey>& keys) const override {
-    return with_forms(call, gather_tokens_of(call, saved.x), keys);
+    return with_forms(call, gather_tokens_of(call, saved.tokens.values()), keys);
   }
   Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
                        const std::vector<FormKey>& keys) const override {

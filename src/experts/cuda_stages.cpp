@@ -66,8 +66,8 @@ Operand of_values(const at::Tensor& values, const Keys& keys) {
 }
 
 // The tokens of x [T, d] in the order of experts, without forms.
-Operand rows_to_code(const ExpertsCall& call, const at::Tensor& x) {
-  if (call.is_observed) return cuda_gather_tokens(x.contiguous(), call.order);
+Operand rows_to_code(const ExpertsCall& call, const Tokens& x) {
+  if (call.is_observed) return cuda_gather_tokens(x.values().contiguous(), call.order);
   return Operand::future({call.rows(), call.dim}, call.x_dtype, call.device);
 }
 
@@ -112,6 +112,24 @@ CodedRows quantize_tokens(const ExpertsCall& call, const at::Tensor& x, const Fl
   return made;
 }
 
+// Codes that came from other ranks, as they are; nothing where their format or pitch is another.
+std::optional<CodedRows> codes_that_came(const Tokens& tokens, const Float8Format& format) {
+  if (!tokens.codes) return std::nullopt;
+  const at::Tensor& codes = tokens.codes->rows.data;
+  const auto* const came = std::get_if<Float8Format>(&tokens.codes->code.format());
+  if (!came || !(*came == format) || codes.size(1) != code_pitch(codes.size(1))) {
+    return std::nullopt;
+  }
+  const at::Tensor scale = tokens.codes->rows.scale.view(at::kFloat);
+  return CodedRows{format, codes.size(1), codes, scale.reciprocal().view({-1}), at::Tensor()};
+}
+
+CodedRows codes_of_tokens(const ExpertsCall& call, const Tokens& tokens, const Float8Format& format,
+                          cudaStream_t stream) {
+  if (std::optional<CodedRows> came = codes_that_came(tokens, format)) return std::move(*came);
+  return quantize_tokens(call, tokens.values().contiguous(), format, stream);
+}
+
 // As the kernels read codes by rows: those of tokens through the order.
 cuda::RowCodes row_codes(const ExpertsCall& call, const CodedRows& x, bool of_tokens) {
   cuda::RowCodes in{.codes = x.codes.const_data_ptr<uint8_t>(),
@@ -136,7 +154,8 @@ CodedRows gather_codes(const ExpertsCall& call, const CodedRows& tokens, bool wi
                                    .row_of_slot = call.order.row_of_slot.const_data_ptr<int32_t>(),
                                    .codes = made.codes.mutable_data_ptr<uint8_t>(),
                                    .inverse_scale = made.inverse_scale.mutable_data_ptr<float>(),
-                                   .column_amax = made.amax()};
+                                   .column_amax = made.amax(),
+                                   .tokens = call.order.tokens()};
   check_launch(kOp, cuda::launch_gather_codes(args, stream));
   return made;
 }
@@ -163,7 +182,7 @@ void add_turned(const Operand& operand, const ExpertsCall& call, CodedRows x, co
 }
 
 // The forms of tokens `x` that were quantized once. `rows` are theirs, with the maxima of the columns.
-Operand gathered(const ExpertsCall& call, const at::Tensor& x, const CodedRows& tokens,
+Operand gathered(const ExpertsCall& call, const Tokens& x, const CodedRows& tokens,
                  const CodedRows& rows, const Keys& keys) {
   Operand operand = rows_to_code(call, x);
   CodedRows with_maxima = tokens;
@@ -267,7 +286,8 @@ Operand gather_values(const ExpertsCall& call, const at::Tensor& x, const Keys& 
                                 .row_of_slot = call.order.row_of_slot.const_data_ptr<int32_t>(),
                                 .top_k = call.order.top_k(),
                                 .mode = format->mode,
-                                .out = made.rows()};
+                                .out = made.rows(),
+                                .tokens = call.order.tokens()};
   check_launch(kOp, cuda::launch_gather_mx(args, on.stream));
   return *made.operand();
 }
@@ -411,27 +431,27 @@ class CudaStages final : public ExpertStages {
     return std::nullopt;
   }
 
-  GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x, const Keys& keys,
+  GatheredTokens gather_tokens(const ExpertsCall& call, const Tokens& tokens, const Keys& keys,
                                bool for_backward) const override {
     const Float8Format* const format = codes_for(call, keys);
-    if (!format) return {gather_values(call, x, keys), {}};
+    if (!format) return {gather_values(call, tokens.values(), keys), {}};
     const Launch on(call.device);
-    const CodedRows tokens = quantize_tokens(call, x.contiguous(), *format, on.stream);
+    const CodedRows coded = codes_of_tokens(call, tokens, *format, on.stream);
     const bool keeps_codes = for_backward && call.column_codes == ColumnCodes::FROM_ROW_CODES;
-    const CodedRows rows = gather_codes(call, tokens, keeps_codes, on.stream);
-    GatheredTokens result{gathered(call, x, tokens, rows, keys), {}};
-    if (keeps_codes) result.instead = {tokens.codes, tokens.inverse_scale, rows.column_amax};
+    const CodedRows rows = gather_codes(call, coded, keeps_codes, on.stream);
+    GatheredTokens result{gathered(call, tokens, coded, rows, keys), {}};
+    if (keeps_codes) result.instead = {coded.codes, coded.inverse_scale, rows.column_amax};
     return result;
   }
 
   Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const Keys& keys) const override {
-    if (saved.instead.empty()) return gather_values(call, saved.x, keys);
+    if (saved.instead.empty()) return gather_values(call, saved.tokens.values(), keys);
     const Float8Format* const format = codes_for(call, keys);
     MOE8_CHECK(format, kOp, "x", "expected its codes, which forward kept, to be of use in ",
                "backward. This is a defect of moe8");
     const CodedRows tokens{*format, call.dim, saved.instead[0], saved.instead[1], saved.instead[2]};
-    Operand operand = rows_to_code(call, saved.x);
+    Operand operand = rows_to_code(call, saved.tokens);
     for (const FormKey& key : keys) add_turned(operand, call, tokens, key, /*of_tokens=*/true);
     return operand;
   }
@@ -443,7 +463,7 @@ class CudaStages final : public ExpertStages {
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
     const CodedRows rows = gather_codes(call, tokens, has_axis(keys, kAlongColumns), on.stream);
-    return gathered(call, grad_out, tokens, rows, keys);
+    return gathered(call, {grad_out}, tokens, rows, keys);
   }
 
   Operand activate(const ExpertsCall& call, const ActivationInputs& given,
@@ -472,7 +492,10 @@ class CudaStages final : public ExpertStages {
     if (wants.bias) {
       grads.bias = moe8::activate_backward(call, inputs, dA, false, false, false, true).bias;
     }
-    if (wants.scores) grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
+    if (wants.scores) {
+      grads.scores = empty_on(call.device, inputs.scores.sizes(), at::kFloat);
+      if (call.rows() < inputs.scores.numel()) grads.scores.zero_();  // of slots that have no row
+    }
     const at::Tensor grad = dA.defined() ? dA.contiguous() : zeros_like_A(call);
     const auto mx = activation_mx_format(call, inputs, wants.A, wants.dH);
     if (mx && is_wide(grad)) {

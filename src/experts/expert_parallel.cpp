@@ -2,7 +2,10 @@
 // moe_experts_parallel: tokens to the ranks of their experts, moe_experts there, and the way back.
 #include "moe8/expert_parallel.h"
 
+#include <ATen/autocast_mode.h>
+
 #include "base/check.h"
+#include "experts/implementations.h"
 #include "experts/token_wire.h"
 #include "quantize/check_input.h"
 #include "weights/tags.h"
@@ -62,6 +65,18 @@ void check_own_experts(const TokenExchange& exchange, const at::Tensor& w1) {
              w1.defined() ? describe(w1) : "an undefined tensor");
 }
 
+bool casts(at::DeviceType device) {
+  return (device == at::kCPU || device == at::kCUDA) && at::autocast::is_autocast_enabled(device);
+}
+
+// Autocast sees tensors, not what stands for them.
+at::Tensor experts_of_arrived(const ArrivedTokens& tokens, const at::Tensor& w1,
+                              const at::Tensor& w3, const at::Tensor& w2,
+                              const ExpertsOptions& options) {
+  if (!casts(tokens.x.device().type())) return moe_experts_of(tokens, w1, w3, w2, options);
+  return moe_experts(tokens.x, w1, w3, w2, tokens.experts, tokens.scores, options);
+}
+
 }  // namespace
 
 at::Tensor moe_experts_parallel(const TokenExchange& exchange, const at::Tensor& x,
@@ -69,8 +84,10 @@ at::Tensor moe_experts_parallel(const TokenExchange& exchange, const at::Tensor&
                                 const at::Tensor& scores, const ExpertsOptions& options,
                                 TokenWire wire) {
   check_own_experts(exchange, w1);
-  const ReceivedTokens tokens = exchange.dispatch(x, scores, choose_wire(wire, w1, w3, options));
-  const at::Tensor rows = moe_experts(tokens.x, w1, w3, w2, tokens.experts, tokens.scores, options);
+  const std::optional<Config> codes = choose_wire(wire, w1, w3, options);
+  const ArrivedTokens tokens =
+      receive_tokens(exchange, x, scores, codes, /*as_codes=*/!casts(x.device().type()));
+  const at::Tensor rows = experts_of_arrived(tokens, w1, w3, w2, options);
   return exchange.combine(rows, choose_grad_wire(wire, w2, options));
 }
 

@@ -64,9 +64,12 @@ class KeptHidden {
 
 /// One call, from forward to backward.
 struct Layer : torch::CustomClassHolder {
-  explicit Layer(ExpertsCall c) : call(std::move(c)) {}
+  Layer(ExpertsCall c, const ExpertsTensors& tensors)
+      : call(std::move(c)), codes(tensors.codes), send_x_grad(tensors.send_x_grad) {}
 
   ExpertsCall call;
+  std::optional<TokenCodes> codes;  // until forward has read them
+  std::function<void(const at::Tensor& grad)> send_x_grad;
   const ExpertStages* stages = nullptr;
   std::array<int, kInputs> position{};  // among the inputs of the autograd function; -1: not there
   std::array<bool, kInputs> needs{};    // a gradient, as far as forward knows
@@ -77,9 +80,14 @@ struct Layer : torch::CustomClassHolder {
   /// backward has ended: these go as soon as they are read, unless the graph is to be kept.
   struct Kept {
     KeptHidden H;
-    std::vector<at::Tensor> tokens;  // instead of x
+    std::vector<at::Tensor> tokens;   // instead of x
+    std::optional<TokenCodes> codes;  // of x, where it has no values and nothing is kept instead
   };
   std::optional<Kept> kept;
+  /// Backward reads x, or what it came as.
+  bool kept_needs_x() const {
+    return needs_gate_up() && (kept->tokens.empty() || call.is_observed);
+  }
 
   bool has(Input input) const { return position[input] >= 0; }
   bool needs_gate_up() const { return needs[kGate] || needs[kUp]; }
@@ -210,7 +218,7 @@ void save(AutogradContext* ctx, const Layer& layer, const at::TensorList& inputs
   variable_list saved(kInputs);
   const auto keep = [&](Input which) { saved[which] = input_of(layer, inputs, which); };
   const bool needs_hidden_grad = layer.needs_hidden_grad();
-  if (layer.needs_gate_up() && (layer.kept->tokens.empty() || layer.call.is_observed)) keep(kX);
+  if (layer.kept_needs_x() && !layer.kept->codes) keep(kX);
   if (layer.needs[kX]) keep(kGate), keep(kUp);
   if (needs_hidden_grad) keep(kDown);
   if (needs_hidden_grad || layer.needs[kDown]) keep(kBias13);
@@ -248,9 +256,10 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
   const auto gate_up_product = [&]() -> at::Tensor {
     const FormKey key =
         left_key(layer->out13(layer->rows_to_come(call.dim, call.x_dtype), w13.operand));
-    GatheredTokens tokens =
-        stages.gather_tokens(call, input_of(*layer, inputs, kX), {key}, layer->needs_gate_up());
+    const Tokens x{input_of(*layer, inputs, kX), std::exchange(layer->codes, std::nullopt)};
+    GatheredTokens tokens = stages.gather_tokens(call, x, {key}, layer->needs_gate_up());
     layer->kept->tokens = std::move(tokens.instead);
+    if (layer->kept_needs_x()) layer->kept->codes = x.codes;
     const GemmProblem product = layer->out13(tokens.X, w13.operand);
     const at::Tensor H = low_precision_gemm(product);
     drop_if_for_step(w13, right_key(product));
@@ -384,30 +393,41 @@ class Backward {
   }
 
   // The weights' products first: they have the fewest tiles, and the product after them fills the
-  // multiprocessors that their last, partial wave leaves idle.
+  // multiprocessors that their last, partial wave leaves idle. Where the gradient of x has to travel
+  // it comes first.
   void backward_of_gate_up() {
-    if (needs_gate_up()) {
-      const GemmProblem to_come = weight_problem_to_come(kGate);
-      const Operand X =
-          stages_.gather_saved(call_, {saved_[kX], std::move(kept_.tokens)}, {right_key(to_come)});
-      for (const Input input : {kGate, kUp}) {
-        if (needs_[input]) grads_[input] = gate_up_grad(input, X);
-      }
-      if (saved_[kGate].defined()) {
-        note_weight_gradients(parts_of_w13(saved_[kGate], saved_[kUp]));
-      }
-      dH_->drop(left_key(to_come));
+    const bool sends = needs_[kX] && layer_.send_x_grad;
+    if (sends) {
+      grads_[kX] = stages_.combine(call_, grad_rows(/*is_last=*/false), {}, {});
+      layer_.send_x_grad(grads_[kX]);
     }
-    if (needs_[kX]) grads_[kX] = stages_.combine(call_, grad_rows(), {}, {});
+    if (needs_gate_up()) backward_of_gate_up_weights();
+    if (needs_[kX] && !sends) {
+      grads_[kX] = stages_.combine(call_, grad_rows(/*is_last=*/true), {}, {});
+    }
   }
 
-  // dX
-  at::Tensor grad_rows() {
+  void backward_of_gate_up_weights() {
+    const GemmProblem to_come = weight_problem_to_come(kGate);
+    const SavedTokens saved{{saved_[kX], std::move(kept_.codes)}, std::move(kept_.tokens)};
+    const Operand X = stages_.gather_saved(call_, saved, {right_key(to_come)});
+    for (const Input input : {kGate, kUp}) {
+      if (needs_[input]) grads_[input] = gate_up_grad(input, X);
+    }
+    if (saved_[kGate].defined()) {
+      note_weight_gradients(parts_of_w13(saved_[kGate], saved_[kUp]));
+    }
+    dH_->drop(left_key(to_come));
+  }
+
+  // dX. `is_last`: of the products that read dH.
+  at::Tensor grad_rows(bool is_last) {
     GemmProblem for_input = layer_.grad_input13(*dH_, *w13_);
-    for_input.follows_unrelated = needs_gate_up();
+    for_input.follows_unrelated = is_last && needs_gate_up();
     const at::Tensor dX = low_precision_gemm(for_input);
     show_grad_input(layer_, for_input, dX);
-    dH_.reset();
+    dH_->drop(left_key(for_input));
+    if (is_last) dH_.reset();
     return dX;
   }
 
@@ -468,7 +488,7 @@ at::Tensor fused_experts(ExpertsCall call, const ExpertsTensors& tensors) {
   const bool is_gate_up_low = is_low_precision(call.gate_up);
   const bool is_down_low = is_low_precision(call.down);
   call.is_observed = numerics_observed() && (is_gate_up_low || is_down_low);
-  auto layer = c10::make_intrusive<Layer>(std::move(call));
+  auto layer = c10::make_intrusive<Layer>(std::move(call), tensors);
   layer->stages = &choose_expert_stages(layer->call);
   variable_list inputs;
   for (int i = 0; i < kInputs; ++i) {

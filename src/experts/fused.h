@@ -5,6 +5,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+#include <optional>
+
 #include "experts/stages.h"
 
 namespace moe8 {
@@ -16,6 +19,12 @@ struct ExpertsTensors {
   at::Tensor bias13;      // [E, 2h] float32, as W13 lies
   at::Tensor bias2;       // [E, d] float32
   at::Tensor scores;      // [T, k] float32
+
+  /// Where tokens came from other ranks as codes: these; x is then a stand-in without values.
+  std::optional<TokenCodes> codes{};
+  /// Called in backward with the gradient of x as soon as that is there, before those of weights are
+  /// computed: it may travel meanwhile. Unset: the products come in the order that is fastest.
+  std::function<void(const at::Tensor& grad)> send_x_grad{};
 };
 
 /// @return [T, d] of x's dtype. Differentiable once in all tensors. Arithmetic: docs/numerics.md,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "experts/arrived_tokens.h"
 #include "experts/fused.h"
 #include "experts/stages.h"
 
@@ -43,5 +44,9 @@ at::Tensor run_fused(const ExpertsRequest& request);
 /// converted weights by the hooks of src/convert/.
 std::optional<std::string> unfused_refusal(const ExpertsRequest& request);
 at::Tensor run_unfused(const ExpertsRequest& request);
+
+/// moe_experts() of tokens that came from other ranks.
+at::Tensor moe_experts_of(const ArrivedTokens& tokens, const at::Tensor& w1, const at::Tensor& w3,
+                          const at::Tensor& w2, const ExpertsOptions& options);
 
 }  // namespace moe8

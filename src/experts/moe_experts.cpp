@@ -4,6 +4,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/promote_types.h>
 #include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
 #include <utility>
@@ -76,7 +77,8 @@ void check_tensors(const Arguments& a) {
   check_bias("options.b2", a.b2, E, d, a.x.device());
 }
 
-void check_order(const ExpertOrder& order, const Arguments& a) {
+// `is_whole`: each slot must have a row, as expert_order() makes them.
+void check_order(const ExpertOrder& order, const Arguments& a, bool is_whole) {
   const int64_t T = a.x.size(0), E = a.w1.size(0);
   MOE8_CHECK(order.experts.defined() && order.slot_of_row.defined() &&
                  order.row_of_slot.defined() && order.offs.defined(),
@@ -85,9 +87,9 @@ void check_order(const ExpertOrder& order, const Arguments& a) {
       order.experts.dim() == 2 && order.tokens() == T && order.experts.device() == a.x.device(),
       kMoeExperts, "experts", "expected [", T, ", k] on ", a.x.device(), " to fit x of ",
       a.x.sizes(), ", got ", describe(order.experts));
-  MOE8_CHECK(order.n_experts() == E && order.rows() == order.experts.numel(), kMoeExperts, "order",
-             "expected that of ", E, " experts, as w1 has them, and ", order.experts.numel(),
-             " rows, got ", order.n_experts(), " and ", order.rows());
+  MOE8_CHECK(order.n_experts() == E && (!is_whole || order.rows() == order.experts.numel()),
+             kMoeExperts, "order", "expected that of ", E, " experts, as w1 has them, and ",
+             order.experts.numel(), " rows, got ", order.n_experts(), " and ", order.rows());
 }
 
 void check_scores(const at::Tensor& scores, const ExpertOrder& order) {
@@ -257,6 +259,26 @@ const std::vector<ExpertsImplementationEntry>& experts_implementations() {
 
 namespace {
 
+// The values of codes, to autograd x itself.
+struct ValuesOfCodes : torch::autograd::Function<ValuesOfCodes> {
+  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor&,
+                            const at::Tensor& values) {
+    return values;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                 torch::autograd::variable_list grads) {
+    return {grads[0], {}};
+  }
+};
+
+// Operations of LibTorch know no codes.
+ExpertsRequest with_values(ExpertsRequest request) {
+  ExpertsTensors& t = request.tensors;
+  if (t.codes) t.x = ValuesOfCodes::apply(t.x, t.codes->values());
+  t.codes.reset();
+  return request;
+}
+
 at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted) {
   std::string refusals;
   for (const ExpertsImplementationEntry& entry : experts_implementations()) {
@@ -266,7 +288,8 @@ at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted
       if (logs_dispatch()) {
         log_dispatch(concat(request.call.describe(), "\n  -> ", entry.name, refusals));
       }
-      return entry.run(request);
+      const bool takes_codes = entry.which == ExpertsImplementation::FUSED;
+      return entry.run(takes_codes ? request : with_values(request));
     }
     refusals += concat("\n  not ", entry.name, ": ", *refusal);
   }
@@ -274,7 +297,25 @@ at::Tensor run_first(const ExpertsRequest& request, ExpertsImplementation wanted
        concat("expected a call that can be computed, got ", request.call.describe(), refusals));
 }
 
+void check_call(const Arguments& a, const ExpertOrder& order, bool is_whole,
+                const at::Tensor& scores, const ExpertsOptions& options) {
+  check_options(options);
+  check_tensors(a);
+  check_order(order, a, is_whole);
+  check_scores(scores, order);
+}
+
 }  // namespace
+
+at::Tensor moe_experts_of(const ArrivedTokens& tokens, const at::Tensor& w1, const at::Tensor& w3,
+                          const at::Tensor& w2, const ExpertsOptions& options) {
+  const Arguments a{tokens.x, w1, w3, w2, options.b1, options.b3, options.b2};
+  check_call(a, tokens.order, /*is_whole=*/false, tokens.scores, options);
+  ExpertsRequest request = request_of(a, tokens.order, tokens.scores, options);
+  request.tensors.codes = tokens.codes;
+  request.tensors.send_x_grad = tokens.send_x_grad;
+  return run_first(request, options.implementation);
+}
 
 at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w3,
                        const at::Tensor& w2, const ExpertOrder& order, const at::Tensor& scores,
@@ -287,10 +328,7 @@ at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& w1, const at::Tens
     no_autocast.emplace(at::autocast::get_autocast_dispatch_key_from_device_type(device));
     a.cast(at::autocast::get_autocast_dtype(device), device);
   }
-  check_options(options);
-  check_tensors(a);
-  check_order(order, a);
-  check_scores(scores, order);
+  check_call(a, order, /*is_whole=*/true, scores, options);
   return run_first(request_of(a, order, scores, options), options.implementation);
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "autograd/training_formats.h"
+#include "experts/token_wire.h"
 #include "moe8/experts.h"
 #include "operand/operand.h"
 
@@ -71,9 +72,17 @@ struct ActivationGrads {
   at::Tensor bias;              // db13 float32 [E, 2h]
 };
 
+/// x: a tensor, or codes that came from other ranks.
+struct Tokens {
+  at::Tensor x;  // [T, d]; undefined where something stands for it
+  std::optional<TokenCodes> codes{};
+
+  at::Tensor values() const { return codes ? codes->values() : x; }
+};
+
 /// From what backward makes X again.
 struct SavedTokens {
-  at::Tensor x;                     // undefined where something stands for it, but for observers
+  Tokens tokens;                    // nothing where something stands for it, but for observers
   std::vector<at::Tensor> instead;  // what a stage made of x to be kept for backward
 };
 
@@ -101,7 +110,7 @@ class ExpertStages {
 
   /// Forward: X = x[slot_of_row / k], [R, d].
   /// @param for_backward  gather_saved() will be called
-  virtual GatheredTokens gather_tokens(const ExpertsCall& call, const at::Tensor& x,
+  virtual GatheredTokens gather_tokens(const ExpertsCall& call, const Tokens& tokens,
                                        const std::vector<FormKey>& keys,
                                        bool for_backward) const = 0;
   /// Backward: X again, for the gradient of W13.

@@ -2,13 +2,13 @@
 // TokenExchange: who sends how many tokens to whom, dispatch and combine. What one does in forward the
 // other does in backward.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -21,10 +21,11 @@
 
 #include "autograd/function_parts.h"
 #include "base/check.h"
+#include "experts/arrived_tokens.h"
+#include "experts/cuda_exchange.h"
 #include "experts/token_wire.h"
 #include "moe8/expert_parallel.h"
 #include "quantize/check_input.h"
-#include "routing/cuda_rows.h"
 #include "routing/rows.h"
 
 namespace moe8 {
@@ -37,9 +38,8 @@ constexpr const char* kExchangeOp = "token_exchange";
 constexpr const char* kTravelOnce =
     "moe8: tokens that travelled cannot be differentiated twice (create_graph=true).";
 
-// The ranks that hold experts of each token, once each and ascending; -1 in what is left.
-// [T, k] experts -> int64 [T, min(k, size)]
-at::Tensor ranks_of_tokens(const at::Tensor& experts, int64_t n_experts, int64_t size) {
+// In LibTorch's operations: for the CPU, and the definition.
+Destinations composite_destinations(const at::Tensor& experts, int64_t n_experts, int64_t size) {
   const at::Tensor chosen = experts.to(at::kLong);
   const at::Tensor is_known = chosen.ge(0).logical_and_(chosen.lt(n_experts));
   const at::Tensor rank = at::where(is_known, chosen.floor_divide(n_experts / size), size);
@@ -50,7 +50,14 @@ at::Tensor ranks_of_tokens(const at::Tensor& experts, int64_t n_experts, int64_t
     sorted = std::get<0>(at::sort(sorted, /*dim=*/1));
   }
   sorted = sorted.slice(1, 0, std::min(sorted.size(1), size));
-  return sorted.masked_fill(sorted.eq(size), -1).contiguous();
+  return {sorted.masked_fill(sorted.eq(size), -1).contiguous(),
+          rank.reshape({-1, 1}).eq(at::arange(size, rank.options())).sum(0)};
+}
+
+Destinations destinations(const at::Tensor& experts, int64_t n_experts, int64_t size) {
+  return cuda_takes_exchange(experts, n_experts, size, 0)
+             ? cuda_destinations(experts, n_experts, size)
+             : composite_destinations(experts, n_experts, size);
 }
 
 }  // namespace
@@ -84,17 +91,18 @@ class Counts {
 
 struct TokenExchange::Impl {
   Impl(const Group& g, const at::Tensor& e, int64_t n)
-      : group(g),
-        experts(e.detach()),
-        n_experts(n),
-        order(expert_order(ranks_of_tokens(experts, n, g.size()), g.size())) {
-    // To each rank how many tokens come, and what they must agree on.
-    const at::Tensor agreed =
-        at::full({group.size()}, n * kMostSlots + e.size(1), order.counts.options());
-    counts.emplace(group, at::stack({order.counts, agreed}, 1));
+      : group(g), experts(e.detach()), n_experts(n) {
+    const int64_t size = group.size();
+    const Destinations to = destinations(experts, n, size);
+    order = expert_order(to.ranks, size);
+    // To each rank how many tokens come, how many of its experts they have chosen, and what they
+    // must agree on.
+    const at::Tensor agreed = at::full({size}, n * kMostSlots + e.size(1), order.counts.options());
+    counts.emplace(group, at::stack({order.counts, to.choices.to(at::kLong), agreed}, 1));
   }
 
   static constexpr int64_t kMostSlots = int64_t{1} << 20;
+  static constexpr int64_t kNumbers = 3;  // that a rank tells another
   int64_t own_experts() const { return n_experts / group.size(); }
   int64_t first_expert() const { return group.rank() * own_experts(); }
 
@@ -104,48 +112,49 @@ struct TokenExchange::Impl {
     if (!counts) return;
     const at::Tensor numbers = counts->wait();
     counts.reset();
-    const int64_t* const pairs = numbers.const_data_ptr<int64_t>();
-    const size_t size = static_cast<size_t>(group.size());
-    for (size_t r = 0; r < size; ++r) {
-      rows_to.push_back(pairs[2 * r]);
-      rows_from.push_back(pairs[2 * (size + r)]);
-      const int64_t other = pairs[2 * (size + r) + 1];
-      MOE8_CHECK(other == pairs[1], kExchangeOp, "experts", "expected ", experts.size(1), " of ",
+    const int64_t size = group.size();
+    const int64_t* const told = numbers.const_data_ptr<int64_t>();
+    for (int64_t r = 0; r < size; ++r) {
+      const int64_t* const heard = told + kNumbers * (size + r);
+      rows_to.push_back(told[kNumbers * r]);
+      rows_from.push_back(heard[0]);
+      choices += heard[1];
+      MOE8_CHECK(heard[2] == told[2], kExchangeOp, "experts", "expected ", experts.size(1), " of ",
                  n_experts, " experts on every rank of group '", group.name(), "', got ",
-                 other % kMostSlots, " of ", other / kMostSlots, " from rank ", r);
+                 heard[2] % kMostSlots, " of ", heard[2] / kMostSlots, " from rank ", r);
     }
     sent = std::accumulate(rows_to.begin(), rows_to.end(), int64_t{0});
     received = std::accumulate(rows_from.begin(), rows_from.end(), int64_t{0});
-    const at::Tensor slots = order.slot_of_row.narrow(0, 0, sent);
-    token_of_row = order.top_k() > 0 ? slots.floor_divide(order.top_k()) : slots;
+    order = only_in_groups(std::move(order), sent);
   }
 
-  /// [T, ...] -> [S, ...]: each token once for every rank it goes to, by rank.
-  at::Tensor rows_to_send(const at::Tensor& x) const { return x.index_select(0, token_of_row); }
+  /// [T, N] -> [S, N]: each token once for every rank it goes to, by rank.
+  at::Tensor rows_to_send(const at::Tensor& x) const { return gather_tokens(x, order); }
 
-  at::Tensor forth(const at::Tensor& rows) const {
-    return all_to_all(group, rows, rows_to, rows_from);
+  /// Of the tokens' rows to the ranks of their experts, and of such rows back.
+  Pending begin_forth(const at::Tensor& x) const { return begin_forth_rows(rows_to_send(x)); }
+  Pending begin_forth_rows(const at::Tensor& rows) const {
+    return begin_all_to_all(group, rows, rows_to, rows_from);
   }
-  at::Tensor back(const at::Tensor& rows) const {
-    return all_to_all(group, rows, rows_from, rows_to);
+  Pending begin_back(const at::Tensor& rows) const {
+    return begin_all_to_all(group, rows, rows_from, rows_to);
   }
 
   /// [S, N] -> [T, N]: ranks ascending, in float32, rounded once.
   at::Tensor sum_of_ranks(const at::Tensor& rows, at::ScalarType dtype) const {
-    if (!cuda_rows_refusal(rows, order)) return cuda_sum_rows(rows, order, {}, {}, dtype);
-    const at::Tensor rest = at::zeros({order.rows() - sent, rows.size(1)}, rows.options());
-    return sum_rows(at::cat({rows, rest}), order, {}, dtype);
+    return sum_rows(rows, order, {}, dtype);
   }
 
   Group group;
   at::Tensor experts;
   int64_t n_experts;
-  ExpertOrder order;             // of the tokens by rank, which stand in the place of experts
+  ExpertOrder order;             // of the tokens by rank, which stand in the place of experts; once
+                                 // the counts are known of rows that travel only
   std::optional<Counts> counts;  // until they are known
   std::mutex knowing;
   std::vector<int64_t> rows_to, rows_from;
   int64_t sent = 0, received = 0;
-  at::Tensor token_of_row;  // int32 [S]
+  int64_t choices = 0;  // of this rank's experts, by all tokens
 };
 
 namespace {
@@ -160,6 +169,13 @@ struct Travelled : torch::CustomClassHolder {
   std::shared_ptr<Exchange> exchange;
   RowCode code;
   at::ScalarType dtype;
+
+  // Of a dispatch. What forward hands over beside its outputs:
+  bool as_codes = false;            // those that came are not to be made values
+  std::optional<TokenCodes> codes;  // then these
+  ExpertOrder order;                // of what came
+  // In backward: the gradient of x on its way back, where somebody has sent it already.
+  Pending grad_coming;
 };
 using TravelledPtr = c10::intrusive_ptr<Travelled>;
 
@@ -171,30 +187,50 @@ at::Tensor bytes_of(const at::Tensor& t) {
   return t.contiguous().view(at::kByte);
 }
 
-// What goes with a token beside its data, as bytes: scales, experts, scores.
-struct Beside {
-  at::Tensor scale, experts, scores;  // scale: bytes or undefined; scores may be undefined
+// ---- beside the data ----------------------------------------------------------------
+bool kernels_take(const Exchange& exchange, int64_t scale_bytes) {
+  return cuda_takes_exchange(exchange.experts, exchange.n_experts, exchange.group.size(),
+                             scale_bytes);
+}
 
-  at::Tensor packed() const {
-    std::vector<at::Tensor> parts{bytes_of(experts)};
-    if (scores.defined()) parts.push_back(bytes_of(scores));
-    if (scale.defined()) parts.push_back(scale);
-    return at::cat(parts, 1);
+/// Rows to send: experts, scores and scales of a token, as bytes.
+at::Tensor rows_beside(const Exchange& exchange, const BesideTokens& tokens) {
+  if (kernels_take(exchange, tokens.scale.defined() ? tokens.scale.size(1) : 0)) {
+    return cuda_pack_beside(tokens, exchange.order);
   }
-  static Beside unpacked(const at::Tensor& bytes, int64_t k, bool has_scores, int64_t scale_bytes) {
-    int64_t at = 0;
-    const auto next = [&](int64_t width) {
-      at += width;
-      // A copy even of one row, whose strides would not fit the numbers in it.
-      return bytes.narrow(1, at - width, width).clone(at::MemoryFormat::Contiguous);
-    };
-    Beside beside;
-    beside.experts = next(4 * k).view(at::kInt);
-    if (has_scores) beside.scores = next(4 * k).view(at::kFloat);
-    if (scale_bytes > 0) beside.scale = next(scale_bytes);
-    return beside;
+  std::vector<at::Tensor> parts{bytes_of(tokens.experts.to(at::kInt))};
+  if (tokens.scores.defined()) parts.push_back(bytes_of(tokens.scores));
+  if (tokens.scale.defined()) parts.push_back(tokens.scale);
+  return exchange.rows_to_send(at::cat(parts, 1));
+}
+
+/// What came of such rows: experts count from this rank's first one, -1 with a score of 0 elsewhere.
+BesideTokens tokens_beside(const Exchange& exchange, const at::Tensor& bytes, bool has_scores,
+                           int64_t scale_bytes) {
+  const BesideLayout layout{exchange.experts.size(1), has_scores, scale_bytes,
+                            exchange.first_expert(), exchange.own_experts()};
+  if (kernels_take(exchange, scale_bytes)) return cuda_unpack_beside(bytes, layout);
+  int64_t at = 0;
+  const auto next = [&](int64_t width) {
+    at += width;
+    // A copy even of one row, whose strides would not fit the numbers in it.
+    return bytes.narrow(1, at - width, width).clone(at::MemoryFormat::Contiguous);
+  };
+  const at::Tensor local = next(4 * layout.top_k).view(at::kInt) - layout.first_expert;
+  const at::Tensor is_away = local.lt(0).logical_or_(local.ge(layout.own_experts));
+  BesideTokens tokens{local.masked_fill(is_away, -1), {}, {}};
+  if (has_scores) {
+    tokens.scores = next(4 * layout.top_k).view(at::kFloat).masked_fill(is_away, 0);
   }
-};
+  if (scale_bytes > 0) tokens.scale = next(scale_bytes);
+  return tokens;
+}
+
+// ---- dispatch -------------------------------------------------------------------------
+// Has the sizes, dtype and device of rows, and no values.
+at::Tensor stand_in(const at::Tensor& x, int64_t rows) {
+  return at::empty({1}, x.options().requires_grad(false)).expand({rows, x.size(1)});
+}
 
 struct Dispatch : torch::autograd::Function<Dispatch> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x,
@@ -202,21 +238,25 @@ struct Dispatch : torch::autograd::Function<Dispatch> {
                                const TravelledPtr& travelled) {
     const PlainOps guard;
     ctx->saved_data["travelled"] = c10::IValue::make_capsule(travelled);
-    const Exchange& exchange = *travelled->exchange;
-    const EncodedRows tokens = travelled->code.encode(x);
-    Beside beside{.scale = tokens.scale, .experts = exchange.experts.to(at::kInt), .scores = {}};
-    if (scores) beside.scores = *scores;
-    const at::Tensor came = exchange.forth(exchange.rows_to_send(beside.packed()));
-    const at::Tensor data = exchange.forth(exchange.rows_to_send(tokens.data));
-    const Beside got = Beside::unpacked(came, exchange.experts.size(1), scores.has_value(),
-                                        travelled->code.scale_bytes());
-    const at::Tensor local = got.experts - exchange.first_expert();
-    const at::Tensor is_away = local.lt(0).logical_or_(local.ge(exchange.own_experts()));
-    variable_list out{travelled->code.decode({data, got.scale}),
-                      local.masked_fill(is_away, -1).to(at::kInt)};
-    if (scores) out.push_back(got.scores.masked_fill(is_away, 0));
+    Exchange& exchange = *travelled->exchange;
+    const RowCode& code = travelled->code;
+    const EncodedRows tokens = code.encode(x);
+    exchange.know();
+    // Rows are put in order while the data is under way.
+    Pending beside = exchange.begin_forth_rows(
+        rows_beside(exchange, {exchange.experts, scores ? *scores : at::Tensor(), tokens.scale}));
+    Pending data = exchange.begin_forth(tokens.data);
+    const BesideTokens got =
+        tokens_beside(exchange, beside.wait(), scores.has_value(), code.scale_bytes());
+    travelled->order =
+        only_in_groups(expert_order(got.experts, exchange.own_experts()), exchange.choices);
+    TokenCodes codes{code, {data.wait(), got.scale}};
+    const bool stays_codes = travelled->as_codes && !code.is_values();
+    variable_list out{stays_codes ? stand_in(x, exchange.received) : codes.values(), got.experts};
+    if (stays_codes) travelled->codes = std::move(codes);
+    if (scores) out.push_back(got.scores);
     ctx->mark_non_differentiable({out[1]});
-    ctx->save_for_backward({is_away});
+    ctx->save_for_backward({got.experts});
     return out;
   }
 
@@ -226,16 +266,19 @@ struct Dispatch : torch::autograd::Function<Dispatch> {
     variable_list result(3);
     {
       const PlainOps guard;
-      if (ctx->needs_input_grad(0)) {
-        const at::Tensor rows = written_out(grads[0]).to(travelled->dtype).contiguous();
-        result[0] = exchange.sum_of_ranks(exchange.back(rows), travelled->dtype);
+      Pending of_x = std::exchange(travelled->grad_coming, {}), of_scores;
+      if (!of_x.valid() && ctx->needs_input_grad(0)) {
+        of_x = exchange.begin_back(written_out(grads[0]).to(travelled->dtype).contiguous());
       }
-      // Of each slot one rank has a gradient: the sum has no rounding.
       if (grads.size() > 2 && ctx->needs_input_grad(1)) {
-        const at::Tensor is_away = ctx->get_saved_variables()[0];
-        const at::Tensor rows = written_out(grads[2]).to(at::kFloat).masked_fill(is_away, 0);
-        result[1] = exchange.sum_of_ranks(exchange.back(rows), at::kFloat);
+        const at::Tensor is_away = ctx->get_saved_variables()[0].lt(0);
+        of_scores =
+            exchange.begin_back(written_out(grads[2]).to(at::kFloat).masked_fill(is_away, 0));
       }
+      const at::Tensor rows = of_x.valid() ? of_x.wait() : at::Tensor();
+      if (ctx->needs_input_grad(0)) result[0] = exchange.sum_of_ranks(rows, travelled->dtype);
+      // Of each slot one rank has a gradient: the sum has no rounding.
+      if (of_scores.valid()) result[1] = exchange.sum_of_ranks(of_scores.wait(), at::kFloat);
     }
     if (at::GradMode::is_enabled()) forbid_double_backward(result, kTravelOnce);
     return result;
@@ -248,7 +291,7 @@ struct Combine : torch::autograd::Function<Combine> {
     const PlainOps guard;
     ctx->saved_data["travelled"] = c10::IValue::make_capsule(travelled);
     const Exchange& exchange = *travelled->exchange;
-    return exchange.sum_of_ranks(exchange.back(rows), travelled->dtype);
+    return exchange.sum_of_ranks(exchange.begin_back(rows).wait(), travelled->dtype);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -259,8 +302,10 @@ struct Combine : torch::autograd::Function<Combine> {
       const PlainOps guard;
       const at::Tensor grad = written_out(grads[0]).to(travelled->dtype).contiguous();
       EncodedRows rows = travelled->code.encode(grad);
-      rows.data = exchange.forth(exchange.rows_to_send(rows.data));
-      if (rows.scale.defined()) rows.scale = exchange.forth(exchange.rows_to_send(rows.scale));
+      Pending data = exchange.begin_forth(rows.data), scale;
+      if (rows.scale.defined()) scale = exchange.begin_forth(rows.scale);
+      rows.data = data.wait();
+      if (scale.valid()) rows.scale = scale.wait();
       result[0] = travelled->code.decode(rows);
     }
     if (at::GradMode::is_enabled()) forbid_double_backward(result, kTravelOnce);
@@ -298,9 +343,10 @@ TokenExchange::TokenExchange(const Group& group, const at::Tensor& experts, int6
   impl_ = std::make_shared<Impl>(group, experts, n_experts);
 }
 
-ReceivedTokens TokenExchange::dispatch(const at::Tensor& x, const at::Tensor& scores,
-                                       const std::optional<Config>& wire) const {
-  Impl& impl = *impl_;
+ArrivedTokens receive_tokens(const TokenExchange& to, const at::Tensor& x, const at::Tensor& scores,
+                             const std::optional<Config>& wire, bool as_codes) {
+  const std::shared_ptr<Exchange>& exchange = to.impl();
+  const Exchange& impl = *exchange;
   check_tokens("x", x, impl.experts.size(0), impl.experts);
   if (scores.defined()) {
     check_dense(kExchangeOp, "scores", scores);
@@ -309,13 +355,26 @@ ReceivedTokens TokenExchange::dispatch(const at::Tensor& x, const at::Tensor& sc
                kExchangeOp, "scores", "expected floating-point ", impl.experts.sizes(), " on ",
                x.device(), " as experts, got ", describe(scores));
   }
-  RowCode code = row_code("wire", x, wire, RowsOf::INPUT);
-  impl.know();
   std::optional<at::Tensor> weights;
   if (scores.defined()) weights = scores.to(at::kFloat);
-  const variable_list out = Dispatch::apply(
-      x, weights, c10::make_intrusive<Travelled>(impl_, std::move(code), x.scalar_type()));
-  return {out[0], out[1], weights ? out[2] : at::Tensor()};
+  const auto travelled = c10::make_intrusive<Travelled>(
+      exchange, row_code("wire", x, wire, RowsOf::INPUT), x.scalar_type());
+  travelled->as_codes = as_codes;
+  const variable_list out = Dispatch::apply(x, weights, travelled);
+  return {.x = out[0],
+          .codes = std::exchange(travelled->codes, std::nullopt),
+          .experts = out[1],
+          .scores = weights ? out[2] : at::Tensor(),
+          .order = std::exchange(travelled->order, {}),
+          .send_x_grad = [travelled](const at::Tensor& grad) {
+            travelled->grad_coming = travelled->exchange->begin_back(grad);
+          }};
+}
+
+ReceivedTokens TokenExchange::dispatch(const at::Tensor& x, const at::Tensor& scores,
+                                       const std::optional<Config>& wire) const {
+  const ArrivedTokens tokens = receive_tokens(*this, x, scores, wire, /*as_codes=*/false);
+  return {tokens.x, tokens.experts, tokens.scores};
 }
 
 at::Tensor TokenExchange::combine(const at::Tensor& rows,

@@ -36,13 +36,21 @@ class RowCode {
   EncodedRows encode(const at::Tensor& x) const;
   at::Tensor decode(const EncodedRows& rows) const;
   int64_t scale_bytes() const;  // of a row; 0 for values
+  bool is_values() const { return std::holds_alternative<HighPrecision>(format_); }
+  const OperandFormat& format() const { return format_; }
 
  private:
-  bool is_values() const { return std::holds_alternative<HighPrecision>(format_); }
-
   int64_t columns_;
   at::ScalarType dtype_;
   OperandFormat format_ = HighPrecision{};
+};
+
+/// Rows as they came.
+struct TokenCodes {
+  RowCode code;
+  EncodedRows rows;
+
+  at::Tensor values() const { return code.decode(rows); }
 };
 
 }  // namespace moe8

@@ -75,7 +75,8 @@ at::Tensor cuda_gather_tokens(const at::Tensor& x, const ExpertOrder& order) {
       .top_k = order.top_k(),
       .row_of_slot = indices(order.row_of_slot),
       .rows_in_groups = rows_in_groups(order),
-      .out = out.mutable_data_ptr()};
+      .out = out.mutable_data_ptr(),
+      .rows = order.rows()};
   check_launch("permute_tokens", cuda::launch_gather_rows(args, launch.stream));
   return out;
 }

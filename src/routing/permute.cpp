@@ -78,7 +78,7 @@ struct CombineRows : torch::autograd::Function<CombineRows> {
     if (ctx->needs_input_grad(1)) {
       const at::Tensor rows = without_rows_in_no_group(saved[0], order);
       const at::Tensor of_rows = (grad * rows).sum(1);
-      result[1] = of_rows.index_select(0, order.row_of_slot).view(saved[1].sizes());
+      result[1] = to_slots(of_rows, order);
     }
     return result;
   }

@@ -2,13 +2,20 @@
 #include "routing/rows.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_copy.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros.h>
 
 #include "routing/cuda_rows.h"
 
 namespace moe8 {
+
+ExpertOrder only_in_groups(ExpertOrder order, int64_t rows) {
+  order.slot_of_row = order.slot_of_row.narrow(0, 0, rows);
+  return order;
+}
 
 at::Tensor rows_in_groups(const ExpertOrder& order) {
   const at::Tensor end = order.offs.narrow(0, order.n_experts() - 1, 1);
@@ -35,12 +42,20 @@ at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order) {
   return in_groups.defined() ? rows.masked_fill(in_groups.squeeze(1).logical_not(), 0) : rows;
 }
 
+at::Tensor to_slots(const at::Tensor& of_rows, const ExpertOrder& order) {
+  const at::Tensor none = at::zeros({order.experts.numel()}, of_rows.options());
+  return none.index_copy(0, order.slot_of_row.to(at::kLong), of_rows).view(order.experts.sizes());
+}
+
 at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
                     at::ScalarType out_dtype) {
   if (!cuda_rows_refusal(rows, order)) return cuda_sum_rows(rows, order, scores, {}, out_dtype);
   const int64_t T = order.tokens(), k = order.top_k(), N = rows.size(1);
   if (k == 0) return at::zeros({T, N}, rows.options().dtype(out_dtype));
-  const at::Tensor row_of_slot = order.row_of_slot.view({T, k});
+  // A row of zeros for slots that have none.
+  const bool all_have_rows = order.rows() == order.experts.numel();
+  const at::Tensor source = all_have_rows ? rows : at::constant_pad_nd(rows, {0, 0, 0, 1});
+  const at::Tensor row_of_slot = order.row_of_slot.clamp_max(order.rows()).view({T, k});
   const at::Tensor weights =
       scores.defined() ? scores.masked_fill(slots_in_groups(order).logical_not(), 0) : scores;
   const at::Tensor out = at::empty({T, N}, rows.options().dtype(out_dtype));
@@ -48,7 +63,7 @@ at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::
     at::Tensor sum;
     for (int64_t j = 0; j < k; ++j) {
       const at::Tensor index = row_of_slot.narrow(0, begin, size).select(1, j);
-      at::Tensor term = rows.index_select(0, index).to(at::kFloat);
+      at::Tensor term = source.index_select(0, index).to(at::kFloat);
       if (weights.defined()) term.mul_(weights.narrow(0, begin, size).narrow(1, j, 1));
       sum = sum.defined() ? sum.add_(term) : term;
     }

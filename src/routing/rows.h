@@ -22,6 +22,10 @@ void for_row_blocks(int64_t rows, int64_t columns, const at::Device& device, F f
   for (int64_t begin = 0; begin < rows; begin += block) f(begin, std::min(block, rows - begin));
 }
 
+/// The order without the rows in no group, where it is known that `rows` others are: R = rows. The
+/// row of a slot in no group, row_of_slot, is R or more then.
+ExpertOrder only_in_groups(ExpertOrder order, int64_t rows);
+
 /// bool [R, 1]: rows that are in a group. Undefined where it is known without waiting that all are.
 at::Tensor rows_in_groups(const ExpertOrder& order);
 
@@ -33,6 +37,10 @@ at::Tensor gather_tokens(const at::Tensor& x, const ExpertOrder& order);
 
 /// out[r] = of_slots[slot_of_row[r]]: float32 [R] of [T, k]; 0 for rows in no group.
 at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order);
+
+/// The way back: out[slot_of_row[r]] = of_rows[r], [T, k] of [R]; 0 for slots that have no row. By
+/// differentiable operations.
+at::Tensor to_slots(const at::Tensor& of_rows, const ExpertOrder& order);
 
 /// out[t, :] = sum_j w[t, j] * rows[row_of_slot[t * k + j], :] in float32, j ascending, rounded
 /// once.

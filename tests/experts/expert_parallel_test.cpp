@@ -7,7 +7,9 @@
 #include <torch/torch.h>
 
 #include "base/check.h"
+#include "experts/implementations.h"
 #include "experts/parallel_problem.h"
+#include "routing/rows.h"
 #include "testing/processes.h"
 
 namespace moe8 {
@@ -113,6 +115,42 @@ TEST(ExpertParallel, DiffersFromThePlainLayerByTheRoundingOfSums) {
                      "out");
       },
       all_experts);
+}
+
+// What a rank knows of the tokens that came: rows in no group, of other ranks' experts, are not made.
+TEST(ExpertParallel, RowsInNoGroupNeedNotBeThere) {
+  ExpertsProblem p = testing::experts_problem(
+      {.tokens = 48, .top_k = 3, .experts = 4, .dim = 64, .hidden = 32}, at::kBFloat16, 6);
+  p.experts = p.experts.masked_fill(p.experts.ge(2), -1);
+  const ExpertOrder all = expert_order(p.experts, 4);
+  const ExpertOrder some = only_in_groups(all, all.offs[3].item<int64_t>());
+  ASSERT_LT(some.rows(), all.rows());
+  for (const Recipe& recipe : parallel_recipes()) {
+    for (const auto which : {ExpertsImplementation::FUSED, ExpertsImplementation::UNFUSED}) {
+      SCOPED_TRACE(recipe.name);
+      std::vector<Results> results;
+      for (const ExpertOrder& order : {all, some}) {
+        const at::Tensor x = leaf(p.x), scores = leaf(p.scores), w1 = leaf(p.w1), w3 = leaf(p.w3),
+                         w2 = leaf(p.w2);
+        const ArrivedTokens tokens{.x = x,
+                                   .codes = std::nullopt,
+                                   .experts = p.experts,
+                                   .scores = scores,
+                                   .order = order,
+                                   .send_x_grad = {}};
+        const at::Tensor out =
+            moe_experts_of(tokens, w1, w3, w2, {.config = recipe.config, .implementation = which});
+        out.backward(p.upstream);
+        results.push_back({out.detach(), x.grad(), scores.grad(), w1.grad(), w3.grad(), w2.grad()});
+      }
+      expect_equal(results[1].out, results[0].out, "out");
+      expect_equal(results[1].x, results[0].x, "gradient of x");
+      expect_equal(results[1].scores, results[0].scores, "gradient of scores");
+      expect_equal(results[1].w1, results[0].w1, "gradient of w1");
+      expect_equal(results[1].w3, results[0].w3, "gradient of w3");
+      expect_equal(results[1].w2, results[0].w2, "gradient of w2");
+    }
+  }
 }
 
 // Converted parameters decide what travels, and codes are fewer bytes than values.

@@ -16,7 +16,7 @@ namespace moe8::cuda {
 /// w = scores[s]: float32, j ascending from 0.0, each product and each sum rounded by itself, the
 /// result rounded once. Slots whose row is past the last group add nothing. Without scores w is 1.
 struct CombineArgs {
-  const void* rows;  // [tokens * top_k, columns]
+  const void* rows;  // [tokens * top_k, columns]; those past the last group are not read
   FloatType rows_type;
   int64_t tokens;   // T
   int64_t top_k;    // k

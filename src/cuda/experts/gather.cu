@@ -36,6 +36,7 @@ struct Spread {
   int64_t row_units;
   int64_t pieces;  // warps on a row
   int32_t top_k;
+  int32_t rows;  // of `out`
   const int32_t* row_of_slot;
   const int32_t* rows_in_groups;
   const float* in_scale;  // null: none
@@ -79,12 +80,12 @@ __global__ void __launch_bounds__(kThreads) spread_rows(const __grid_constant__ 
   for (int32_t first = 0; first < p.top_k; first += 32) {
     const int32_t count = min(p.top_k - first, 32);
     const int32_t own = lane < count ? p.row_of_slot[token * p.top_k + first + lane] : 0;
-    if (p.in_scale != nullptr && piece == 0 && lane < count) {
+    if (p.in_scale != nullptr && piece == 0 && lane < count && own < p.rows) {
       p.out_scale[own] = own < end ? scale : 1.0f;
     }
     for (int32_t j = 0; j < count; ++j) {
       const int32_t row = __shfl_sync(~0u, own, j);
-      units.store(static_cast<Unit*>(p.out) + row * p.row_units, row >= end);
+      if (row < p.rows) units.store(static_cast<Unit*>(p.out) + row * p.row_units, row >= end);
     }
   }
 }
@@ -358,6 +359,7 @@ LaunchStatus launch_gather_rows(const GatherRowsArgs& a, cudaStream_t stream) {
                  0,
                  0,
                  static_cast<int32_t>(a.top_k),
+                 static_cast<int32_t>(a.rows < 0 ? a.tokens * a.top_k : a.rows),
                  a.row_of_slot,
                  a.rows_in_groups,
                  nullptr,
@@ -376,10 +378,11 @@ LaunchStatus launch_gather_codes(const GatherCodesArgs& a, cudaStream_t stream) 
   if (a.column_amax != nullptr && groups.groups > 0) return launch_with_maxima(a, stream);
   const Spread p{a.in.codes,
                  a.codes,
-                 groups.rows / a.in.top_k,
+                 a.tokens < 0 ? groups.rows / a.in.top_k : a.tokens,
                  0,
                  0,
                  static_cast<int32_t>(a.in.top_k),
+                 static_cast<int32_t>(groups.rows),
                  a.row_of_slot,
                  groups.jagged.begins + groups.groups,
                  a.in.inverse_scale,

@@ -25,7 +25,8 @@ struct GatherRowsArgs {
   const int32_t* row_of_slot;     // [tokens * top_k], a permutation
   const int32_t* rows_in_groups;  // [1] end of the last group (GroupMetadata::begins + groups);
                                   // null: all rows are in groups
-  void* out;                      // [tokens * top_k, row_bytes]
+  void* out;                      // [rows, row_bytes]
+  int64_t rows = -1;              // that are wanted, the first ones; -1: tokens * top_k
 };
 LaunchStatus launch_gather_rows(const GatherRowsArgs& args, cudaStream_t stream);
 
@@ -59,13 +60,16 @@ inline const char* refusal_of(const RowCodes& in) {
 /// gathered rows gives. Rows past the last group get zeros and an inverse scale of 1.
 struct GatherCodesArgs {
   RowCodes in;                 // with slot_of_row
-  const int32_t* row_of_slot;  // [rows], the permutation the other way
+  const int32_t* row_of_slot;  // [tokens * k], the permutation the other way
 
   uint8_t* codes;        // [rows, pitch], 16-byte aligned
   float* inverse_scale;  // [rows]
   // [groups, columns] float32 bits of the largest |code * inverse_scale|, which
   // launch_transpose_codes() needs; a NaN is 0x7FC00000. Null: not wanted.
   uint32_t* column_amax;
+
+  // T, where slots past the rows of in.groups have none; -1: rows / k, each slot has a row.
+  int64_t tokens = -1;
 };
 LaunchStatus launch_gather_codes(const GatherCodesArgs& args, cudaStream_t stream);
 

@@ -51,14 +51,15 @@ __global__ void __launch_bounds__(kMxThreads, kResident)
 #pragma unroll
     for (int i = 0; i < kPacketRows; ++i) {
       const int64_t row = __shfl_sync(~0u, own, at.row_of(i));
-      if (!at.writes(i)) continue;
+      if (!at.writes(i) || row >= a.groups.rows) continue;
       store_packet(out + row * p.columns, row < end ? values.packets[i] : Packet16{});
     }
   }
 }
 
 LaunchStatus launch_spread(const GatherMxArgs& a, cudaStream_t stream) {
-  const int64_t tokens = a.groups.rows / a.top_k, across = ceil_div(a.columns, kWarpColumns);
+  const int64_t tokens = a.tokens < 0 ? a.groups.rows / a.top_k : a.tokens;
+  const int64_t across = ceil_div(a.columns, kWarpColumns);
   const Spread p{a,
                  static_cast<int32_t>(tokens),
                  static_cast<int32_t>(a.columns),

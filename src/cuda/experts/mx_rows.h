@@ -36,10 +36,13 @@ struct GatherMxArgs {
   int64_t columns;             // of a token
   RowGroups groups;            // jagged
   const int32_t* slot_of_row;  // [rows], a permutation
-  const int32_t* row_of_slot;  // the other way
+  const int32_t* row_of_slot;  // [tokens * top_k], the other way
   int64_t top_k;
   ScaleCalculationMode mode;
   MxRows out;
+
+  // Where slots past the rows of `groups` have none; -1: rows / top_k, each slot has a row.
+  int64_t tokens = -1;
 };
 LaunchStatus launch_gather_mx(const GatherMxArgs& args, cudaStream_t stream);
 

@@ -71,6 +71,7 @@ void expect_refused(const LaunchStatus& status, const std::string& why);
 // ---- checks of one layer
 void check_order(const Layer& layer, std::mt19937& rng);
 void check_gather(const Layer& layer, std::mt19937& rng);
+void check_exchange(const Layer& layer, std::mt19937& rng);
 void check_transpose_codes(const Layer& layer, std::mt19937& rng);
 void check_combine(const Layer& layer, std::mt19937& rng);
 void check_swiglu(const Layer& layer, std::mt19937& rng);

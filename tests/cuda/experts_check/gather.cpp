@@ -27,6 +27,18 @@ void check_rows(const Layer& layer, int64_t row_bytes, int64_t offset, bool has_
                                    has_end ? on_device.rows_in_groups : nullptr, out.get()},
                                   nullptr);
       });
+  // The rows in groups alone: what lies behind them stays as it was.
+  const int64_t rows = order.offs.empty() ? 0 : order.offs.back();
+  const Bytes first(expected.begin(), expected.begin() + rows * row_bytes);
+  DeviceBytes first_out(first.size());
+  run("the first rows of " + std::to_string(row_bytes) + " bytes, " + layer.name(),
+      {{&first_out, &first}}, [&] {
+        return launch_gather_rows(
+            {source.as<uint8_t>() + offset, layer.tokens, row_bytes, layer.top_k,
+             on_device.row_of_slot.as<int32_t>(), has_end ? on_device.rows_in_groups : nullptr,
+             first_out.get(), rows},
+            nullptr);
+      });
 }
 
 void check_codes(const Layer& layer, ElemDtype elem, bool broken, std::mt19937& rng) {

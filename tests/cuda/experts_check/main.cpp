@@ -7,7 +7,8 @@ namespace moe8::cuda {
 namespace {
 
 constexpr void (*kChecks[])(const Layer&, std::mt19937&) = {
-    check_order, check_gather, check_transpose_codes, check_combine, check_swiglu, check_mx_rows};
+    check_order,   check_gather, check_exchange, check_transpose_codes,
+    check_combine, check_swiglu, check_mx_rows};
 
 void check_all(int random_layers) {
   std::mt19937 rng(1);
