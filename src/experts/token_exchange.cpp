@@ -21,6 +21,7 @@
 
 #include "autograd/function_parts.h"
 #include "base/check.h"
+#include "dist/activity.h"
 #include "experts/arrived_tokens.h"
 #include "experts/cuda_exchange.h"
 #include "experts/token_wire.h"
@@ -79,6 +80,7 @@ class Counts {
   /// What this rank told, and below it what it heard: [2 size, n], on the host. Once.
   at::Tensor wait() {
     if (!arrived_) return at::cat({told_, heard_.wait()});
+    const WaitsForOthers waits(WaitsForOthers::For::DEVICE);
     arrived_->synchronize();
     return both_;
   }
