@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What ranks send each other beside plain NCCL of the same bytes, and a layer of experts over all
 // ranks beside the same layer on one GPU. A process per GPU:
-//   torchrun --no-python --nproc-per-node 2 build/.../bench/parallel_bench --rounds 7
+//   torchrun --no-python --nproc-per-node 2 build/cuda/bench/parallel_bench --rounds 7
 // MOE8_BENCH_SHAPES and MOE8_BENCH_RECIPES name what is measured, MOE8_BENCH_TABLES is a list of
 // "bytes", "legs", "layer"; MOE8_BENCH_KERNELS prints the kernels of rank 0.
 #include <c10/cuda/CUDACachingAllocator.h>
