@@ -78,7 +78,7 @@ IMPLIED = {"string_view": {"string"}, "exception": {"stdexcept"}, "utility": {"m
 # The rooms of src/, each above those that it may include. "moe8" is the public API, include/moe8/.
 ROOMS = ["moe8", "base", "formats", "kernels", "reference", "cpu", "cuda", "config", "device", "groups",
          "quantize", "dist", "operand", "weights", "gemm", "numerics", "autograd", "ops", "routing",
-         "experts", "optim", "io", "shard", "text", "convert", "nn", "train"]
+         "experts", "optim", "io", "shard", "text", "convert", "nn", "models", "train"]
 COMMENT_OR_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 INCLUDE = re.compile(r'^\s*#include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 

@@ -11,6 +11,7 @@ void add_compare_command(CLI::App& app);
 void add_completion_command(CLI::App& app);
 void add_conformance_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
+void add_export_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 void add_recipes_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);

@@ -3,6 +3,7 @@
 // the model of a run config, with parameter counts and memory (plan/config_plan.h).
 #include <c10/core/ScalarType.h>
 
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 #include "convert/report.h"
 #include "convert/resolve.h"
 #include "io/safetensors_header.h"
+#include "models/hf_files.h"
 #include "moe8/conversion_file.h"
 #include "moe8/safetensors.h"
 #include "plan/config_plan.h"
@@ -45,9 +47,23 @@ std::string dtype_name(const std::string& name) {
   return std::string(c10::getDtypeNames(dtype->type).first);
 }
 
-std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& paths) {
+// A folder stands for its files.
+std::vector<std::string> files_of(const std::vector<std::string>& models) {
+  std::vector<std::string> paths;
+  for (const std::string& model : models) {
+    if (!std::filesystem::is_directory(model)) {
+      paths.push_back(model);
+      continue;
+    }
+    const std::vector<std::string> files = HfFiles(model).paths();
+    paths.insert(paths.end(), files.begin(), files.end());
+  }
+  return paths;
+}
+
+std::vector<ParameterInfo> parameters_of(const std::vector<std::string>& models) {
   std::vector<ParameterInfo> parameters;
-  for (const std::string& path : paths) {
+  for (const std::string& path : files_of(models)) {
     const SafetensorsReader reader(path);
     for (const SafetensorsEntry& entry : reader.entries()) {
       parameters.push_back({.fqn = entry.name,
@@ -127,7 +143,8 @@ void add_plan_command(CLI::App& app) {
   add_set_option(*command, options->overrides)->needs(config);
   command
       ->add_option("--model", options->models,
-                   "Checkpoint (*.safetensors), instead of a config; may be repeated")
+                   "Checkpoint (*.safetensors), or the folder of a published model, instead of a "
+                   "config; may be repeated")
       ->type_name("FILE")
       ->excludes(config);
   CLI::Option* recipe =
@@ -167,8 +184,8 @@ void add_plan_command(CLI::App& app) {
       "With --recipe, names of other models (Hugging Face's, say) get rules of their own, which are\n"
       "printed as a conversion file.\n"
       "What the memory counts and what not: docs/plan.md.\n\n" +
-      examples("moe8 plan --config configs/qwen3_30b_a3b_like.toml --recipe mxfp8_rceil\n"
-               "moe8 plan --config configs/qwen3_30b_a3b_like.toml --device cuda\n"
+      examples("moe8 plan --config configs/qwen3_30b_a3b.toml --recipe mxfp8_rceil\n"
+               "moe8 plan --config configs/qwen3_30b_a3b.toml --device cuda\n"
                "moe8 plan --config configs/4b_bench.toml --device cuda --world 8 --set "
                "training.accumulation=8\n"
                "moe8 plan --model model.safetensors --recipe fp8_rowwise\n"

@@ -8,17 +8,11 @@
 #include <cstdint>
 #include <optional>
 
+#include "moe8/activation.h"
 #include "moe8/config.h"
 #include "moe8/routing.h"
 
 namespace moe8 {
-
-/// What stands between the products, of a gate g and an up projection u, in float32.
-enum class Activation {
-  SWIGLU,          // silu(g) * u
-  CLAMPED_SWIGLU,  // g' = min(g, limit), u' = clamp(u, -limit, limit):
-                   // (u' + 1) * g' * sigmoid(alpha * g')     as in gpt-oss
-};
 
 /// How gate and up lie in one weight (E, 2h, d), and in its bias (E, 2h).
 enum class GateUpLayout {

@@ -3,6 +3,7 @@
 // than all of these. The headers here need ATen's tensor alone.
 #pragma once
 
+#include "moe8/activation.h"
 #include "moe8/blocked_scales.h"
 #include "moe8/config.h"
 #include "moe8/conversion_file.h"
@@ -18,6 +19,7 @@
 #include "moe8/numerics.h"
 #include "moe8/optimizer.h"
 #include "moe8/parallel.h"
+#include "moe8/pretrained.h"
 #include "moe8/quantize_model.h"
 #include "moe8/recompute.h"
 #include "moe8/rotary_pairs.h"

@@ -70,6 +70,10 @@ struct RouterOptions {
   ScoreFunction score_function = ScoreFunction::SOFTMAX;
   bool normalize = false;  // a token's scores are divided by their sum
   double scale = 1.0;      // factor on the scores, after that
+  /// Experts in equal groups of neighbours: a token's come from the top_k_groups of them whose two
+  /// best preferences (scores and bias) add up to most. 1: no groups.
+  int64_t n_groups = 1;
+  int64_t top_k_groups = 1;
 };
 
 /// Which experts each token goes to, and with what weight.

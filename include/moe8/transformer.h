@@ -11,6 +11,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "moe8/expert_parallel.h"
 #include "moe8/experts.h"
@@ -55,29 +56,74 @@ class FeedForwardImpl : public torch::nn::Module {
 };
 TORCH_MODULE(FeedForward);
 
-/// Causal attention with rotary positions; n_kv_heads may be fewer than n_heads.
+/// What the positions of a sequence are to attention.
+struct Positions {
+  torch::Tensor freqs;   // [S, rotary width / 2] complex64: how each turns, see rotary_frequencies
+  torch::Tensor window;  // [S, S]: 0 where a query sees a key, else -inf; undefined: all before it
+};
+
+/// Causal attention with rotary positions; n_kv_heads may be fewer than n_heads. Norms, biases, sinks
+/// and windows as the config says.
 class AttentionImpl : public torch::nn::Module {
  public:
   /// @param tensor_group  over which heads are spread, see moe8/tensor_parallel.h; x and the result
-  ///                      are then the positions of this rank
+  ///                      are then the positions of this rank. Only without attention_bias,
+  ///                      attention_sinks and qk_norm
   explicit AttentionImpl(const TransformerConfig& config, const Group& tensor_group = Group());
-  /// @param x      [B, S, dim]
-  /// @param freqs  [S, head_dim/2] complex64: the rotation of each position, see rotary_frequencies
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs);
+  /// @param x          [B, S, dim]
+  /// @param positions  of all ranks
+  torch::Tensor forward(const torch::Tensor& x, const Positions& positions);
   void init_weights(at::Generator& generator, double std);
 
+  torch::Tensor sinks;  // [n_heads], a logit beside those of the keys; undefined without sinks
   torch::nn::Linear wq{nullptr}, wk{nullptr}, wv{nullptr}, wo{nullptr};
+  RMSNorm q_norm{nullptr}, k_norm{nullptr};  // empty without qk_norm
 
  private:
   int64_t head_dim_;
   Group group_;
+  QkNorm qk_norm_;
+  RotaryPairs pairs_;
+  double scale_;  // 0: 1 / sqrt(head_dim)
 };
 TORCH_MODULE(Attention);
+
+/// Causal attention whose keys and values are made of kv_rank features, and queries of q_rank:
+///
+///   [c, r] = wkv_a(x)          q = wq_b(q_norm(wq_a(x))), or wq(x)       per head: [plain, rotary]
+///   [k, v] = wkv_b(kv_norm(c)) per head                                  key: [k, rotated r]
+///
+/// r is one for all heads. As in DeepSeek-V2 and V3, with torchtitan's names.
+class LatentAttentionImpl : public torch::nn::Module {
+ public:
+  explicit LatentAttentionImpl(const TransformerConfig& config);
+  torch::Tensor forward(const torch::Tensor& x, const Positions& positions);
+  void init_weights(at::Generator& generator, double std);
+
+  torch::nn::Linear wq{nullptr};  // empty with q_rank
+  torch::nn::Linear wq_a{nullptr};
+  RMSNorm q_norm{nullptr};
+  torch::nn::Linear wq_b{nullptr};
+  torch::nn::Linear wkv_a{nullptr};
+  RMSNorm kv_norm{nullptr};
+  torch::nn::Linear wkv_b{nullptr}, wo{nullptr};
+
+ private:
+  torch::Tensor queries(const torch::Tensor& x);
+
+  int64_t heads_, plain_, rotary_, values_, rank_;
+  RotaryPairs pairs_;
+  double scale_;
+};
+TORCH_MODULE(LatentAttention);
 
 /// exp(i * position * theta^(-2j / head_dim)) for j < head_dim / 2; position counts from 0.
 /// @param head_dim  the width of one head, even.
 /// @return          [seq_len, head_dim/2] complex64, on the CPU; computed in double.
 torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta);
+
+/// Those of a model, for max_seq_len positions: stretched as rope_scaling says, times rope_magnitude.
+torch::Tensor rotary_frequencies(const TransformerConfig& config);
 
 /// Chooses each token's top_k experts, by route_tokens of moe8/routing.h.
 class RouterImpl : public torch::nn::Module {
@@ -116,10 +162,13 @@ class ExpertsImpl : public torch::nn::Module {
   int64_t first_expert() const { return group_.rank() * w1.size(0); }
 
   torch::Tensor w1, w2, w3;  // [E, hidden, dim], [E, dim, hidden], [E, hidden, dim]
+  torch::Tensor b1, b2, b3;  // [E, hidden], [E, dim], [E, hidden]; undefined without biases
 
  private:
+  ExpertsOptions options() const;
+
   Group group_;
-  ScorePlacement scores_;
+  ExpertsOptions fixed_;  // all but the biases
 };
 TORCH_MODULE(Experts);
 
@@ -169,16 +218,18 @@ class TransformerBlockImpl : public torch::nn::Module {
  public:
   TransformerBlockImpl(const TransformerConfig& config, int64_t layer,
                        const Group& expert_group = Group(), const Group& tensor_group = Group());
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& freqs,
+  torch::Tensor forward(const torch::Tensor& x, const Positions& positions,
                         Recompute recompute = Recompute::NONE);
   void init_weights(at::Generator& generator);
 
   Attention attention{nullptr};
-  FeedForward feed_forward{nullptr};  // of a dense layer; otherwise empty
-  MoE moe{nullptr};                   // of the other layers; otherwise empty
+  LatentAttention latent_attention{nullptr};  // in its place, and of its name, with kv_rank
+  FeedForward feed_forward{nullptr};          // of a dense layer; otherwise empty
+  MoE moe{nullptr};                           // of the other layers; otherwise empty
   RMSNorm attention_norm{nullptr}, ffn_norm{nullptr};
 
  private:
+  torch::Tensor attend(const torch::Tensor& x, const Positions& positions);
   torch::Tensor feed(const torch::Tensor& x, const torch::Tensor& attended);
 
   double init_std_;
@@ -221,13 +272,15 @@ class TransformerImpl : public torch::nn::Module {
   torch::nn::Embedding tok_embeddings{nullptr};
   torch::nn::ModuleList layers{nullptr};
   RMSNorm norm{nullptr};
-  torch::nn::Linear output{nullptr};
+  torch::nn::Linear output{nullptr};  // with tied_embeddings of their weight, and no parameter
 
  private:
+  std::vector<Positions> positions_of_layers(const torch::Tensor& tokens);
+
   TransformerConfig config_;
   Group tensor_group_;
   Recompute recompute_ = Recompute::NONE;
-  torch::Tensor freqs_;  // [max_seq_len, head_dim/2] complex64; follows the tokens' device
+  torch::Tensor freqs_;  // [max_seq_len, rotary width / 2] complex64; follows the tokens' device
 };
 TORCH_MODULE(Transformer);
 

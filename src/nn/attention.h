@@ -4,16 +4,36 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 namespace moe8 {
+
+/// What attention may have beside its formula. The defaults take the fastest kernels.
+struct AttentionOptions {
+  double scale = 0;     // factor on q k^T; 0: 1 / sqrt(D)
+  at::Tensor window{};  // [S, S] as window_mask() makes it: instead of all keys up to the query
+  at::Tensor sinks{};   // [H]: a logit in each query's softmax that no value stands behind
+};
 
 /// softmax over the keys at or before each query of q k^T / sqrt(D), times v: LibTorch's
 /// scaled_dot_product_attention. Where LibTorch is asked for deterministic algorithms it leaves
 /// cuDNN's kernels out because of their backward; forward is deterministic, and on Hopper it is
 /// taken all the same, before the backward of Flash Attention.
-/// @param q     [B, H, S, D]
-/// @param k, v  [B, K, S, D], H a multiple of K. Transposed views of [B, S, H, D] lie as kernels
-///              read them
-/// @return      [B, H, S, D], in memory as q
-at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
+///
+/// With sinks on a CPU the same kernel computes as without them, and what it gave is scaled by the
+/// weight that the sink leaves to the keys; backward is the kernel's as well. Elsewhere LibTorch's
+/// operations write all [B, H, S, S] weights to memory.
+/// @param q  [B, H, S, D]
+/// @param k  [B, K, S, D], H a multiple of K. Transposed views of [B, S, H, D] lie as kernels read
+///           them
+/// @param v  [B, K, S, D]
+/// @return   [B, H, S, D], where there are no sinks in memory as q
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            const AttentionOptions& options = {});
+
+/// 0 where a query sees a key, else -inf: of `window` positions, its own the last.
+/// @param options  dtype and device of q
+/// @return         [length, length]
+at::Tensor window_mask(int64_t length, int64_t window, const at::TensorOptions& options);
 
 }  // namespace moe8

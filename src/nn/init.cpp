@@ -101,6 +101,16 @@ torch::nn::Linear linear_without_bias(int64_t in, int64_t out) {
   return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));
 }
 
+torch::nn::Linear linear_with_bias(int64_t in, int64_t out) {
+  return torch::nn::Linear(torch::nn::LinearOptions(in, out));
+}
+
+void zero_biases_(std::initializer_list<torch::nn::Linear*> linears) {
+  for (torch::nn::Linear* linear : linears) {
+    if ((*linear)->bias.defined()) (*linear)->bias.zero_();
+  }
+}
+
 void trunc_normal_(at::Tensor& parameter, at::Generator& generator, double std, int64_t first) {
   fill(parameter, generator, first, [std](double p) {
     const double within = kBelowCutoff + p * (1 - 2 * kBelowCutoff);

@@ -6,6 +6,7 @@
 #include <torch/nn/modules/linear.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "moe8/parallel.h"
 
@@ -14,6 +15,11 @@ namespace moe8 {
 constexpr double kInputStd = 0.02;  // of projections that read the residual stream
 
 torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
+
+torch::nn::Linear linear_with_bias(int64_t in, int64_t out);
+
+/// Of those that have one.
+void zero_biases_(std::initializer_list<torch::nn::Linear*> linears);
 
 /// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Takes one number from
 /// `generator`; with it, every element follows from its position alone (Philox), so that all

@@ -3,6 +3,9 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+#include <vector>
+
 #include "gemm/torch_gemm.h"
 #include "weights/tags.h"
 
@@ -18,24 +21,30 @@ at::Tensor rows_in_float32(const at::Tensor& x) {
 
 // The operands are kept in bf16; float32 copies live for one product.
 struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
     ctx->save_for_backward({x, weight});
+    ctx->saved_data["has_bias"] = bias.has_value();
     std::vector<int64_t> sizes = x.sizes().vec();
     sizes.back() = weight.size(0);
-    return at::mm(rows_in_float32(x), weight.to(at::kFloat).t()).to(x.scalar_type()).view(sizes);
+    at::Tensor out = at::mm(rows_in_float32(x), weight.to(at::kFloat).t());
+    if (bias) out.add_(*bias);
+    return out.to(x.scalar_type()).view(sizes);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor grad = rows_in_float32(grads[0]);
-    variable_list result(2);
+    variable_list result(3);
     if (ctx->needs_input_grad(0)) {
       result[0] = at::mm(grad, weight.to(at::kFloat)).to(x.scalar_type()).view(x.sizes());
     }
     if (ctx->needs_input_grad(1)) {
       result[1] = at::mm(grad.t(), rows_in_float32(x)).to(weight.scalar_type());
     }
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    if (has_bias && ctx->needs_input_grad(2)) result[2] = grad.sum(0).to(weight.scalar_type());
     return result;
   }
 };
@@ -47,7 +56,9 @@ torch::Tensor linear(const torch::Tensor& x, torch::nn::Linear& module) {
   const bool in_float32 = x.is_cpu() && x.scalar_type() == at::kBFloat16 &&
                           weight.scalar_type() == at::kBFloat16 && !cpu_prefers_bf16() &&
                           !find_tag(weight);
-  return in_float32 ? LinearInFloat32::apply(x, weight) : module(x);
+  if (!in_float32) return module(x);
+  const torch::Tensor& bias = module->bias;
+  return LinearInFloat32::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
 }
 
 }  // namespace moe8

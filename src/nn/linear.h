@@ -6,8 +6,8 @@
 
 namespace moe8 {
 
-/// x W^T for x [..., in] and the weight [out, in] of a Linear without bias, as its forward() gives
-/// it. bf16 on a CPU without bf16 products, where LibTorch multiplies element by element, is
+/// x W^T, plus the bias where there is one, for x [..., in] and the weight [out, in] of a Linear, as
+/// its forward() gives it. bf16 on a CPU without bf16 products, where LibTorch multiplies element by element, is
 /// computed on float32 copies instead: the operands are the same numbers, sums are in float32 and
 /// rounded once either way, in another order. A converted weight goes to at::linear, where
 /// conversion finds it.

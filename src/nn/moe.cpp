@@ -65,7 +65,9 @@ void FeedForwardImpl::init_weights(at::Generator& generator, double std) {
 
 // ---- router -----------------------------------------------------------------
 RouterImpl::RouterImpl(const TransformerConfig& config) : config_(config) {
-  gate = register_module("gate", linear_without_bias(config.dim, config.n_experts));
+  const int64_t dim = config.dim, experts = config.n_experts;
+  gate = register_module("gate", config.router_bias ? linear_with_bias(dim, experts)
+                                                    : linear_without_bias(dim, experts));
 }
 
 Routing RouterImpl::forward(const torch::Tensor& x, const torch::Tensor& expert_bias) {
@@ -80,20 +82,35 @@ Routing RouterImpl::route(const torch::Tensor& logits, const torch::Tensor& expe
   const RouterOptions options{.top_k = config_.top_k,
                               .score_function = config_.score_function,
                               .normalize = config_.route_norm,
-                              .scale = config_.route_scale};
+                              .scale = config_.route_scale,
+                              .n_groups = config_.n_expert_groups,
+                              .top_k_groups = config_.top_k_groups};
   return route_tokens(logits, options, expert_bias);
 }
 
 // ---- experts ----------------------------------------------------------------
 ExpertsImpl::ExpertsImpl(const TransformerConfig& c, const Group& group)
     : group_(group),
-      scores_(c.score_before_experts ? ScorePlacement::INPUT : ScorePlacement::OUTPUT) {
+      fixed_{.activation = c.activation,
+             .alpha = c.swiglu_alpha,
+             .limit = c.swiglu_limit,
+             .scores = c.score_before_experts ? ScorePlacement::INPUT : ScorePlacement::OUTPUT} {
   MOE8_CHECK(c.n_experts % group.size() == 0, "Experts", "group",
              "expected a divisor of n_experts = ", c.n_experts, ", got ", group.size(), " ranks");
   const int64_t own = c.n_experts / group.size();
   w1 = register_parameter("w1", torch::zeros({own, c.hidden_dim, c.dim}));
   w2 = register_parameter("w2", torch::zeros({own, c.dim, c.hidden_dim}));
   w3 = register_parameter("w3", torch::zeros({own, c.hidden_dim, c.dim}));
+  if (!c.expert_biases) return;
+  b1 = register_parameter("b1", torch::zeros({own, c.hidden_dim}));
+  b2 = register_parameter("b2", torch::zeros({own, c.dim}));
+  b3 = register_parameter("b3", torch::zeros({own, c.hidden_dim}));
+}
+
+ExpertsOptions ExpertsImpl::options() const {
+  ExpertsOptions options = fixed_;
+  options.b1 = b1, options.b2 = b2, options.b3 = b3;
+  return options;
 }
 
 torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const Routing& routing) {
@@ -101,18 +118,21 @@ torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const Routing& routin
     const TokenExchange exchange(group_, routing.experts, group_.size() * w1.size(0));
     return forward_in(exchange, x, routing);
   }
-  return moe_experts(x, w1, w3, w2, routing.order, routing.scores, {.scores = scores_});
+  return moe_experts(x, w1, w3, w2, routing.order, routing.scores, options());
 }
 
 torch::Tensor ExpertsImpl::forward_in(const TokenExchange& exchange, const torch::Tensor& x,
                                       const Routing& routing) {
-  return moe_experts_parallel(exchange, x, w1, w3, w2, routing.scores, {.scores = scores_});
+  return moe_experts_parallel(exchange, x, w1, w3, w2, routing.scores, options());
 }
 
 void ExpertsImpl::init_weights(at::Generator& generator, double std) {
   trunc_normal_(w1, generator, kInputStd, group_.rank() * w1.numel());
   trunc_normal_(w2, generator, std, group_.rank() * w2.numel());
   trunc_normal_(w3, generator, std, group_.rank() * w3.numel());
+  for (torch::Tensor* bias : {&b1, &b2, &b3}) {
+    if (bias->defined()) bias->zero_();
+  }
 }
 
 // ---- the layer --------------------------------------------------------------
@@ -179,6 +199,7 @@ torch::Tensor MoEImpl::forward(const torch::Tensor& x) {
 
 void MoEImpl::init_weights(at::Generator& generator, double std) {
   trunc_normal_(router->gate->weight, generator, std);
+  zero_biases_({&router->gate});
   experts->init_weights(generator, std);
   if (shared_experts) shared_experts->init_weights(generator, std);
   tokens_per_expert.zero_();

@@ -29,27 +29,49 @@ NormedSum RMSNormImpl::add_and_norm(const torch::Tensor& x, const torch::Tensor&
 }
 
 // ---- attention --------------------------------------------------------------
-torch::Tensor rotary_frequencies(int64_t head_dim, int64_t seq_len, double theta) {
-  const torch::Tensor exponents = at::arange(0, head_dim, 2, at::kDouble) / double(head_dim);
-  const torch::Tensor angles =
-      at::outer(at::arange(seq_len, at::kDouble), at::pow(theta, -exponents));
-  return at::polar(at::ones_like(angles), angles).to(at::kComplexFloat);
+namespace {
+
+// Over ranks goes what the parts of moe8/tensor_parallel.h are made for.
+void check_spreads(const TransformerConfig& config, const Group& group) {
+  MOE8_CHECK(group.size() == 1 || !config.attention_is_whole(), "Attention", "tensor_group",
+             "expected one rank beside attention_bias, attention_sinks, qk_norm and kv_rank, got ",
+             group.size());
 }
 
+}  // namespace
+
 AttentionImpl::AttentionImpl(const TransformerConfig& config, const Group& tensor_group)
-    : head_dim_(config.head_width()), group_(tensor_group) {
+    : head_dim_(config.head_width()),
+      group_(tensor_group),
+      qk_norm_(config.qk_norm),
+      pairs_(config.rotary_pairs),
+      scale_(config.attention_scale) {
   // Heads stay whole: a key head lies beside the queries that ask it.
   MOE8_CHECK(config.n_kv_heads % group_.size() == 0, "Attention", "tensor_group",
              "expected a divisor of n_kv_heads = ", config.n_kv_heads, ", got ", group_.size(),
              " ranks");
+  check_spreads(config, group_);
+  if (config.attention_sinks) {
+    sinks = register_parameter("sinks", torch::zeros({config.n_heads}));
+  }
   const int64_t width = config.n_heads * head_dim_, kv = config.n_kv_heads * head_dim_;
-  wq = register_module("wq", column_parallel_linear(config.dim, width, group_));
-  wk = register_module("wk", column_parallel_linear(config.dim, kv, group_));
-  wv = register_module("wv", column_parallel_linear(config.dim, kv, group_));
-  wo = register_module("wo", row_parallel_linear(width, config.dim, group_));
+  const auto columns = [&](int64_t out) {
+    return config.attention_bias ? linear_with_bias(config.dim, out)
+                                 : column_parallel_linear(config.dim, out, group_);
+  };
+  wq = register_module("wq", columns(width));
+  wk = register_module("wk", columns(kv));
+  wv = register_module("wv", columns(kv));
+  wo =
+      register_module("wo", config.attention_bias ? linear_with_bias(width, config.dim)
+                                                  : row_parallel_linear(width, config.dim, group_));
+  if (qk_norm_ == QkNorm::NONE) return;
+  const bool of_head = qk_norm_ == QkNorm::HEAD;
+  q_norm = register_module("q_norm", RMSNorm(of_head ? head_dim_ : width, config.norm_eps));
+  k_norm = register_module("k_norm", RMSNorm(of_head ? head_dim_ : kv, config.norm_eps));
 }
 
-torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs) {
+torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const Positions& positions) {
   const torch::Tensor all = gather_sequence(group_, x);  // positions
   const auto heads = [&](const torch::Tensor& projected) {
     return projected.view({all.size(0), all.size(1), -1, head_dim_});  // [B, S, H, D]
@@ -58,10 +80,16 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const torch::Tensor
     const SharedInput quantized_once(all);
     return {heads(linear(all, wq)), heads(linear(all, wk)), heads(linear(all, wv))};
   }();
-  const RotatedHeads rotated = rotary_embedding(projected_q, projected_k, freqs);
+  const auto normed = [&](RMSNorm& norm, const torch::Tensor& projected) {
+    if (qk_norm_ == QkNorm::NONE) return projected;
+    return qk_norm_ == QkNorm::HEAD ? norm(projected) : heads(norm(projected.flatten(2)));
+  };
+  const RotatedHeads rotated = rotary_embedding(
+      normed(q_norm, projected_q), normed(k_norm, projected_k), positions.freqs, pairs_);
   const torch::Tensor q = rotated.q.transpose(1, 2), k = rotated.k.transpose(1, 2);
   const torch::Tensor v = projected_v.transpose(1, 2);
-  const torch::Tensor out = causal_attention(q, k, v);
+  const torch::Tensor out =
+      causal_attention(q, k, v, {.scale = scale_, .window = positions.window, .sinks = sinks});
   const torch::Tensor rows = out.transpose(1, 2).reshape({all.size(0), all.size(1), -1});
   return reduce_scatter_sequence(group_, linear(rows, wo));
 }
@@ -71,6 +99,9 @@ void AttentionImpl::init_weights(at::Generator& generator, double std) {
     trunc_normal_rows_((*projection)->weight, generator, kInputStd, group_);
   }
   trunc_normal_columns_(wo->weight, generator, std, group_);
+  zero_biases_({&wq, &wk, &wv, &wo});
+  if (sinks.defined()) sinks.zero_();
+  if (q_norm) q_norm->weight.fill_(1), k_norm->weight.fill_(1);
 }
 
 // ---- block ------------------------------------------------------------------
@@ -78,7 +109,12 @@ TransformerBlockImpl::TransformerBlockImpl(const TransformerConfig& config, int6
                                            const Group& expert_group, const Group& tensor_group)
     // Deeper layers start smaller, so that the residual stream keeps its size.
     : init_std_(kInputStd / std::sqrt(2.0 * static_cast<double>(layer + 1))) {
-  attention = register_module("attention", Attention(config, tensor_group));
+  if (config.has_latent_attention()) {
+    check_spreads(config, tensor_group);
+    latent_attention = register_module("attention", LatentAttention(config));
+  } else {
+    attention = register_module("attention", Attention(config, tensor_group));
+  }
   attention_norm = register_module("attention_norm", RMSNorm(config.dim, config.norm_eps));
   ffn_norm = register_module("ffn_norm", RMSNorm(config.dim, config.norm_eps));
   if (layer < config.n_dense_layers) {
@@ -95,15 +131,20 @@ torch::Tensor TransformerBlockImpl::feed(const torch::Tensor& x, const torch::Te
   return h.sum + (moe ? moe(h.normed) : feed_forward(h.normed));
 }
 
-torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch::Tensor& freqs,
+torch::Tensor TransformerBlockImpl::attend(const torch::Tensor& x, const Positions& positions) {
+  return attention ? attention(x, positions) : latent_attention(x, positions);
+}
+
+torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const Positions& positions,
                                             Recompute recompute) {
   const auto self = std::static_pointer_cast<TransformerBlockImpl>(shared_from_this());
   if (recompute == Recompute::FULL) {
     return recomputed_in_backward(
-        [self, freqs](at::TensorList inputs) { return self->forward(inputs[0], freqs); }, {x});
+        [self, positions](at::TensorList inputs) { return self->forward(inputs[0], positions); },
+        {x});
   }
   const NormedSum in = attention_norm->add_and_norm(x);
-  const torch::Tensor attended = attention(in.normed, freqs);
+  const torch::Tensor attended = attend(in.normed, positions);
   if (recompute == Recompute::NONE) return feed(in.sum, attended);
   return recomputed_in_backward(
       [self](at::TensorList inputs) { return self->feed(inputs[0], inputs[1]); },
@@ -112,7 +153,8 @@ torch::Tensor TransformerBlockImpl::forward(const torch::Tensor& x, const torch:
 
 void TransformerBlockImpl::init_weights(at::Generator& generator) {
   const torch::NoGradGuard no_grad;
-  attention->init_weights(generator, init_std_);
+  if (attention) attention->init_weights(generator, init_std_);
+  if (latent_attention) latent_attention->init_weights(generator, init_std_);
   attention_norm->weight.fill_(1);
   ffn_norm->weight.fill_(1);
   if (moe) moe->init_weights(generator, init_std_);
@@ -134,12 +176,14 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
     layers->push_back(TransformerBlock(config, layer, expert_group, tensor_group));
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
-  output = register_module("output", linear_without_bias(config.dim, config.vocab_size));
+  output = linear_without_bias(config.dim, config.vocab_size);
+  if (!config.tied_embeddings) register_module("output", output);
   for (torch::Tensor& parameter : parameters()) {
     parameter.set_data(at::empty(parameter.sizes(), at::dtype(dtype)));
   }
+  if (config.tied_embeddings) output->weight = tok_embeddings->weight;
   init_weights(seed);
-  freqs_ = rotary_frequencies(config.head_width(), config.max_seq_len, config.rope_theta);
+  freqs_ = rotary_frequencies(config);
 }
 
 void TransformerImpl::init_weights(uint64_t seed) {
@@ -149,7 +193,21 @@ void TransformerImpl::init_weights(uint64_t seed) {
   for (const auto& layer : *layers) layer->as<TransformerBlockImpl>()->init_weights(generator);
   norm->weight.fill_(1);
   const double std = 1 / std::sqrt(static_cast<double>(config_.dim));
-  trunc_normal_(output->weight, generator, std);
+  trunc_normal_(output->weight, generator, std);  // of tied embeddings as well
+}
+
+// Layers with windows share one mask; a window that holds the sequence is none.
+std::vector<Positions> TransformerImpl::positions_of_layers(const torch::Tensor& tokens) {
+  const int64_t length = tokens.size(1);
+  const Positions all{.freqs = freqs_.narrow(0, 0, length), .window = {}};
+  std::vector<Positions> list(layers->size(), all);
+  if (config_.sliding_window == 0 || config_.sliding_window >= length) return list;
+  const at::TensorOptions options = tok_embeddings->weight.options().requires_grad(false);
+  const torch::Tensor window = window_mask(length, config_.sliding_window, options);
+  for (size_t layer = 0; layer < list.size(); ++layer) {
+    if (config_.window_of(static_cast<int64_t>(layer)) > 0) list[layer].window = window;
+  }
+  return list;
 }
 
 torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
@@ -159,10 +217,11 @@ torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
              "expected 1 to max_seq_len = ", config_.max_seq_len, " positions, got ",
              tokens.sizes());
   if (freqs_.device() != tokens.device()) freqs_ = freqs_.to(tokens.device());
-  const torch::Tensor freqs = freqs_.narrow(0, 0, tokens.size(1));
+  const std::vector<Positions> positions = positions_of_layers(tokens);
   torch::Tensor x = tok_embeddings(sequence_part(tensor_group_, tokens));
-  for (const auto& layer : *layers)
-    x = layer->as<TransformerBlockImpl>()->forward(x, freqs, recompute_);
+  for (size_t layer = 0; layer < layers->size(); ++layer) {
+    x = layers->at<TransformerBlockImpl>(layer).forward(x, positions[layer], recompute_);
+  }
   return linear(norm(x), output);
 }
 

@@ -28,6 +28,7 @@ std::optional<std::string> cuda_router_refusal(const at::Tensor& logits,
                                                const RouterOptions& options) {
   if (!logits.is_cuda()) return "logits are not on a GPU";
   if (logits.size(1) > cuda::kMostRoutedExperts) return "more than 512 experts";
+  if (options.n_groups > 1) return "experts in groups";
   if (options.top_k > cuda::kMostChosen) return "more than 32 experts for a token";
   return kernels_refusal(logits.device(), logits.size(1));
 }

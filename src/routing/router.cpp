@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The router's arithmetic: by the kernels of a GPU, or in LibTorch's operations, which bring the
 // gradients.
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/topk.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <limits>
 
 #include "base/check.h"
 #include "moe8/routing.h"
@@ -33,6 +36,14 @@ void check_arguments(const at::Tensor& logits, const RouterOptions& options,
                  options.score_function == ScoreFunction::SIGMOID,
              kRouteTokens, "options.score_function",
              "expected softmax or sigmoid, got an invalid enumerator");
+  MOE8_CHECK(options.n_groups >= 1 && E % options.n_groups == 0 &&
+                 (options.n_groups == 1 || E / options.n_groups >= 2),
+             kRouteTokens, "options.n_groups", "expected equal groups of two or more of ", E,
+             " experts, got ", options.n_groups);
+  MOE8_CHECK(options.top_k_groups >= 1 && options.top_k_groups <= options.n_groups &&
+                 options.top_k <= options.top_k_groups * (E / options.n_groups),
+             kRouteTokens, "options.top_k_groups", "expected 1 to ", options.n_groups,
+             " groups that hold ", options.top_k, " experts, got ", options.top_k_groups);
   if (!bias) return;
   check_dense(kRouteTokens, "bias", *bias);
   MOE8_CHECK(bias->dim() == 1 && bias->size(0) == E && bias->device() == logits.device() &&
@@ -55,11 +66,23 @@ at::Tensor scores_of_chosen(const at::Tensor& scores, const at::Tensor& experts,
   return chosen * options.scale;
 }
 
+// -inf for the experts of groups that a token does not choose.
+at::Tensor in_best_groups(const at::Tensor& preference, const RouterOptions& options) {
+  if (options.top_k_groups == options.n_groups) return preference;
+  const at::Tensor groups = preference.unflatten(1, {options.n_groups, -1});  // [T, groups, each]
+  const at::Tensor worth = std::get<0>(groups.topk(2, /*dim=*/2)).sum(2);
+  const at::Tensor best = std::get<1>(worth.topk(options.top_k_groups, /*dim=*/1));
+  const at::Tensor left_out = at::ones_like(worth, at::kBool).scatter_(1, best, 0);
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  return groups.masked_fill(left_out.unsqueeze(2), kNever).flatten(1);
+}
+
 RoutedTokens route_by_operations(const at::Tensor& logits, const RouterOptions& options,
                                  const std::optional<at::Tensor>& bias) {
   const at::Tensor scores = scores_of_all(logits, options);
   const at::Tensor preference = bias ? scores.detach() + bias->detach() : scores.detach();
-  const at::Tensor experts = std::get<1>(at::topk(preference, options.top_k, /*dim=*/1));
+  const at::Tensor experts =
+      std::get<1>(at::topk(in_best_groups(preference, options), options.top_k, /*dim=*/1));
   return {experts, scores_of_chosen(scores, experts, options)};
 }
 

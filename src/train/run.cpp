@@ -18,6 +18,7 @@
 #include "device/implementation.h"
 #include "dist/activity.h"
 #include "moe8/model_ops.h"
+#include "moe8/pretrained.h"
 #include "moe8/version.h"
 #include "train/agree.h"
 #include "train/expert_load.h"
@@ -38,7 +39,7 @@ double tokens_of_a_step(const TrainingConfig& t) {
 
 // A scalar on the model's device, of this rank's positions. Copies there do not wait for it.
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
-  const torch::Device device = model.output->weight.device();
+  const torch::Device device = model.tok_embeddings->weight.device();
   const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
   const at::Tensor targets = sequence_part(model.tensor_group(), moved(batch.targets));
   return cross_entropy(model.forward(moved(batch.tokens)), targets, {.overwrite_logits = true});
@@ -97,6 +98,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
              "expected auto or off for a run on the CPU, got on. A graph is of a GPU's work.");
   const LongWork reads_files;
   const Settings now = settings();
+  check_tokens();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
   crew_.check_same(shared_settings());
@@ -104,6 +106,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
                        crew_.expert(), crew_.tensor());
   model_->set_recompute(config_.training.activation_checkpointing);
+  begin_with_published();
   weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.losses()));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   conversion_ = convert(*model_, config_);
@@ -113,6 +116,22 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
                                              crew_.sharding(), crew_.part(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
   if (options_.profiled_steps > 0) profile_.emplace(device_, options_.profiled_steps);
+}
+
+// A published model knows the tokens of its tokenizer, not bytes.
+void Run::check_tokens() const {
+  const bool are_bytes = std::string_view(data_.unit()) == "bytes";
+  MOE8_CHECK(config_.from.empty() || !are_bytes || config_.data.tokens == DataTokens::BYTES, kTrain,
+             "data.files",
+             "expected token files for the model of model.from, got text. Make them "
+             "with: moe8 tokenize FILE... --tokenizer ",
+             config_.from, " --out DIR");
+}
+
+// Weights of model.from. A run that goes on after a checkpoint has its own.
+void Run::begin_with_published() {
+  const bool goes_on = options_.existing == ExistingRun::RESUME && !checkpoints_.entries().empty();
+  if (!config_.from.empty() && !goes_on) load_pretrained(*model_, config_.from);
 }
 
 // What ranks that differ in it must not train together. Paths may differ, not what is in the files.
@@ -440,7 +459,7 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
   model.eval();
   const int64_t batches = std::min(config.validation_batches,
                                    data.validation_batches(config.batch_size, config.seq_len));
-  const at::Device device = model.output->weight.device();
+  const at::Device device = model.tok_embeddings->weight.device();
   const torch::Tensor losses = at::zeros({batches}, at::TensorOptions(device).dtype(at::kDouble));
   // Every rank computes as often, as experts of other ranks may be needed; the last ones in vain.
   for (int64_t first = 0; first < batches; first += ranks.size()) {

@@ -81,6 +81,8 @@ class Run {
   using Clock = std::chrono::steady_clock;
 
   std::vector<std::pair<std::string, std::string>> shared_settings() const;
+  void check_tokens() const;
+  void begin_with_published();
   void open_folder();
   void take_folder();
   void resume();

@@ -11,10 +11,11 @@ std::vector<OptimizedParameter> parameters_of(const torch::nn::Module& model,
   std::vector<OptimizedParameter> parameters;
   for (const auto& named : model.named_parameters()) {
     const torch::Tensor& parameter = named.value();
-    parameters.push_back({.name = named.key(),
-                          .tensor = parameter,
-                          .weight_decay = decays(parameter.dim()) ? config.weight_decay : 0,
-                          .rule = update_rule(config.kind, named.key(), parameter.dim())});
+    parameters.push_back(
+        {.name = named.key(),
+         .tensor = parameter,
+         .weight_decay = decays(named.key(), parameter.dim()) ? config.weight_decay : 0,
+         .rule = update_rule(config.kind, named.key(), parameter.dim())});
   }
   return parameters;
 }

@@ -10,8 +10,8 @@
 
 namespace moe8 {
 
-/// Matrices decay; norms and other vectors do not.
-bool decays(int64_t dimensions);
+/// Matrices decay; norms and other vectors do not, nor the stacked biases of experts.
+bool decays(std::string_view name, int64_t dimensions);
 
 /// With OptimizerKind::MUON hidden matrices and stacked experts are stepped by Muon: not embeddings
 /// and the output projection, whose rows belong to tokens, nor routers, whose rows are experts'.

@@ -78,6 +78,90 @@ TEST(ParameterShapes, AreThoseOfTheModel) {
   }
 }
 
+// What published models have beside the rest.
+std::vector<TransformerConfig> with_options() {
+  std::vector<TransformerConfig> list(4, small_config());
+  list[0].qk_norm = QkNorm::HEAD;
+  list[0].tied_embeddings = true;
+  list[1].qk_norm = QkNorm::WIDTH;
+  list[1].attention_bias = true;
+  list[2].attention_sinks = list[2].attention_bias = list[2].router_bias = true;
+  list[2].expert_biases = true;
+  list[2].activation = Activation::CLAMPED_SWIGLU;
+  list[2].sliding_window = 5;
+  list[2].full_attention_every = 2;
+  list[3].n_kv_heads = 4;
+  list[3].head_dim = 8;
+  list[3].kv_rank = 16;
+  list[3].q_rank = 24;
+  list[3].rotary_dim = 4;
+  list[3].plain_head_dim = 6;
+  list[3].n_expert_groups = 2;
+  list.push_back(list[3]);
+  list[4].q_rank = 0;
+  return list;
+}
+
+TEST(ParameterShapes, OfOptionsAreThoseOfTheModel) {
+  for (const TransformerConfig& config : with_options()) {
+    Transformer model(config);
+    EXPECT_EQ(parameter_shapes(config), shapes_of(*model));
+  }
+}
+
+TEST(Transformer, OptionsLearnAndSeeNothingAhead) {
+  for (const TransformerConfig& config : with_options()) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+      Transformer model(config, 1, dtype);
+      const at::Tensor tokens = tokens_of(2, 20);
+      const at::Tensor logits = model(tokens);
+      logits.to(at::kFloat).square().mean().backward();
+      for (const auto& parameter : model->named_parameters()) {
+        ASSERT_TRUE(parameter.value().grad().defined()) << parameter.key();
+        EXPECT_TRUE(at::isfinite(parameter.value().grad()).all().item<bool>()) << parameter.key();
+      }
+      at::Tensor changed = tokens.clone();
+      changed[0][12] = (changed[0][12] + 1).remainder(40);
+      EXPECT_GT(sqnr_db(logits.narrow(1, 0, 12), model(changed).narrow(1, 0, 12)), 60);
+    }
+  }
+}
+
+TEST(Transformer, AWindowEndsBehindItsPositions) {
+  TransformerConfig config = small_config();
+  config.n_layers = 1;
+  config.n_dense_layers = 0;
+  config.sliding_window = 5;
+  Transformer model(config, 1, at::kFloat);
+  const at::Tensor tokens = tokens_of(1, 20);
+  at::Tensor changed = tokens.clone();
+  changed[0][3] = (changed[0][3] + 1).remainder(40);
+  const at::Tensor a = model(tokens), b = model(changed);
+  EXPECT_LT(sqnr_db(a.select(1, 7), b.select(1, 7)), 80);  // its window holds 3 to 7
+  EXPECT_GT(sqnr_db(a.narrow(1, 8, 12), b.narrow(1, 8, 12)), 100);
+}
+
+TEST(TransformerConfig, OptionsThatDoNotFitAreRefused) {
+  const auto message = [](const std::function<void(TransformerConfig&)>& change) {
+    TransformerConfig config = small_config();
+    change(config);
+    return error_of([&] { config.validate(); });
+  };
+  using ::testing::HasSubstr;
+  EXPECT_THAT(message([](auto& c) { c.full_attention_every = 2; }),
+              HasSubstr("full_attention_every: expected 0 without sliding_window, got 2"));
+  EXPECT_THAT(message([](auto& c) { c.rope_scaling = RopeScaling::YARN; }),
+              HasSubstr("rope_original_len: expected 1 to "));
+  EXPECT_THAT(message([](auto& c) { c.q_rank = 8; }),
+              HasSubstr("q_rank: expected 0 without kv_rank, got 8"));
+  EXPECT_THAT(message([](auto& c) { c.kv_rank = 8, c.rotary_dim = 4; }),
+              HasSubstr("n_kv_heads: expected n_heads = 4 beside kv_rank, got 2"));
+  EXPECT_THAT(message([](auto& c) { c.n_expert_groups = 3; }),
+              HasSubstr("n_expert_groups: expected a divisor of n_experts = 4, got 3"));
+  EXPECT_THAT(message([](auto& c) { c.n_expert_groups = 2, c.top_k = 3; }),
+              HasSubstr("top_k_groups: expected groups that hold top_k = 3 experts, got 1"));
+}
+
 TEST(CountParameters, TotalAndActive) {
   const TransformerConfig config = small_config();  // 2 of 4 experts
   int64_t total = 0, routed = 0;
@@ -153,8 +237,8 @@ TEST(Attention, GroupedQueryEqualsRepeatedKeyValueHeads) {
     full->wo->weight.copy_(grouped->wo->weight);
   }
   const at::Tensor x = at::randn({2, 10, 32});
-  const at::Tensor freqs = rotary_frequencies(8, 10, 10000.0);
-  EXPECT_GT(sqnr_db(full(x, freqs), grouped(x, freqs)), 100);
+  const Positions positions{.freqs = rotary_frequencies(8, 10, 10000.0), .window = {}};
+  EXPECT_GT(sqnr_db(full(x, positions), grouped(x, positions)), 100);
 }
 
 TEST(RMSNorm, IsItsFormula) {

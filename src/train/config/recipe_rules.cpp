@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kExperts = "re:.*\\.moe\\.experts\\.w[123]";
 constexpr const char* kLinears =
-    "re:.*\\.(attention\\.w[qkvo]|(feed_forward|shared_experts)\\.w[123])\\.weight";
+    "re:.*\\.(attention\\.w([qkvo]|k?[qv]_[ab])|(feed_forward|shared_experts)\\.w[123])\\.weight";
 
 struct LinearCompanion {
   const char* experts;     // recipe of the experts
@@ -40,11 +40,32 @@ struct LinearGroup {
   int64_t elements;
 };
 
+std::vector<LinearGroup> attention_groups(const TransformerConfig& c) {
+  const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
+  return {{"re:.*\\.attention\\.w[qo]\\.weight", width * c.dim},
+          {"re:.*\\.attention\\.w[kv]\\.weight", kv * c.dim}};
+}
+
+std::vector<LinearGroup> latent_attention_groups(const TransformerConfig& c) {
+  const int64_t queries = c.n_heads * c.query_width();
+  std::vector<LinearGroup> groups{
+      {"re:.*\\.attention\\.wo\\.weight", c.n_heads * c.head_width() * c.dim},
+      {"re:.*\\.attention\\.wkv_a\\.weight", (c.kv_rank + c.rotary_dim) * c.dim},
+      {"re:.*\\.attention\\.wkv_b\\.weight",
+       c.n_heads * (c.plain_head_dim + c.head_width()) * c.kv_rank}};
+  if (c.q_rank > 0) {
+    groups.push_back({"re:.*\\.attention\\.wq_a\\.weight", c.q_rank * c.dim});
+    groups.push_back({"re:.*\\.attention\\.wq_b\\.weight", queries * c.q_rank});
+  } else {
+    groups.push_back({"re:.*\\.attention\\.wq\\.weight", queries * c.dim});
+  }
+  return groups;
+}
+
 // Those that the model has: a rule that decides nothing is an error.
 std::vector<LinearGroup> linear_groups(const TransformerConfig& c) {
-  const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
-  std::vector<LinearGroup> groups{{"re:.*\\.attention\\.w[qo]\\.weight", width * c.dim},
-                                  {"re:.*\\.attention\\.w[kv]\\.weight", kv * c.dim}};
+  std::vector<LinearGroup> groups =
+      c.has_latent_attention() ? latent_attention_groups(c) : attention_groups(c);
   if (c.n_dense_layers > 0) {
     groups.push_back({"re:.*\\.feed_forward\\.w[123]\\.weight", c.dense_hidden_dim * c.dim});
   }

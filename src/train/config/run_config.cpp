@@ -7,6 +7,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <span>
 
 #include "base/check.h"
@@ -15,6 +16,8 @@
 #include "convert/conversion_rules.h"
 #include "convert/conversion_toml.h"
 #include "io/file.h"
+#include "models/hf_config.h"
+#include "nn/model_settings.h"
 #include "train/config/recipe_rules.h"
 
 namespace moe8 {
@@ -111,6 +114,27 @@ Words words_of(Enum) {
 Words words_of(ScoreFunction) {
   using enum ScoreFunction;
   static const std::array words{to_string(SOFTMAX), to_string(SIGMOID)};
+  return words;
+}
+Words words_of(QkNorm) {
+  using enum QkNorm;
+  static const std::array words{to_string(NONE), to_string(HEAD), to_string(WIDTH)};
+  return words;
+}
+Words words_of(RotaryPairs) {
+  using enum RotaryPairs;
+  static const std::array words{to_string(NEIGHBOURS), to_string(HALVES)};
+  return words;
+}
+Words words_of(RopeScaling) {
+  using enum RopeScaling;
+  static const std::array words{to_string(NONE), to_string(LINEAR), to_string(YARN),
+                                to_string(LLAMA3)};
+  return words;
+}
+Words words_of(Activation) {
+  using enum Activation;
+  static const std::array words{to_string(SWIGLU), to_string(CLAMPED_SWIGLU)};
   return words;
 }
 Words words_of(Recompute) {
@@ -230,32 +254,30 @@ constexpr Range kPositive{0, kMaxCount, false};
 constexpr Range kNotNegative{0, kMaxCount};
 constexpr Range kBelowOne{0, 0.999999};
 
+Range range_of(SettingRange range) {
+  switch (range) {
+    case SettingRange::ANY:
+      return kAny;
+    case SettingRange::COUNT:
+      return kCount;
+    case SettingRange::COUNT_OR_ZERO:
+      return kCountOrZero;
+    case SettingRange::POSITIVE:
+      return kPositive;
+    case SettingRange::NOT_NEGATIVE:
+      return kNotNegative;
+  }
+  return kAny;
+}
+
 // Visits every setting: visit(section, key, member, range). Ranges of the model that depend on
 // other fields are TransformerConfig::validate's.
 template <typename C, typename Visit>
 void for_each_setting(C& c, Visit&& visit) {
-  visit("model", "vocab_size", c.model.vocab_size, kCount);
-  visit("model", "dim", c.model.dim, kCount);
-  visit("model", "n_layers", c.model.n_layers, kCount);
-  visit("model", "n_heads", c.model.n_heads, kCount);
-  visit("model", "n_kv_heads", c.model.n_kv_heads, kCount);
-  visit("model", "head_dim", c.model.head_dim, kCountOrZero);
-  visit("model", "max_seq_len", c.model.max_seq_len, kCount);
-  visit("model", "n_dense_layers", c.model.n_dense_layers, kCountOrZero);
-  visit("model", "dense_hidden_dim", c.model.dense_hidden_dim, kCount);
-  visit("model", "n_experts", c.model.n_experts, kCount);
-  visit("model", "top_k", c.model.top_k, kCount);
-  visit("model", "hidden_dim", c.model.hidden_dim, kCount);
-  visit("model", "n_shared_experts", c.model.n_shared_experts, kCountOrZero);
-  visit("model", "score_function", c.model.score_function, kAny);
-  visit("model", "route_norm", c.model.route_norm, kAny);
-  visit("model", "route_scale", c.model.route_scale, kPositive);
-  visit("model", "score_before_experts", c.model.score_before_experts, kAny);
-  visit("model", "load_balance_coeff", c.model.load_balance_coeff, kNotNegative);
-  visit("model", "aux_loss_coeff", c.model.aux_loss_coeff, kNotNegative);
-  visit("model", "z_loss_coeff", c.model.z_loss_coeff, kNotNegative);
-  visit("model", "rope_theta", c.model.rope_theta, kPositive);
-  visit("model", "norm_eps", c.model.norm_eps, kPositive);
+  visit("model", "from", c.from, kAny);
+  for_each_model_setting(c.model, [&](const char* key, auto& member, SettingRange range) {
+    visit("model", key, member, range_of(range));
+  });
   visit("data", "files", c.data.files, kAny);
   visit("data", "tokens", c.data.tokens, kAny);
   visit("data", "weights", c.data.weights, kNotNegative);
@@ -367,6 +389,47 @@ toml::table value_of(const std::string& text) {
   return toml::table{{"value", text}};
 }
 
+// The keys of [model] that a folder of a published model does not decide.
+constexpr std::array<std::string_view, 4> kOfTraining{"max_seq_len", "load_balance_coeff",
+                                                      "aux_loss_coeff", "z_loss_coeff"};
+
+// What `config.from` says of the keys that were not given. A config that gives dim was completed
+// before, such as the run.toml of a run: the folder may be gone by now.
+void complete_model(RunConfig& config, const std::set<std::string>& given) {
+  if (config.from.empty() || given.contains("dim")) return;
+  const TransformerConfig own = config.model;
+  config.model = read_hf_config(config.from);
+  const auto here = model_settings(own), there = model_settings(config.model);
+  for (size_t i = 0; i < here.size(); ++i) {
+    const std::string& key = here[i].first;
+    const bool decides = std::ranges::find(kOfTraining, key) != kOfTraining.end();
+    MOE8_CHECK(!given.contains(key) || decides || here[i] == there[i], kRunConfig, "model." + key,
+               "expected ", there[i].second, ", as in ", config.from, ", got ", here[i].second,
+               ". Leave it out.");
+  }
+  if (given.contains("max_seq_len")) config.model.max_seq_len = own.max_seq_len;
+  if (given.contains("load_balance_coeff"))
+    config.model.load_balance_coeff = own.load_balance_coeff;
+  if (given.contains("aux_loss_coeff")) config.model.aux_loss_coeff = own.aux_loss_coeff;
+  if (given.contains("z_loss_coeff")) config.model.z_loss_coeff = own.z_loss_coeff;
+}
+
+// The keys of [model] that a document and overrides give.
+std::set<std::string> model_keys(const toml::table& document,
+                                 const std::vector<std::string>& overrides) {
+  constexpr std::string_view kModel = "model.";
+  std::set<std::string> keys;
+  if (const toml::table* const model = document["model"].as_table()) {
+    for (const auto& [key, value] : *model) keys.emplace(key.str());
+  }
+  for (const std::string& text : overrides) {
+    if (text.starts_with(kModel)) {
+      keys.insert(text.substr(kModel.size(), text.find('=') - kModel.size()));
+    }
+  }
+  return keys;
+}
+
 void apply_override(RunConfig& config, const std::string& text) {
   const size_t equals = text.find('=');
   const size_t dot = text.find('.');
@@ -433,6 +496,9 @@ void check_tensor_parallel(const RunConfig& config) {
     MOE8_CHECK(size % ranks == 0, kRunConfig, "parallel.tensor", "expected a divisor of ", what,
                " = ", size, ", got ", ranks);
   };
+  MOE8_CHECK(!m.attention_is_whole(), kRunConfig, "parallel.tensor",
+             "expected 1 beside model.attention_bias, attention_sinks, qk_norm or kv_rank, got ",
+             ranks, ". Such attention is whole on every rank.");
   constexpr int64_t kWidth = 8;
   check("model.n_kv_heads", m.n_kv_heads);
   if (m.n_dense_layers > 0) check("model.dense_hidden_dim / 8", m.dense_hidden_dim / kWidth);
@@ -454,8 +520,8 @@ void RunConfig::validate() const {
                    });
   model.validate();
   constexpr int64_t kBytes = 256;  // a token is a byte
-  MOE8_CHECK(model.vocab_size >= kBytes, kRunConfig, "model.vocab_size", "expected at least ",
-             kBytes, " (tokens are bytes), got ", model.vocab_size);
+  MOE8_CHECK(model.vocab_size >= kBytes || !from.empty(), kRunConfig, "model.vocab_size",
+             "expected at least ", kBytes, " (tokens are bytes), got ", model.vocab_size);
   MOE8_CHECK(training.seq_len <= model.max_seq_len, kRunConfig, "training.seq_len",
              "expected at most model.max_seq_len = ", model.max_seq_len, ", got ",
              training.seq_len);
@@ -486,8 +552,10 @@ void RunConfig::validate() const {
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides) {
   RunConfig config;
-  apply_document(config, parse_toml(kRunConfig, text, source), source);
+  const toml::table document = parse_toml(kRunConfig, text, source);
+  apply_document(config, document, source);
   for (const std::string& override_text : overrides) apply_override(config, override_text);
+  complete_model(config, model_keys(document, overrides));
   config.validate();
   return config;
 }

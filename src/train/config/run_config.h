@@ -147,6 +147,9 @@ struct OutputConfig {
 };
 
 struct RunConfig {
+  /// Folder of a published model whose weights training starts with, and whose config.json decides the
+  /// keys of [model] that are not given; a config that gives model.dim gives all. Empty: none.
+  std::string from{};
   TransformerConfig model;
   DataConfig data;
   OptimizerConfig optimizer;
@@ -167,7 +170,7 @@ struct RunConfig {
 /// Reads a config and applies overrides "section.key=value" in order. Keys that are not there keep
 /// their defaults. The result is validated.
 /// @throws c10::Error naming file and line: bad syntax, an unknown section or key (with the
-///         nearest), a wrong type, a value out of range.
+///         nearest), a wrong type, a value out of range; as read_hf_config() of model.from.
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides = {});
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {});

@@ -236,12 +236,38 @@ constexpr const char* kOther = "";
 
 // On a CPU LibTorch composes the norm: the input and the normalized input, both in float32, and the
 // reciprocal root of each row.
-void add_norm(SavedList& list, const TransformerConfig& c) {
-  list.add("norms", 2 * kFloat * double(c.dim) + kFloat);
+void add_norm(SavedList& list, int64_t width, int64_t rows = 1) {
+  list.add("norms", 2 * kFloat * double(width) + kFloat * double(rows));
+}
+
+// Values are widened to the width of keys, which copies them; or else they are a part of what wkv_b
+// made, which stays.
+void add_latent_attention(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  const std::string part = layer + "attention.";
+  const int64_t width = c.n_heads * std::max(c.query_width(), c.head_width());
+  const int64_t values = c.n_heads * c.head_width();
+  list.add_input("attention: input", c.dim, part,
+                 {{c.q_rank > 0 ? "wq_a.weight" : "wq.weight", "wkv_a.weight"}});
+  if (c.q_rank > 0) {
+    add_norm(list, c.q_rank);
+    list.add_input("attention: latents", c.q_rank, part, {{"wq_b.weight"}});
+  }
+  add_norm(list, c.kv_rank);
+  list.add_input("attention: latents", c.kv_rank, part, {{"wkv_b.weight"}});
+  const int64_t v = width > values ? width : values + c.n_heads * c.plain_head_dim;
+  list.add("attention: q, k, v", list.model_itemsize() * double(2 * width + v));
+  if (width > values) list.add("attention: output", list.model_itemsize() * double(width));
+  std::vector<std::vector<std::string>> readers{{"wo.weight"}};
+  if (width == values) readers.push_back({kOther});
+  list.add_input("attention: output", values, part, readers);
+  list.add("attention: softmax sums", kFloat * double(c.n_heads));
 }
 
 void add_attention(SavedList& list, const TransformerConfig& c, const std::string& layer) {
+  if (c.has_latent_attention()) return add_latent_attention(list, c, layer);
   const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
+  if (c.qk_norm == QkNorm::HEAD) add_norm(list, width + kv, c.n_heads + c.n_kv_heads);
+  if (c.qk_norm == QkNorm::WIDTH) add_norm(list, width + kv, 2);
   list.add_gathered_input("attention: input", c.dim, layer + "attention.",
                           {{"wq.weight", "wk.weight", "wv.weight"}});
   list.add("attention: q, k, v", list.model_itemsize() * double(width + 2 * kv));
@@ -330,13 +356,13 @@ struct CodeBytes {
 
 // ---- blocks ---------------------------------------------------------------------
 void add_attention_half(SavedList& list, const TransformerConfig& c, const std::string& layer) {
-  add_norm(list, c);
+  add_norm(list, c.dim);
   add_attention(list, c, layer);
 }
 
 void add_other_half(SavedList& list, const TransformerConfig& c, int64_t number,
                     const std::string& layer) {
-  add_norm(list, c);
+  add_norm(list, c.dim);
   number < c.n_dense_layers ? add_dense(list, c, layer) : add_moe(list, c, layer);
 }
 
@@ -374,7 +400,7 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t ten
       list.add("inputs of what is recomputed", inputs * list.model_itemsize() * double(c.dim));
     }
   }
-  add_norm(list, c);
+  add_norm(list, c.dim);
   list.add_input("output projection: input", c.dim, "", {{"output.weight"}});
   list.add("loss: log-probabilities", kFloat * double(c.vocab_size));
   return list.take();
@@ -402,7 +428,8 @@ ConversionReport plan_conversion(const RunConfig& config) {
 
 ParameterShape held_shape(const ParameterShape& whole, const ParallelConfig& parallel) {
   ParameterShape held = whole;
-  if (held.shape.size() == 3) held.shape[0] /= parallel.expert;  // stacks of routed experts
+  const bool is_of_experts = held.name.find(".moe.experts.") != std::string::npos;
+  if (is_of_experts) held.shape[0] /= parallel.expert;  // stacks of routed experts
   const TensorSplit split = tensor_split(held.name);
   if (split == TensorSplit::COLUMN_PARALLEL) held.shape[0] /= parallel.tensor;
   if (split == TensorSplit::ROW_PARALLEL) held.shape[1] /= parallel.tensor;

@@ -34,7 +34,8 @@ std::array<Held, 3> held_by(const RunConfig& config, int64_t world) {
     double count = 1;
     for (const int64_t size : held_shape(parameter, p).shape) count *= double(size);
     const bool is_part = tensor_split(parameter.name) != TensorSplit::NONE;
-    (parameter.shape.size() == 3 ? experts : is_part ? parts : whole).elements += count;
+    const bool is_of_experts = parameter.name.find(".moe.experts.") != std::string::npos;
+    (is_of_experts ? experts : is_part ? parts : whole).elements += count;
   }
   return {whole, experts, parts};
 }

@@ -6,10 +6,12 @@
 namespace moe8 {
 
 double model_flops(const TransformerConfig& config, int64_t seq_len) {
-  const int64_t looked_up = config.vocab_size * config.dim;  // the embedding multiplies nothing
+  // An embedding multiplies nothing, unless it is the output projection as well.
+  const int64_t looked_up = config.tied_embeddings ? 0 : config.vocab_size * config.dim;
   const double multiplied = static_cast<double>(count_parameters(config).active - looked_up);
   const double attention = static_cast<double>(config.n_layers * config.n_heads) *
-                           static_cast<double>(config.head_width() * seq_len);
+                           static_cast<double>(config.query_width() + config.head_width()) / 2 *
+                           static_cast<double>(seq_len);
   return 6 * (multiplied + attention);
 }
 

@@ -26,7 +26,8 @@ std::vector<int64_t> sizes_of(const PieceReader& files, const std::string& name,
 }  // namespace
 
 bool holds_experts(std::string_view name, const at::Tensor& tensor) {
-  return tensor.dim() == 3 && name.find(".experts.") != std::string_view::npos;
+  const int64_t per_expert = tensor.dim() - 1;
+  return per_expert >= 1 && name.find(".experts.") != std::string_view::npos;
 }
 
 NamedTensors learned_tensors(const torch::nn::Module& model) {

@@ -16,7 +16,8 @@ namespace {
 // decide what is trained and on which numbers, so a change would make it another run. Of data.files
 // the contents must be the same, which is checked by their fingerprints. kMustStay are exceptions:
 // they decide what the optimizer's state is made of.
-constexpr std::array<std::string_view, 13> kMayChange{
+constexpr std::array<std::string_view, 14> kMayChange{
+    "model.from",  // read when a run begins
     "training.steps",
     "training.threads",
     "training.validation_interval",

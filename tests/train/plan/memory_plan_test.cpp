@@ -52,7 +52,7 @@ RunConfig small_config() {
 
 // The shapes that models of configs/ differ in.
 std::vector<RunConfig> variants() {
-  std::vector<RunConfig> list(6, small_config());
+  std::vector<RunConfig> list(11, small_config());
   list[1].model.n_dense_layers = 0;
   list[1].model.n_shared_experts = 0;
   list[2].model.n_shared_experts = 2;
@@ -64,6 +64,25 @@ std::vector<RunConfig> variants() {
   list[4].model.score_before_experts = true;
   list[5].model.n_dense_layers = 2;
   list[5].model.load_balance_coeff = 0;
+  list[6].model.qk_norm = QkNorm::HEAD;
+  list[6].model.tied_embeddings = true;
+  list[7].model.qk_norm = QkNorm::WIDTH;
+  list[7].model.attention_bias = true;
+  list[8].model.attention_sinks = true;
+  list[8].model.attention_bias = true;
+  list[8].model.router_bias = true;
+  list[8].model.expert_biases = true;
+  list[8].model.activation = Activation::CLAMPED_SWIGLU;
+  list[9].model.n_kv_heads = 5;
+  list[9].model.kv_rank = 16;
+  list[9].model.q_rank = 24;
+  list[9].model.rotary_dim = 4;
+  list[9].model.plain_head_dim = 8;
+  list[9].model.n_expert_groups = 3;
+  list[9].model.top_k_groups = 2;
+  list[10] = list[9];
+  list[10].model.q_rank = 0;
+  list[10].model.plain_head_dim = 4;
   return list;
 }
 
@@ -81,9 +100,14 @@ at::Tensor loss_of(Transformer& model, const Batch& batch) {
   return torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets);
 }
 
-// Offsets and counts of experts, the loss, its number of tokens: what plans leave out.
-int64_t left_out(const TransformerConfig& c) {
-  return (c.n_layers - c.n_dense_layers) * c.n_experts * 4 + 8;
+// Offsets and counts of experts, their biases in float32, the loss, its number of tokens: what plans
+// leave out.
+int64_t left_out(const RunConfig& config) {
+  const TransformerConfig& c = config.model;
+  int64_t of_expert = 4;
+  if (c.expert_biases) of_expert += 4 * 2 * c.hidden_dim;
+  if (c.expert_biases && config.training.weights != Weights::FLOAT32) of_expert += 4 * c.dim;
+  return (c.n_layers - c.n_dense_layers) * c.n_experts * of_expert + 8;
 }
 
 // As a trainer's: backward, and a change of every weight in place.
@@ -102,7 +126,7 @@ void expect_planned(const RunConfig& config, const Batch& batch) {
   clear_weight_cache();
   const int64_t before = CountingAllocator::get().alive();
   const at::Tensor loss = loss_of(model, batch);
-  const int64_t alive = CountingAllocator::get().alive() - before - left_out(config.model);
+  const int64_t alive = CountingAllocator::get().alive() - before - left_out(config);
   const MemoryPlan plan = plan_memory(config);
   EXPECT_EQ(plan.weight_forms, double(weight_cache_use().bytes)) << to_toml(config);
   EXPECT_EQ(plan.saved() + plan.weight_forms, double(alive)) << to_toml(config);

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What each TensorLayout of a family's table means, in both directions, and how quantized files are
+// read.
+#include "models/hf_weights.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ldexp.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include "base/check.h"
+#include "io/safetensors_header.h"
+#include "moe8/pretrained.h"
+
+namespace moe8 {
+namespace {
+
+bool is_of_experts(std::string_view ours) {
+  return ours.find(".moe.experts.") != ours.npos;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return concat(at::IntArrayRef(shape));
+}
+
+[[noreturn]] void wrong_tensor(const HfFiles& files, const std::string& name,
+                               const std::string& expected) {
+  const SafetensorsEntry& entry = files.entry(name);
+  fail(kPretrained, files.folder(),
+       concat("tensor ", shown(name), ": expected ", expected, ", got ", entry.dtype, " ",
+              shape_text(entry.shape), ". Does config.json belong to these files?"));
+}
+
+void check_shape(const HfFiles& files, const std::string& name, const std::vector<int64_t>& shape) {
+  if (files.entry(name).shape != shape) wrong_tensor(files, name, shape_text(shape));
+}
+
+// ---- quantized files --------------------------------------------------------
+constexpr const char* kBlocks = "_blocks";       // of MXFP4: uint8 [..., blocks, 16]
+constexpr const char* kScales = "_scales";       // uint8 [..., blocks], E8M0
+constexpr const char* kScaleInv = "_scale_inv";  // of FP8 [rows / 128, columns / 128]
+constexpr int64_t kMxfp4Block = 32, kFp8Block = 128;
+
+// Two codes in a byte, the first in its low half. [rows, columns] bf16, exact.
+at::Tensor dequantized_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
+  constexpr int kBias = 127;
+  const at::Tensor values = at::tensor(
+      {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0},
+      at::kFloat);
+  const at::Tensor codes = at::stack({blocks.bitwise_and(15), blocks.bitwise_right_shift(4)}, -1);
+  const at::Tensor exponents = scales.to(at::kInt).sub_(kBias).unsqueeze(-1);
+  const at::Tensor elements =
+      values.index_select(0, codes.flatten().to(at::kInt)).view({-1, kMxfp4Block});
+  return at::ldexp(elements, exponents.view({-1, 1})).to(at::kBFloat16).view({blocks.size(0), -1});
+}
+
+at::Tensor dequantized_fp8(const at::Tensor& codes, const at::Tensor& scales) {
+  const at::Tensor spread =
+      scales.to(at::kFloat).repeat_interleave(kFp8Block, 0).repeat_interleave(kFp8Block, 1);
+  return (codes.to(at::kFloat) * spread.narrow(0, 0, codes.size(0)).narrow(1, 0, codes.size(1)))
+      .to(at::kBFloat16);
+}
+
+// A tensor as it is, or an FP8 matrix times its scales.
+at::Tensor read_plain(const HfFiles& files, const std::string& name,
+                      const std::vector<int64_t>& shape) {
+  check_shape(files, name, shape);
+  const std::string& dtype = files.entry(name).dtype;
+  const std::string scales = name + kScaleInv;
+  if (dtype == "F8_E4M3" && shape.size() == 2 && files.contains(scales)) {
+    const auto blocks = [](int64_t size) { return (size + kFp8Block - 1) / kFp8Block; };
+    check_shape(files, scales, {blocks(shape[0]), blocks(shape[1])});
+    return dequantized_fp8(files.tensor(name), files.tensor(scales));
+  }
+  if (dtype != "BF16" && dtype != "F32" && dtype != "F16") {
+    wrong_tensor(files, name, "BF16, F16 or F32");
+  }
+  return files.tensor(name);
+}
+
+// Stacked matrices as (E, out, in), whether they lie as (E, in, out) or as MXFP4 blocks of rows.
+class StackedRows {
+ public:
+  StackedRows(const HfFiles& files, const std::string& name, int64_t experts, int64_t out,
+              int64_t in) {
+    if (!files.contains(name + kBlocks)) {
+      rows_ = read_plain(files, name, {experts, in, out}).transpose(1, 2);
+      return;
+    }
+    if (in % kMxfp4Block != 0) wrong_tensor(files, name + kBlocks, "rows of whole blocks of 32");
+    const int64_t blocks = in / kMxfp4Block;
+    for (const char* part : {kBlocks, kScales}) {
+      const std::string of_part = name + part;
+      if (!files.contains(of_part)) {
+        fail(kPretrained, files.folder(),
+             concat("tensor ", shown(of_part), ": expected beside ", shown(name + kBlocks),
+                    ", got none"));
+      }
+      if (files.entry(of_part).dtype != "U8") wrong_tensor(files, of_part, "U8");
+    }
+    check_shape(files, name + kBlocks, {experts, out, blocks, kMxfp4Block / 2});
+    check_shape(files, name + kScales, {experts, out, blocks});
+    blocks_ = files.tensor(name + kBlocks);
+    scales_ = files.tensor(name + kScales);
+  }
+  at::Tensor of(int64_t expert) const {
+    return rows_.defined()
+               ? rows_.select(0, expert)
+               : dequantized_mxfp4(blocks_.select(0, expert), scales_.select(0, expert));
+  }
+
+ private:
+  at::Tensor rows_, blocks_, scales_;
+};
+
+bool is_quantized_part(const std::string& name, const HfFiles& files) {
+  const auto is_part = [&](std::string_view suffix) { return name.ends_with(suffix); };
+  if (is_part(kScaleInv))
+    return files.contains(name.substr(0, name.size() - std::string_view(kScaleInv).size()));
+  return is_part(kScales) &&
+         files.contains(name.substr(0, name.size() - std::string_view(kScales).size()) + kBlocks);
+}
+
+// ---- which tensors a model has ----------------------------------------------
+std::string first_name(const TensorPlace& place) {
+  return of_expert(place.name, 0);
+}
+
+bool holds(const HfFiles& files, const std::string& name) {
+  return files.contains(name) || files.contains(name + kBlocks);
+}
+
+// Of another family, whose names for the experts are there.
+std::string hint_of_names(const HfFiles& files, const Family& family, int64_t moe_layer) {
+  const std::string w1 = concat("layers.", moe_layer, ".moe.experts.w1");
+  const bool has_own = holds(files, first_name(place_of(family, w1)));
+  for (const Family& other : families()) {
+    if (!has_own && holds(files, first_name(place_of(other, w1)))) {
+      return concat(" Its experts have the names of ", other.model_type,
+                    ": does config.json belong to these files?");
+    }
+  }
+  return " Is a shard missing, or does config.json belong to another model?";
+}
+
+// "model.layers.61." of a model of 61 layers: DeepSeek-V3's extra layer predicts further tokens.
+bool is_of_extra_layer(const std::string& name, int64_t layers) {
+  constexpr std::string_view kLayers = "model.layers.";
+  if (!name.starts_with(kLayers)) return false;
+  const std::string number =
+      name.substr(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size());
+  constexpr size_t kMostDigits = 9;
+  const bool is_number = !number.empty() && number.size() <= kMostDigits &&
+                         number.find_first_not_of("0123456789") == number.npos;
+  return is_number && std::stoll(number) >= layers;
+}
+
+bool may_be_left(const std::string& name, const Family& family, const TransformerConfig& config) {
+  const bool is_made_anew = name.ends_with(".rotary_emb.inv_freq");
+  const bool is_tied = config.tied_embeddings && name == place_of(family, "output.weight").name;
+  return is_made_anew || is_tied ||
+         (family.model_type == "deepseek_v3" && is_of_extra_layer(name, config.n_layers));
+}
+
+}  // namespace
+
+std::vector<ParameterShape> pretrained_tensors(const TransformerConfig& config) {
+  std::vector<ParameterShape> list = parameter_shapes(config);
+  if (config.load_balance_coeff == 0) return list;
+  for (int64_t layer = config.n_dense_layers; layer < config.n_layers; ++layer) {
+    list.push_back({concat("layers.", layer, ".moe.expert_bias"), {config.n_experts}});
+  }
+  return list;
+}
+
+HfWeights::HfWeights(const HfFiles& files, const Family& family, const TransformerConfig& config)
+    : files_(files), family_(family), experts_(config.n_experts) {
+  std::set<std::string> expected;
+  std::vector<std::string> missing;
+  for (const HfTensor& tensor : hf_tensors(family, pretrained_tensors(config))) {
+    const bool is_mxfp4 = files.contains(tensor.name + kBlocks);
+    expected.insert(is_mxfp4 ? tensor.name + kBlocks : tensor.name);
+    if (!is_mxfp4 && !files.contains(tensor.name)) missing.push_back(tensor.name);
+  }
+  MOE8_CHECK(missing.empty(), kPretrained, files.folder(), "expected the ", expected.size(),
+             " tensors of its config.json (", family.model_type, "), of which ", missing.size(),
+             missing.size() == 1 ? " is" : " are", " not there, such as ", shown(missing.front()),
+             ".", hint_of_names(files, family, config.n_dense_layers));
+  for (const std::string& name : files.names()) {
+    MOE8_CHECK(expected.contains(name) || is_quantized_part(name, files) ||
+                   may_be_left(name, family, config),
+               kPretrained, files.folder(), "tensor ", shown(name),
+               ": expected none of this name in a model of its config.json (", family.model_type,
+               "). moe8 would leave it out.");
+  }
+}
+
+at::Tensor HfWeights::read(const std::string& ours, const std::vector<int64_t>& sizes,
+                           int64_t first_expert) const {
+  const TensorPlace place = place_of(family_, ours);
+  const bool stacked = is_of_experts(ours);
+  std::vector<int64_t> whole = sizes;
+  if (stacked) whole[0] = experts_;
+  const auto own = [&](const at::Tensor& all) {
+    return stacked ? all.narrow(0, first_expert, sizes[0]) : all;
+  };
+  switch (place.layout) {
+    case TensorLayout::SAME:
+      return own(read_plain(files_, place.name, whole));
+    case TensorLayout::EVEN:
+    case TensorLayout::ODD: {
+      const int64_t first = place.layout == TensorLayout::ODD ? 1 : 0;
+      const at::Tensor both = read_plain(files_, place.name, {whole[0], 2 * whole[1]});
+      return own(both.slice(1, first, std::nullopt, 2));
+    }
+    case TensorLayout::EXPERTS: {
+      at::Tensor out;
+      for (int64_t e = 0; e < sizes[0]; ++e) {
+        const at::Tensor one = read_plain(files_, of_expert(place.name, first_expert + e),
+                                          {sizes.begin() + 1, sizes.end()});
+        if (!out.defined()) out = at::empty(sizes, one.options());
+        out.select(0, e).copy_(one);
+      }
+      return out;
+    }
+    case TensorLayout::TRANSPOSED:
+    case TensorLayout::EVEN_COLUMNS:
+    case TensorLayout::ODD_COLUMNS: {
+      const int64_t step = place.layout == TensorLayout::TRANSPOSED ? 1 : 2;
+      const int64_t first = place.layout == TensorLayout::ODD_COLUMNS ? 1 : 0;
+      const StackedRows rows(files_, place.name, experts_, step * sizes[1], sizes[2]);
+      at::Tensor out;
+      for (int64_t e = 0; e < sizes[0]; ++e) {
+        const at::Tensor one = rows.of(first_expert + e).slice(0, first, std::nullopt, step);
+        if (!out.defined()) out = at::empty(sizes, one.options());
+        out.select(0, e).copy_(one);
+      }
+      return out;
+    }
+  }
+  return {};
+}
+
+// ---- the other way round ----------------------------------------------------
+std::vector<HfTensor> hf_tensors(const Family& family, const std::vector<ParameterShape>& ours) {
+  std::vector<HfTensor> list;
+  for (const ParameterShape& own : ours) {
+    const TensorPlace place = place_of(family, own.name);
+    const int64_t elements =
+        std::accumulate(own.shape.begin(), own.shape.end(), int64_t{1}, std::multiplies<>());
+    const bool is_split = place.layout == TensorLayout::EXPERTS;
+    const int64_t count = is_split ? own.shape[0] : 1;
+    for (int64_t e = 0; e < count; ++e) {
+      const std::string name = is_split ? of_expert(place.name, e) : place.name;
+      const auto same = is_split ? list.end() : std::ranges::find(list, name, &HfTensor::name);
+      HfTensor& tensor = same == list.end() ? list.emplace_back() : *same;
+      tensor.name = name;
+      tensor.parts.emplace_back(own.name, place.layout);
+      tensor.expert = e;
+      tensor.elements += elements / count;
+    }
+  }
+  return list;
+}
+
+at::Tensor made_of(const HfTensor& tensor,
+                   const std::function<at::Tensor(const std::string& name)>& read) {
+  const auto& [name, layout] = tensor.parts.front();
+  const at::Tensor first = read(name);
+  switch (layout) {
+    case TensorLayout::SAME:
+      return first;
+    case TensorLayout::EXPERTS:
+      return first.select(0, tensor.expert);
+    case TensorLayout::TRANSPOSED:
+      return first.transpose(1, 2);
+    case TensorLayout::EVEN_COLUMNS:
+    case TensorLayout::ODD_COLUMNS: {
+      const at::Tensor second = read(tensor.parts.at(1).first);
+      const bool in_order = layout == TensorLayout::EVEN_COLUMNS;
+      return at::stack({in_order ? first : second, in_order ? second : first}, 2)
+          .flatten(1, 2)
+          .transpose(1, 2);
+    }
+    case TensorLayout::EVEN:
+    case TensorLayout::ODD: {
+      const at::Tensor second = read(tensor.parts.at(1).first);
+      const bool in_order = layout == TensorLayout::EVEN;
+      return at::stack({in_order ? first : second, in_order ? second : first}, 2).flatten(1, 2);
+    }
+  }
+  return first;
+}
+
+}  // namespace moe8

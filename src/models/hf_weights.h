@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The transformer's tensors out of a published model's files, and the other way round.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "models/families.h"
+#include "models/hf_files.h"
+
+namespace moe8 {
+
+/// Tensors of the transformer, made of those of files.
+class HfWeights {
+ public:
+  /// @param config  as the files' config.json says
+  /// @throws c10::Error unless the files hold all tensors of such a model of the family, and no others.
+  HfWeights(const HfFiles& files, const Family& family, const TransformerConfig& config);
+
+  /// In the files' dtype, or bf16 where they are quantized. Of stacked experts `sizes[0]` from
+  /// first_expert on.
+  /// @throws c10::Error unless sizes and dtype fit
+  at::Tensor read(const std::string& ours, const std::vector<int64_t>& sizes,
+                  int64_t first_expert) const;
+
+ private:
+  const HfFiles& files_;
+  const Family& family_;
+  int64_t experts_;
+};
+
+/// A tensor of a file, to be made of the transformer's.
+struct HfTensor {
+  std::string name;
+  std::vector<std::pair<std::string, TensorLayout>> parts;  // of ours, with their layouts
+  int64_t expert = 0;                                       // of TensorLayout::EXPERTS
+  int64_t elements = 0;
+};
+
+/// Those of a model, in its order.
+std::vector<HfTensor> hf_tensors(const Family& family, const std::vector<ParameterShape>& ours);
+
+/// @param read  gives the transformer's tensors by name
+at::Tensor made_of(const HfTensor& tensor,
+                   const std::function<at::Tensor(const std::string& name)>& read);
+
+}  // namespace moe8

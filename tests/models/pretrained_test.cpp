@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Published models, small: what transformers computed with them, their files written again bit for
+// bit, and folders that something is wrong with.
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "models/families.h"
+#include "models/hf_case.h"
+#include "models/hf_files.h"
+#include "models/hf_weights.h"
+#include "testing/compare.h"
+#include "testing/folder.h"
+
+namespace moe8 {
+namespace {
+
+namespace fs = std::filesystem;
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::same_bits;
+using testing::TemporaryFolder;
+
+constexpr const char* kFamilies[] = {"qwen3_moe", "olmoe", "mixtral", "gpt_oss", "deepseek_v3"};
+
+std::string case_of(const std::string& family) {
+  return std::string(MOE8_MODEL_CASES) + "/" + family;
+}
+
+// A copy of a case, whose files tests spoil.
+std::string copied(const TemporaryFolder& folder, const std::string& family) {
+  const std::string to = folder / family;
+  fs::create_directories(to);
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    fs::copy_file(case_of(family) + "/" + name, to + "/" + name);
+  }
+  return to;
+}
+
+std::string gradients_of(const TemporaryFolder& folder, const std::string& family) {
+  const std::string to = folder / (family + "_gradients");
+  fs::create_directories(to);
+  fs::copy_file(case_of(family) + "/config.json", to + "/config.json");
+  fs::copy_file(case_of(family) + "/gradients.safetensors", to + "/model.safetensors");
+  return to;
+}
+
+TEST(Pretrained, LogitsAndGradientsAreThoseOfTransformers) {
+  const TemporaryFolder folder;
+  for (const std::string family : kFamilies) {
+    Transformer model = testing::pretrained(case_of(family));
+    for (const auto& [name, difference] : testing::differences(
+             model, gradients_of(folder, family), case_of(family) + "/expected.safetensors")) {
+      EXPECT_LE(difference, 1e-4) << family << " " << name;
+    }
+  }
+}
+
+TEST(Pretrained, AreWrittenAsTheyWereRead) {
+  const TemporaryFolder folder;
+  for (const std::string family : kFamilies) {
+    testing::save(testing::pretrained(case_of(family)), folder / family);
+    const auto before = load_safetensors(case_of(family) + "/model.safetensors");
+    const auto after = load_safetensors(folder / family + "/model.safetensors");
+    ASSERT_EQ(before.size(), after.size()) << family;
+    for (const auto& [name, tensor] : before) {
+      ASSERT_TRUE(after.contains(name)) << family << " " << name;
+      EXPECT_TRUE(same_bits(tensor, after.at(name))) << family << " " << name;
+    }
+    EXPECT_EQ(read_pretrained_config(folder / family), read_pretrained_config(case_of(family)));
+  }
+}
+
+TEST(Pretrained, ShardsAreOneModel) {
+  const TemporaryFolder folder;
+  Transformer model = testing::pretrained(case_of("olmoe"));
+  testing::save(model, folder / "shards", {.shard_bytes = 20'000});
+  const HfFiles files(folder / "shards");
+  EXPECT_GT(files.paths().size(), 3u);
+  Transformer again = testing::pretrained(folder / "shards");
+  const auto own = model->named_parameters();
+  for (const auto& parameter : again->named_parameters()) {
+    EXPECT_TRUE(same_bits(own[parameter.key()], parameter.value())) << parameter.key();
+  }
+}
+
+TEST(Pretrained, ARankReadsItsExperts) {
+  for (const std::string family : kFamilies) {
+    const TransformerConfig config = read_pretrained_config(case_of(family));
+    const HfFiles files(case_of(family));
+    const HfWeights weights(files, *find_family(family), config);
+    for (const ParameterShape& parameter : parameter_shapes(config)) {
+      if (parameter.name.find(".moe.experts.") == std::string::npos) continue;
+      std::vector<int64_t> half = parameter.shape;
+      half[0] /= 2;
+      const at::Tensor all = weights.read(parameter.name, parameter.shape, 0);
+      EXPECT_TRUE(same_bits(all.narrow(0, half[0], half[0]),
+                            weights.read(parameter.name, half, half[0]).contiguous()))
+          << family << " " << parameter.name;
+    }
+  }
+}
+
+// ---- quantized files ----------------------------------------------------------
+TEST(Pretrained, Mxfp4IsDequantized) {
+  const TemporaryFolder folder;
+  const std::string model = copied(folder, "gpt_oss");
+  auto tensors = load_safetensors(model + "/model.safetensors");
+  const std::string name = "model.layers.0.mlp.experts.gate_up_proj";
+  const at::Tensor whole = tensors.at(name);  // [4, 32, 48]
+  tensors.erase(name);
+  at::Tensor blocks = at::zeros({4, 48, 1, 16}, at::kByte);
+  blocks[1][5][0][0] = 0x2D;   // -3 in the first, 1 in the second column
+  blocks[1][4][0][15] = 0x70;  // 6 in the last
+  tensors[name + "_blocks"] = blocks;
+  tensors[name + "_scales"] = at::full({4, 48, 1}, 129, at::kByte);  // 2^2
+  save_safetensors(model + "/model.safetensors", {tensors.begin(), tensors.end()});
+  const Transformer read = testing::pretrained(model);
+  const auto parameters = read->named_parameters();
+  const at::Tensor &w1 = parameters["layers.0.moe.experts.w1"],
+                   &w3 = parameters["layers.0.moe.experts.w3"];
+  EXPECT_EQ(w3[1][2][0].item<float>(), -12);  // row 5 is the third of the odd ones
+  EXPECT_EQ(w3[1][2][1].item<float>(), 4);
+  EXPECT_EQ(w1[1][2][31].item<float>(), 24);
+  EXPECT_EQ(w1.count_nonzero().item<int64_t>() + w3.count_nonzero().item<int64_t>(), 3);
+}
+
+TEST(Pretrained, Fp8BlocksAreDequantized) {
+  const TemporaryFolder folder;
+  const std::string model = copied(folder, "deepseek_v3");
+  auto tensors = load_safetensors(model + "/model.safetensors");
+  const std::string name = "model.layers.0.self_attn.o_proj.weight";
+  const at::Tensor codes = (at::randn({32, 32}) * 8).to(at::kFloat8_e4m3fn);
+  tensors[name] = codes;
+  tensors[name + "_scale_inv"] = at::full({1, 1}, 0.25f);
+  save_safetensors(model + "/model.safetensors", {tensors.begin(), tensors.end()});
+  const auto read = testing::pretrained(model)->named_parameters();
+  EXPECT_TRUE(same_bits(codes.to(at::kFloat) * 0.25, read["layers.0.attention.wo.weight"]));
+}
+
+// ---- folders that are wrong -----------------------------------------------------
+class BrokenFolder : public ::testing::Test {
+ protected:
+  std::string message(const std::string& family = "qwen3_moe") {
+    return error_of([&] { testing::pretrained(folder_ / family); });
+  }
+  void save(const std::map<std::string, at::Tensor>& tensors, const std::string& file) {
+    save_safetensors(folder_ / file, {tensors.begin(), tensors.end()});
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(BrokenFolder, WithoutConfigOrWeights) {
+  EXPECT_THAT(message(),
+              HasSubstr("expected the folder of a model, with config.json, got nothing"));
+  fs::create_directories(folder_ / "qwen3_moe");
+  EXPECT_THAT(message(), HasSubstr("config.json: expected a file of this name, got none"));
+  fs::copy_file(case_of("qwen3_moe") + "/config.json", folder_ / "qwen3_moe/config.json");
+  EXPECT_THAT(message(),
+              HasSubstr("expected model.safetensors or model.safetensors.index.json, got neither"));
+  fs::copy_file(case_of("qwen3_moe") + "/model.safetensors",
+                folder_ / "qwen3_moe/model-00001-of-00002.safetensors");
+  EXPECT_THAT(message(), HasSubstr("expected model.safetensors.index.json beside its 1"));
+}
+
+TEST_F(BrokenFolder, GitLfsPointers) {
+  const std::string model = copied(folder_, "qwen3_moe");
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+  folder_.write("qwen3_moe/model.safetensors", pointer);
+  EXPECT_THAT(message(), HasSubstr("a Git LFS pointer. The file itself was not downloaded"));
+  folder_.write("qwen3_moe/config.json", pointer);
+  EXPECT_THAT(message(), HasSubstr("config.json: expected JSON, got a Git LFS pointer"));
+}
+
+TEST_F(BrokenFolder, ShardsThatAreMissingOrDoubled) {
+  const std::string model = copied(folder_, "qwen3_moe");
+  fs::remove_all(folder_ / "sharded");
+  testing::save(testing::pretrained(model), folder_ / "sharded", {.shard_bytes = 30'000});
+  const std::string second = HfFiles(folder_ / "sharded").paths().at(1);
+  const auto tensors = load_safetensors(second);
+  fs::remove(second);
+  EXPECT_THAT(message("sharded"), HasSubstr("of which 1 is missing: model-00002-of-"));
+  auto doubled = tensors;
+  doubled["model.embed_tokens.weight"] = at::zeros({48, 32});
+  save_safetensors(second, {doubled.begin(), doubled.end()});
+  EXPECT_THAT(message("sharded"),
+              HasSubstr("\"model.embed_tokens.weight\": expected it once, but"));
+  auto fewer = tensors;
+  fewer.erase(fewer.begin());
+  save_safetensors(second, {fewer.begin(), fewer.end()});
+  EXPECT_THAT(message("sharded"), HasSubstr("as model.safetensors.index.json says, got none"));
+}
+
+TEST_F(BrokenFolder, NamesAndSizesOfAnotherModel) {
+  const std::string model = copied(folder_, "qwen3_moe");
+  fs::copy_file(case_of("mixtral") + "/model.safetensors", model + "/model.safetensors",
+                fs::copy_options::overwrite_existing);
+  EXPECT_THAT(message(), HasSubstr("Its experts have the names of mixtral"));
+  auto tensors = load_safetensors(case_of("qwen3_moe") + "/model.safetensors");
+  auto changed = tensors;
+  changed["model.norm.weight"] = at::ones({40});
+  save(changed, "qwen3_moe/model.safetensors");
+  EXPECT_THAT(message(), HasSubstr("\"model.norm.weight\": expected [32], got F32 [40]"));
+  changed = tensors;
+  changed["model.layers.0.self_attn.q_proj.bias"] = at::ones({64});
+  save(changed, "qwen3_moe/model.safetensors");
+  EXPECT_THAT(message(), HasSubstr("expected none of this name in a model of its config.json"));
+  changed = tensors;
+  changed.erase("lm_head.weight");
+  save(changed, "qwen3_moe/model.safetensors");
+  EXPECT_THAT(message(),
+              HasSubstr("of which 1 is not there, such as \"lm_head.weight\". Is a shard missing"));
+  changed = tensors;
+  changed["model.norm.weight"] = at::ones({32}, at::kInt);
+  save(changed, "qwen3_moe/model.safetensors");
+  EXPECT_THAT(message(), HasSubstr("expected BF16, F16 or F32, got I32 [32]"));
+}
+
+TEST_F(BrokenFolder, NothingIsWrittenOverAnother) {
+  Transformer model = testing::pretrained(case_of("olmoe"));
+  fs::create_directories(folder_ / "there");
+  EXPECT_THAT(error_of([&] { testing::save(model, folder_ / "there"); }),
+              HasSubstr("expected a folder that does not exist"));
+}
+
+}  // namespace
+}  // namespace moe8
