@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A model of your own whose experts are spread over processes: each has its own tokens and some of the
-// experts, the rest of the model is on all. The experts compute in FP8, and codes travel. Start it with
-//   torchrun --no-python --nproc-per-node 2 build/cpu/examples/05_expert_parallel
+// A model of your own over several processes: each has its own tokens, pairs of them share the experts,
+// the rest of the model is on all, and each steps a part of it (ZeRO-1). The experts compute in FP8, and
+// codes travel. Start it with
+//   torchrun --no-python --nproc-per-node 4 build/cpu/examples/05_expert_parallel
 // or by mpirun or srun; alone it trains the same model in one process.
 #include <torch/torch.h>
 
 #include <cstdio>
 #include <stdexcept>
+#include <vector>
 
 #include "moe8/moe8.h"
 
@@ -34,6 +36,19 @@ struct NetImpl : torch::nn::Module {
     return x + moe8::moe_experts_parallel(group_, x, w1, {}, w2, routing.experts, routing.scores);
   }
 
+  // What is whole on every rank, and which of the experts are here.
+  std::vector<moe8::ShardedParameter> sharded_parameters() const {
+    std::vector<moe8::ShardedParameter> list;
+    for (const auto& [name, tensor] : named_parameters().pairs()) {
+      moe8::ShardedParameter& p = list.emplace_back();
+      p.parameter = {.name = name, .tensor = tensor};
+      if (tensor.dim() < 3) continue;
+      p.experts = kExperts;
+      p.first_expert = group_.rank() * tensor.size(0);
+    }
+    return list;
+  }
+
   torch::nn::Linear router{nullptr};
   torch::Tensor w1, w2;  // of this rank's experts
 
@@ -41,18 +56,6 @@ struct NetImpl : torch::nn::Module {
   moe8::Group group_;
 };
 TORCH_MODULE(Net);
-
-// The loss is a mean over all tokens, so gradients are divided by the number of ranks. Experts had the
-// tokens of every rank; what is on all ranks had those of its own only.
-void finish_gradients(Net& net, const moe8::Group& group) {
-  const torch::NoGradGuard no_grad;
-  for (const auto& parameter : net->named_parameters()) {
-    torch::Tensor grad = parameter.value().grad();
-    const bool is_on_all_ranks = parameter.key().rfind("router", 0) == 0;
-    if (is_on_all_ranks) moe8::all_reduce_(group, grad);
-    grad.div_(group.size());
-  }
-}
 
 // Tokens x and what the model should make of them: a rotation of the features.
 struct Batch {
@@ -67,25 +70,28 @@ Batch batch_of(int step, const moe8::Group& group) {
 }
 
 void train(const moe8::Parallel& parallel) {
-  const moe8::Group& group = parallel.expert();
+  const moe8::Group& data = parallel.data();
   torch::manual_seed(1);
-  Net net(group);
+  Net net(parallel.expert());
   moe8::quantize_(*net, {{"re:w[12]", moe8::FP8GroupedMMConfig{}}});
-  torch::optim::AdamW optimizer(net->parameters(), torch::optim::AdamWOptions(0.01));
+  moe8::ShardedOptimizer optimizer(net->sharded_parameters(), {}, data, parallel.expert_data());
+  optimizer.set_learning_rate(0.01);
   double first = 0, last = 0;
   for (int step = 0; step < kSteps; ++step) {
-    const Batch batch = batch_of(step, group);
-    optimizer.zero_grad();
+    const Batch batch = batch_of(step, data);
+    // This rank's part of the mean over all tokens.
     const torch::Tensor loss =
-        torch::mse_loss(net->forward(batch.x).to(torch::kFloat), batch.y.to(torch::kFloat));
+        torch::mse_loss(net->forward(batch.x).to(torch::kFloat), batch.y.to(torch::kFloat)) /
+        data.size();
     loss.backward();
-    finish_gradients(net, group);
+    optimizer.accumulate();
+    optimizer.clip_gradients();
     optimizer.step();
     const torch::Tensor mean = loss.detach().clone();
-    moe8::all_reduce_(group, mean);
-    last = mean.item<double>() / static_cast<double>(group.size());
+    moe8::all_reduce_(data, mean);
+    last = mean.item<double>();
     if (step == 0) first = last;
-    if (group.rank() == 0 && step % 20 == 19) std::printf("step %d: loss %.4f\n", step + 1, last);
+    if (data.rank() == 0 && step % 20 == 19) std::printf("step %d: loss %.4f\n", step + 1, last);
   }
   if (!(last < 0.9 * first)) throw std::runtime_error("the loss did not fall");
 }
@@ -95,7 +101,7 @@ void train(const moe8::Parallel& parallel) {
 int main() {
   try {
     const moe8::Launch launch = moe8::launch_from_environment();
-    moe8::Parallel parallel({.layout = {.expert = launch.world}}, launch);
+    moe8::Parallel parallel({.layout = {.expert = launch.world % 2 == 0 ? 2 : 1}}, launch);
     train(parallel);
     parallel.shutdown();
   } catch (const std::exception& error) {
