@@ -30,24 +30,25 @@ TEST(Layout, ExpertGroupsAreNeighboursAmongTheRanksOfOneTensorRank) {
   EXPECT_THAT(g.tensor, ElementsAre(4, 5));
 }
 
+void expect_members_agree(const ParallelLayout& layout, int64_t world, int64_t rank) {
+  const LayoutGroups own = layout_groups(layout, world, rank);
+  for (const auto member : {&LayoutGroups::world, &LayoutGroups::data, &LayoutGroups::expert,
+                            &LayoutGroups::expert_data, &LayoutGroups::tensor}) {
+    EXPECT_THAT(own.*member, ::testing::Contains(rank));
+    for (const int64_t other : own.*member) {
+      EXPECT_EQ(layout_groups(layout, world, other).*member, own.*member);
+    }
+  }
+  EXPECT_EQ(own.expert.size() * own.expert_data.size(), own.world.size());
+}
+
 TEST(Layout, EveryGroupHoldsTheRankAndAllMembersAgree) {
   for (const int64_t world : {1, 2, 4, 6, 8, 12}) {
     for (int64_t tensor = 1; tensor <= world; ++tensor) {
       for (int64_t expert = 1; expert <= world; ++expert) {
         const ParallelLayout layout{.expert = expert, .tensor = tensor};
         if (world % tensor != 0 || (world / tensor) % expert != 0) continue;
-        for (int64_t rank = 0; rank < world; ++rank) {
-          const LayoutGroups own = layout_groups(layout, world, rank);
-          for (const auto member :
-               {&LayoutGroups::world, &LayoutGroups::data, &LayoutGroups::expert,
-                &LayoutGroups::expert_data, &LayoutGroups::tensor}) {
-            EXPECT_THAT(own.*member, ::testing::Contains(rank));
-            for (const int64_t other : own.*member) {
-              EXPECT_EQ(layout_groups(layout, world, other).*member, own.*member);
-            }
-          }
-          EXPECT_EQ(own.expert.size() * own.expert_data.size(), own.world.size());
-        }
+        for (int64_t rank = 0; rank < world; ++rank) expect_members_agree(layout, world, rank);
       }
     }
   }

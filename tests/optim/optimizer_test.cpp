@@ -239,6 +239,7 @@ TEST(Optimizer, GoesOnFromItsStateBitForBit) {
       Optimizer first = made(a);
       train(first, a, 0, 4);
       std::vector<at::Tensor> b;
+      b.reserve(a.size());
       for (const at::Tensor& p : a) b.push_back(p.detach().clone().requires_grad_());
       std::map<std::string, at::Tensor> saved;
       for (const auto& [name, tensor] : first.state()) saved[name] = tensor.clone();
@@ -297,7 +298,7 @@ TEST(Optimizer, PartsStepAsTheWholeBitForBit) {
       several[1].stepped()[i].mutable_grad() = grad.narrow(0, kCut, kRows - kCut);
     }
     const at::Tensor norm = one.clip_gradients();
-    for (Optimizer* optimizer : {&one, &several[0], &several[1]}) {
+    for (Optimizer* optimizer : {&one, several.data(), &several[1]}) {
       if (optimizer != &one) optimizer->clip_gradients(norm);
       optimizer->set_learning_rate(1e-2);
       optimizer->step();

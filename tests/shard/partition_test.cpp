@@ -11,10 +11,12 @@
 namespace moe8 {
 namespace {
 
+constexpr int64_t kExpert = int64_t{1024} * 2048;  // elements of one
+
 // As of a model: an embedding, norms, matrices, stacks of experts, odd sizes, nothing.
 const std::vector<SharedTensor> kTensors{
-    {256, 2048},  {2048, 1}, {2048, 2048}, {16, 1024 * 2048}, {16, 1024 * 2048}, {100, 1000},
-    {4097, 2048}, {1, 1},    {0, 8},       {2048, 2048, true}};
+    {256, 2048}, {2048, 1},    {2048, 2048}, {16, kExpert}, {16, kExpert},
+    {100, 1000}, {4097, 2048}, {1, 1},       {0, 8},        {2048, 2048, true}};
 
 TEST(Partition, GivesEveryRowToOneRankInOrder) {
   for (const int64_t ranks : {1, 2, 3, 4, 8, 64, 1000}) {

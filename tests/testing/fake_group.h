@@ -21,6 +21,7 @@ class FakeBackend : public c10d::Backend {
   using c10d::Backend::Backend;
   using Pending = c10::intrusive_ptr<c10d::Work>;
 
+  // NOLINTNEXTLINE(readability-const-return-type): as c10d declares it
   const std::string getBackendName() const override { return "fake"; }
   Pending alltoall_base(at::Tensor& out, at::Tensor&, std::vector<int64_t>&, std::vector<int64_t>&,
                         const c10d::AllToAllOptions&) override {

@@ -70,7 +70,7 @@ std::string model_name(int64_t rank, int64_t ranks) {
 std::string training_name(int64_t rank, int64_t ranks) {
   return ranks == 1
              ? "training.safetensors"
-             : formatted("shard-%05lld-training.safetensors", static_cast<long long>(rank + 1));
+             : formatted("shard-%05lld-training.safetensors", static_cast<long long>(rank) + 1);
 }
 
 // In the order of checksums.txt.
@@ -97,7 +97,8 @@ void check_no_others(const std::string& path, const std::vector<std::string>& na
   for (const auto& entry : fs::directory_iterator(path)) {
     const std::string name = entry.path().filename();
     MOE8_CHECK(!name.ends_with(".safetensors") || std::ranges::find(names, name) != names.end(),
-               kCheckpoint, path + "/" + name, "expected only the files of checksums.txt, got one ",
+               kCheckpoint, concat(path, "/", name),
+               "expected only the files of checksums.txt, got one ",
                "more. Is it of another checkpoint?");
   }
 }
@@ -212,7 +213,7 @@ void check_checkpoint(const std::string& path) {
   for (const std::string& name : names) {
     std::string expected;
     std::getline(written, expected);
-    MOE8_CHECK(expected == checksum_line(path, name), kCheckpoint, path + "/" + name,
+    MOE8_CHECK(expected == checksum_line(path, name), kCheckpoint, concat(path, "/", name),
                "expected the bytes that were written, but its checksum differs");
   }
   MOE8_CHECK(count_lines(text) == static_cast<int64_t>(names.size()), kCheckpoint, list,
