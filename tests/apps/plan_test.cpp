@@ -314,6 +314,31 @@ TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
   EXPECT_THAT(with({"--world", "8", "--expert", "3"}).err, HasSubstr("parallel.expert"));
 }
 
+TEST(PlanConfig, OneOfATensorGroupHoldsPartsOfDenseWeights) {
+  const std::vector<std::string> plan{"plan", "--config", MOE8_CONFIGS "/4b_bench.toml", "--device",
+                                      "cuda", "--set",    "training.accumulation=8",     "--world",
+                                      "8",    "--json"};
+  const auto with = [&](const std::string& tensor) {
+    std::vector<std::string> words = plan;
+    words.insert(words.end(), {"--tensor", tensor});
+    return run_moe8(words);
+  };
+  const Ran ran = with("2");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  const nlohmann::json json = nlohmann::json::parse(ran.out), rank = json["rank"];
+  const nlohmann::json one = json["memory"][0], parts = json["parameters"]["parts"];
+  double split = 0;
+  for (const char* part : {"attention", "shared experts", "dense feed-forward"}) {
+    split += 2 * parts[part]["total"].get<double>();
+  }
+  EXPECT_GT(split, 0);
+  EXPECT_EQ(rank["weights"].get<double>(), one["weights"].get<double>() - split / 2);
+  EXPECT_EQ(rank["masters"].get<double>(), one["masters"].get<double>() / 8);
+  EXPECT_GT(rank["activations_sent"].get<double>(), 0);
+  EXPECT_EQ(rank["tokens_sent"].get<double>(), 0);
+  EXPECT_THAT(with("3").err, HasSubstr("parallel.tensor"));
+}
+
 TEST(PlanConfig, AModelOfTerabytesIsPlannedInLittleMemory) {
   const Ran ran = run_moe8({"plan", "--config", MOE8_CONFIGS "/deepseek_v3.toml", "--json"});
   ASSERT_EQ(ran.status, 0) << ran.err;

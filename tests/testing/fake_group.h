@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Groups of processes that are not there: this one is any rank of a world of any size. What it would
-// send goes nowhere, what it would receive is zeros, or its own where all ranks have the like. As
-// c10d's FakeProcessGroup, whose header needs Python's.
+// send goes nowhere, what it would receive is its own, or zeros where that does not fit. As c10d's
+// FakeProcessGroup, whose header needs Python's.
 #pragma once
 
 #include <algorithm>
@@ -23,9 +23,14 @@ class FakeBackend : public c10d::Backend {
 
   // NOLINTNEXTLINE(readability-const-return-type): as c10d declares it
   const std::string getBackendName() const override { return "fake"; }
-  Pending alltoall_base(at::Tensor& out, at::Tensor&, std::vector<int64_t>&, std::vector<int64_t>&,
-                        const c10d::AllToAllOptions&) override {
-    out.zero_();
+  Pending alltoall_base(at::Tensor& out, at::Tensor& in, std::vector<int64_t>& out_split,
+                        std::vector<int64_t>& in_split, const c10d::AllToAllOptions&) override {
+    // As if each rank sent what this one sends to it, where that fits.
+    if (out_split == in_split && out.numel() == in.numel()) {
+      out.copy_(in);
+    } else {
+      out.zero_();
+    }
     return done();
   }
   Pending _allgather_base(at::Tensor& out, at::Tensor& in, const c10d::AllgatherOptions&) override {

@@ -5,6 +5,9 @@
 
 #include <torch/torch.h>
 
+#include <chrono>
+#include <thread>
+
 #include "dist/activity.h"
 #include "dist/layout.h"
 #include "moe8/transformer.h"
@@ -64,8 +67,16 @@ struct Counted {
   }
 };
 
+// Bytes of tensors, when the threads of Gloo, if there are any, have let go of what was sent.
 int64_t alive() {
-  return CountingAllocator::get().alive();
+  int64_t bytes = CountingAllocator::get().alive();
+  for (int same = launch_from_environment().world > 1 ? 0 : 3; same < 3;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    const int64_t now = CountingAllocator::get().alive();
+    same = now == bytes ? same + 1 : 0;
+    bytes = now;
+  }
+  return bytes;
 }
 
 at::Tensor loss_of(Transformer& model, const at::Tensor& tokens, const at::Tensor& targets) {
@@ -141,7 +152,10 @@ struct Split {
 
 class RankPlanTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() { CountingAllocator::install(); }
+  static void SetUpTestSuite() {
+    CountingAllocator::install();
+    at::set_num_threads(1);  // small products, many processes
+  }
 };
 
 TEST_F(RankPlanTest, IsWhatRanksHoldAndSend) {
@@ -172,24 +186,22 @@ TEST_F(RankPlanTest, IsWhatRanksHoldAndSend) {
 // Forward, backward and step of every rank of 64 that are not there.
 TEST_F(RankPlanTest, HoldsForAllRanksOf64) {
   constexpr int64_t kWorld = 64;
-  for (const auto& [tensor, expert] : {Split{1, 8}, Split{4, 16}}) {
-    RunConfig config = small_config();
-    config.parallel.expert = expert;
-    config.parallel.tensor = tensor;
-    std::vector<double> sum(Counted().values().size());
-    for (int64_t rank = 0; rank < kWorld; ++rank) {
-      const LayoutGroups g = layout_groups({.expert = expert, .tensor = tensor}, kWorld, rank);
-      const auto group = [&](const char* name, const std::vector<int64_t>& ranks) {
-        return testing::fake_group(name, ranks, rank);
-      };
-      const std::vector<double> own =
-          count(config, {group("world", g.world), group("data", g.data), group("expert", g.expert),
-                         group("expert_data", g.expert_data), group("tensor", g.tensor)})
-              .values();
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += own[i] / double(kWorld);
-    }
-    expect_planned(config, kWorld, Counted::from(sum));
+  RunConfig config = small_config();
+  config.parallel.expert = 8;
+  config.parallel.tensor = 2;
+  std::vector<double> sum(Counted().values().size());
+  for (int64_t rank = 0; rank < kWorld; ++rank) {
+    const LayoutGroups g = layout_groups({.expert = 8, .tensor = 2}, kWorld, rank);
+    const auto group = [&](const char* name, const std::vector<int64_t>& ranks) {
+      return testing::fake_group(name, ranks, rank);
+    };
+    const std::vector<double> own =
+        count(config, {group("world", g.world), group("data", g.data), group("expert", g.expert),
+                       group("expert_data", g.expert_data), group("tensor", g.tensor)})
+            .values();
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += own[i] / double(kWorld);
   }
+  expect_planned(config, kWorld, Counted::from(sum));
 }
 
 TEST_F(RankPlanTest, SaysWhatDoesNotDivide) {
