@@ -19,6 +19,17 @@ inline constexpr const char* kPretrained = "pretrained";  // begins errors
 
 using OrderedJson = nlohmann::ordered_json;
 
+/// For messages: bytes that are no UTF-8 are replaced, everything but ASCII is escaped.
+inline std::string dumped(const OrderedJson& json) {
+  return json.dump(-1, ' ', /*ensure_ascii=*/true, OrderedJson::error_handler_t::replace);
+}
+
+/// The text under a key, or none.
+inline std::string text_at(const OrderedJson& json, const char* key) {
+  const auto found = json.is_object() ? json.find(key) : json.end();
+  return found != json.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
 /// From config.json to a TransformerConfig.
 class ConfigReader {
  public:
@@ -46,7 +57,7 @@ class ConfigReader {
   void only(const char* key, const OrderedJson& expected) {
     const OrderedJson* const found = find(key);
     if (found && *found != expected) {
-      refuse(key, expected.dump(), found->dump(), ". moe8 does not compute this option.");
+      refuse(key, dumped(expected), dumped(*found), ". moe8 does not compute this option.");
     }
   }
   /// Read, but never written.
@@ -57,7 +68,7 @@ class ConfigReader {
   /// Null or none.
   void nothing(const char* key) {
     if (const OrderedJson* const found = find(key)) {
-      refuse(key, "null or none", found->dump(), ". moe8 does not compute this option.");
+      refuse(key, "null or none", dumped(*found), ". moe8 does not compute this option.");
     }
   }
   /// Without effect on what a model computes.
@@ -73,7 +84,7 @@ class ConfigReader {
   void check_all_known() const {
     for (const auto& [key, value] : json_.items()) {
       if (known_.contains(key) || value.is_null()) continue;
-      refuse(key.c_str(), "no key of this name", value.dump(),
+      refuse(key.c_str(), "no key of this name", dumped(value),
              ". moe8 does not know this option: remove it from the file if it changes nothing.");
     }
   }
@@ -86,20 +97,21 @@ class ConfigReader {
   const std::string& where() const { return where_; }
 
  private:
+  // Far above any size, low enough that products of two stay in 64 bits.
   void take(const char* key, const OrderedJson& value, int64_t& member) const {
-    constexpr int64_t kMost = int64_t{1} << 40;
-    if (!value.is_number_integer()) refuse(key, "a whole number", value.dump());
-    if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMost}) {
-      refuse(key, concat("at most ", kMost), value.dump());
-    }
+    constexpr int64_t kMost = int64_t{1} << 30;
+    if (!value.is_number_integer()) refuse(key, "a whole number", dumped(value));
+    const bool is_large = value.is_number_unsigned() ? value.get<uint64_t>() > uint64_t{kMost}
+                                                     : value.get<int64_t>() < -kMost;
+    if (is_large) refuse(key, concat("at most ", kMost), dumped(value));
     member = value.get<int64_t>();
   }
   void take(const char* key, const OrderedJson& value, double& member) const {
-    if (!value.is_number()) refuse(key, "a number", value.dump());
+    if (!value.is_number()) refuse(key, "a number", dumped(value));
     member = value.get<double>();
   }
   void take(const char* key, const OrderedJson& value, bool& member) const {
-    if (!value.is_boolean()) refuse(key, "true or false", value.dump());
+    if (!value.is_boolean()) refuse(key, "true or false", dumped(value));
     member = value.get<bool>();
   }
 

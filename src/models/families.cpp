@@ -149,12 +149,12 @@ void rope(ConfigReader& json, TransformerConfig& c, double default_theta) {
   const OrderedJson* scaling = json.find("rope_scaling");
   const OrderedJson* const parameters = json.find("rope_parameters");
   if (parameters && scaling) {
-    json.refuse("rope_scaling", "none beside rope_parameters", scaling->dump());
+    json.refuse("rope_scaling", "none beside rope_parameters", dumped(*scaling));
   }
   if (parameters) scaling = parameters;
   json.value("rope_theta", c.rope_theta, default_theta);
   if (!scaling) return;
-  if (!scaling->is_object()) json.refuse("rope_scaling", "an object", scaling->dump());
+  if (!scaling->is_object()) json.refuse("rope_scaling", "an object", dumped(*scaling));
   ConfigReader inner(*scaling, json.where() + " \"rope_scaling\"");
   inner.value("rope_theta", c.rope_theta, double{c.rope_theta});
   read_rope_type(inner, c);
@@ -223,16 +223,16 @@ void read_qwen3_dense_layers(ConfigReader& json, TransformerConfig& c) {
   c.n_dense_layers = 0;
   const OrderedJson* const dense = json.find("mlp_only_layers");
   if (!dense) return;
-  if (!dense->is_array()) json.refuse("mlp_only_layers", "a list of layers", dense->dump());
+  if (!dense->is_array()) json.refuse("mlp_only_layers", "a list of layers", dumped(*dense));
   std::vector<int64_t> layers;
   for (const OrderedJson& layer : *dense) {
-    if (!layer.is_number_integer()) json.refuse("mlp_only_layers", "whole numbers", dense->dump());
+    if (!layer.is_number_integer()) json.refuse("mlp_only_layers", "whole numbers", dumped(*dense));
     layers.push_back(layer.get<int64_t>());
   }
   std::ranges::sort(layers);
   for (const int64_t layer : layers) {
     if (layer != c.n_dense_layers++) {
-      json.refuse("mlp_only_layers", "the first layers, 0 to some n", dense->dump(),
+      json.refuse("mlp_only_layers", "the first layers, 0 to some n", dumped(*dense),
                   ". moe8 does not compute others.");
     }
   }
@@ -340,7 +340,7 @@ void read_layer_types(ConfigReader& json, TransformerConfig& c) {
   const OrderedJson* const types = json.find("layer_types");
   if (!types || c.sliding_window == 0) return;
   if (!types->is_array() || static_cast<int64_t>(types->size()) != c.n_layers) {
-    json.refuse("layer_types", concat("a list of ", c.n_layers, " layers"), types->dump());
+    json.refuse("layer_types", concat("a list of ", c.n_layers, " layers"), dumped(*types));
   }
   const auto first_full = std::ranges::find(*types, OrderedJson("full_attention"));
   c.full_attention_every = first_full == types->end() ? 0 : first_full - types->begin() + 1;
@@ -349,7 +349,7 @@ void read_layer_types(ConfigReader& json, TransformerConfig& c) {
     if ((*types)[static_cast<size_t>(layer)] != expected) {
       json.refuse("layer_types",
                   "\"full_attention\" for every n-th layer, else \"sliding_attention\"",
-                  types->dump(), ". moe8 does not compute other orders.");
+                  dumped(*types), ". moe8 does not compute other orders.");
     }
   }
 }
@@ -360,8 +360,8 @@ void mxfp4(Config& json) {
   if constexpr (Config::kReads) {
     const OrderedJson* const quantization = json.find("quantization_config");
     if (!quantization) return;
-    if (quantization->value("quant_method", "") != "mxfp4") {
-      json.refuse("quantization_config", "quant_method mxfp4", quantization->dump());
+    if (text_at(*quantization, "quant_method") != "mxfp4") {
+      json.refuse("quantization_config", "quant_method mxfp4", dumped(*quantization));
     }
   }
 }
@@ -420,10 +420,13 @@ void fp8_blocks(Config& json) {
   if constexpr (Config::kReads) {
     const OrderedJson* const quantization = json.find("quantization_config");
     if (!quantization) return;
-    const OrderedJson blocks = quantization->value("weight_block_size", OrderedJson());
-    if (quantization->value("quant_method", "") != "fp8" || blocks != OrderedJson({128, 128})) {
+    const OrderedJson blocks =
+        quantization->is_object() && quantization->contains("weight_block_size")
+            ? (*quantization)["weight_block_size"]
+            : OrderedJson();
+    if (text_at(*quantization, "quant_method") != "fp8" || blocks != OrderedJson({128, 128})) {
       json.refuse("quantization_config", "quant_method fp8 with blocks of 128 x 128",
-                  quantization->dump());
+                  dumped(*quantization));
     }
   }
 }
@@ -573,7 +576,7 @@ TransformerConfig read_config(const OrderedJson& json, const std::string& where)
   const bool has_type = type != json.end() && type->is_string();
   const Family* const family = has_type ? find_family(type->get<std::string>()) : nullptr;
   MOE8_CHECK(family, kPretrained, where, "\"model_type\": expected one of ", model_types(),
-             ", got ", has_type ? type->dump() : "none");
+             ", got ", has_type ? dumped(*type) : "none");
   ConfigReader reader(json, where);
   TransformerConfig config;
   family->read(reader, config);

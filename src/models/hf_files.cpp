@@ -31,7 +31,7 @@ std::map<std::string, std::string> weight_map(const std::string& folder) {
     const bool is_name =
         file.is_string() && fs::path(file.get<std::string>()).filename() == file.get<std::string>();
     MOE8_CHECK(is_name, kPretrained, where, "tensor ", shown(name),
-               ": expected the name of a file beside the index, got ", file.dump());
+               ": expected the name of a file beside the index, got ", dumped(file));
     map.emplace(name, file.get<std::string>());
   }
   return map;
