@@ -70,8 +70,9 @@ struct Counted {
 // Bytes of tensors, when the threads of Gloo, if there are any, have let go of what was sent.
 int64_t alive() {
   int64_t bytes = CountingAllocator::get().alive();
-  for (int same = launch_from_environment().world > 1 ? 0 : 3; same < 3;) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  constexpr int kSame = 20;  // of a busy machine they may wait for their turn
+  for (int same = launch_from_environment().world > 1 ? 0 : kSame; same < kSame;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
     const int64_t now = CountingAllocator::get().alive();
     same = now == bytes ? same + 1 : 0;
     bytes = now;
