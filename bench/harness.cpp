@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
+#include <sstream>
 #include <string_view>
 #include <utility>
 
@@ -175,6 +176,16 @@ int run_table(const std::string& title, const std::vector<Row>& rows, int argc, 
     }
   }
   return 0;
+}
+
+bool is_listed(const char* variable, const std::string& name) {
+  const char* names = std::getenv(variable);
+  if (!names) return true;
+  std::istringstream list(names);
+  for (std::string listed; std::getline(list, listed, ',');) {
+    if (listed == name) return true;
+  }
+  return false;
 }
 
 }  // namespace moe8::bench

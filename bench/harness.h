@@ -31,4 +31,7 @@ struct Row {
 /// folder, a file of the program's name).
 int run_table(const std::string& title, const std::vector<Row>& rows, int argc, char** argv);
 
+/// Whether an environment variable with a list ("scout,dsv3") holds `name`; without one all are listed.
+bool is_listed(const char* variable, const std::string& name);
+
 }  // namespace moe8::bench

@@ -17,7 +17,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
-#include <sstream>
 #include <utility>
 
 #include "device/cuda_backend.h"
@@ -144,16 +143,6 @@ void wait() {
 }
 
 // ---- what is measured of it ---------------------------------------------------
-bool is_listed(const char* variable, const std::string& name) {
-  const char* names = std::getenv(variable);
-  if (!names) return true;
-  std::istringstream list(names);
-  for (std::string listed; std::getline(list, listed, ',');) {
-    if (listed == name) return true;
-  }
-  return false;
-}
-
 // Without an optimizer that changes them, weights are quantized again in each step.
 void prepare(const Layer& layer, const Way& way) {
   set_weight_cache(way.is_cached ? WeightCache::ON : WeightCache::AUTO);

@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
-#include <sstream>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
@@ -32,16 +31,6 @@ namespace {
 
 void wait() {
   c10::cuda::device_synchronize();
-}
-
-bool is_listed(const char* variable, const std::string& name) {
-  const char* names = std::getenv(variable);
-  if (!names) return true;
-  std::istringstream list(names);
-  for (std::string listed; std::getline(list, listed, ',');) {
-    if (listed == name) return true;
-  }
-  return false;
 }
 
 at::TensorOptions on_gpu(at::ScalarType dtype) {

@@ -110,9 +110,8 @@ def save_gradients(model, folder):
     save(other, folder)
 
 
-def make(name, folder):
-    """folder/model, folder/gradients and folder/expected.safetensors."""
-    model = random_model(*CASES[name])
+def save_case(model, folder):
+    """folder/model, folder/gradients and folder/expected.safetensors. Returns the tokens."""
     tokens, targets = batch_of(model)
     logits = logits_of(model, tokens)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
@@ -120,7 +119,12 @@ def make(name, folder):
     save_gradients(model, folder / "gradients")
     save_file({"tokens": tokens.contiguous(), "targets": targets.contiguous(),
                "logits": logits.detach().contiguous()}, folder / "expected.safetensors")
-    return model, tokens
+    return tokens
+
+
+def make(name, folder):
+    model = random_model(*CASES[name])
+    return model, save_case(model, folder)
 
 
 def make_mxfp4(folder):
@@ -139,13 +143,7 @@ def make_mxfp4(folder):
                 scales = torch.randint(122, 127, blocks.shape[:3], dtype=torch.uint8)
                 sizes[full].copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
                 quantized |= {full + "_blocks": blocks, full + "_scales": scales}
-    tokens, targets = batch_of(model)
-    logits = logits_of(model, tokens)
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    save(model, folder / "model")
-    save_gradients(model, folder / "gradients")
-    save_file({"tokens": tokens.contiguous(), "targets": targets.contiguous(),
-               "logits": logits.detach().contiguous()}, folder / "expected.safetensors")
+    tokens = save_case(model, folder)
     whole = load_file(folder / "model/model.safetensors")
     packed = {name: tensor for name, tensor in whole.items() if name + "_blocks" not in quantized} | quantized
     (folder / "model/model.safetensors").unlink()

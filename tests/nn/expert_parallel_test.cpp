@@ -5,17 +5,20 @@
 #include <torch/torch.h>
 
 #include <cmath>
-#include <map>
 
 #include "base/check.h"
 #include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
+#include "nn/transformer_step.h"
 #include "testing/processes.h"
 
 namespace moe8 {
 namespace {
 
 using testing::in_processes;
+using testing::relative_error;
+using testing::Step;
+using testing::step;
 
 TransformerConfig small_config() {
   TransformerConfig config;
@@ -43,31 +46,6 @@ void convert(Transformer& model, const std::string& recipe) {
       recipe == "fp8_rowwise" ? Config(FP8GroupedMMConfig{}) : Config(MXFP8GroupedMMConfig{});
   const FqnToConfig configs{{"re:.*\\.moe\\.experts\\.w[123]", config}};
   quantize_(*model, configs);
-}
-
-struct Step {
-  double loss;
-  std::map<std::string, at::Tensor> grads;
-};
-
-// Of the tokens of this rank, or of all.
-Step step(Transformer& model, const at::Tensor& tokens) {
-  model->zero_grad();
-  const at::Tensor logits = model->forward(tokens.narrow(1, 0, 16)).to(at::kFloat);
-  const at::Tensor loss =
-      at::cross_entropy_loss(logits.reshape({-1, logits.size(2)}),
-                             tokens.narrow(1, 1, 16).reshape({-1}), {}, at::Reduction::Sum);
-  loss.backward();
-  Step made{loss.item<double>(), {}};
-  for (const auto& parameter : model->named_parameters()) {
-    made.grads[parameter.key()] = parameter.value().grad().clone();
-  }
-  return made;
-}
-
-double relative_error(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);
-  return (x - y).norm().item<double>() / std::max(y.norm().item<double>(), 1e-30);
 }
 
 TEST(TransformerOverRanks, HoldsPartsOfTheSameWeights) {

@@ -6,11 +6,10 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <map>
-
 #include "base/check.h"
 #include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
+#include "nn/transformer_step.h"
 #include "testing/compare.h"
 #include "testing/processes.h"
 
@@ -20,6 +19,9 @@ namespace {
 using testing::error_of;
 using ::testing::HasSubstr;
 using testing::in_processes;
+using testing::relative_error;
+using testing::Step;
+using testing::step;
 
 ParallelLayout all_tensor(int64_t world) {
   return {.tensor = world};
@@ -148,31 +150,6 @@ void convert(Transformer& model, const std::string& recipe) {
                       fp8 ? Config(FP8GroupedMMConfig{}) : Config(MXFP8GroupedMMConfig{})},
                      {"re:layers\\..*\\.(w[qkvo123])\\.weight",
                       fp8 ? Config(Float8LinearConfig{}) : Config(MXLinearConfig{})}});
-}
-
-struct Step {
-  double loss;
-  std::map<std::string, at::Tensor> grads;
-};
-
-// Of the positions of this rank.
-Step step(Transformer& model, const at::Tensor& tokens) {
-  model->zero_grad();
-  const at::Tensor logits = model->forward(tokens.narrow(1, 0, 16)).to(at::kFloat);
-  const at::Tensor targets = sequence_part(model->tensor_group(), tokens.narrow(1, 1, 16));
-  const at::Tensor loss = at::cross_entropy_loss(logits.reshape({-1, logits.size(2)}),
-                                                 targets.reshape({-1}), {}, at::Reduction::Sum);
-  loss.backward();
-  Step made{loss.item<double>(), {}};
-  for (const auto& parameter : model->named_parameters()) {
-    made.grads[parameter.key()] = parameter.value().grad().clone();
-  }
-  return made;
-}
-
-double relative_error(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);
-  return (x - y).norm().item<double>() / std::max(y.norm().item<double>(), 1e-30);
 }
 
 TEST(TransformerInParts, HoldsPartsOfTheSameWeights) {

@@ -13,6 +13,8 @@
 #include <optional>
 #include <system_error>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "testing/compare.h"
@@ -38,6 +40,26 @@ using testing::ProcessesOptions;
 using testing::repeatable;
 using testing::run_processes;
 using testing::TemporaryFolder;
+
+using Metrics = std::vector<StepMetrics>;
+
+std::pair<Metrics, Metrics> metrics_of(const RunConfig& one, const RunConfig& several) {
+  return {repeatable(RunFolder{one.output.folder}.metrics()),
+          repeatable(RunFolder{several.output.folder}.metrics())};
+}
+
+// Step by step, as what is summed in another order comes out.
+void expect_near(const Metrics& a, const Metrics& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    SCOPED_TRACE(concat("step ", i + 1));
+    EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
+    EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
+    if (a[i].validation_loss) {
+      EXPECT_NEAR(*a[i].validation_loss, *b[i].validation_loss, 0.02 * *a[i].validation_loss);
+    }
+  }
+}
 
 // ---- the same run ---------------------------------------------------------------
 class EveryRecipe : public ::testing::TestWithParam<const char*> {};
@@ -103,13 +125,10 @@ TEST_P(EveryRecipeOverExperts, LossesAreNearlyThoseOfOneProcess) {
     expect_good(run_processes(
         world, [&] { go_on(several); }, folder.options()));
     if (!folder.is_parent()) continue;
-    const auto a = repeatable(RunFolder{one.output.folder}.metrics());
-    const auto b = repeatable(RunFolder{several.output.folder}.metrics());
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-      EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss) << "step " << i + 1 << " of " << world;
-      EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
-    }
+    SCOPED_TRACE(world);
+    const auto [a, b] = metrics_of(one, several);
+    expect_near(a, b);
+    if (HasFatalFailure()) return;
     // The first forward of whole batches computes the same numbers on whichever ranks.
     EXPECT_NEAR(a[0].loss, b[0].loss, 1e-4 * a[0].loss);
     EXPECT_EQ(a[0].expert_load_max, b[0].expert_load_max);
@@ -146,17 +165,10 @@ TEST_P(EveryRecipeOverTensorRanks, LossesAreNearlyThoseOfOneProcess) {
     expect_good(run_processes(
         world, [&] { go_on(several); }, folder.options()));
     if (!folder.is_parent()) continue;
-    const auto a = repeatable(RunFolder{one.output.folder}.metrics());
-    const auto b = repeatable(RunFolder{several.output.folder}.metrics());
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-      SCOPED_TRACE(concat("step ", i + 1, ", tensor ", tensor, " of ", world));
-      EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
-      EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
-      if (a[i].validation_loss) {
-        EXPECT_NEAR(*a[i].validation_loss, *b[i].validation_loss, 0.02 * *a[i].validation_loss);
-      }
-    }
+    SCOPED_TRACE(concat("tensor ", tensor, " of ", world));
+    const auto [a, b] = metrics_of(one, several);
+    expect_near(a, b);
+    if (HasFatalFailure()) return;
     EXPECT_NEAR(a[0].loss, b[0].loss, 1e-3 * a[0].loss);
   }
 }
