@@ -2,7 +2,8 @@
 // The gated activation backward, of which the next products read MX values. A warp's tile of H and
 // dA goes to shared memory, where gradients and activations replace it, and from there out, a row at
 // a time: in registers it would leave room for few warps, and code that is one long line for eight
-// rows is fetched more slowly than it runs. A lane has its own packets; none waits for another.
+// rows is fetched more slowly than it runs. Lanes copy and store neighbouring packets, whose gates
+// and ups other lanes of the warp may need; no warp waits for another.
 #include "cuda/experts/swiglu_mx.cuh"
 
 namespace moe8::cuda {
@@ -15,17 +16,17 @@ constexpr int kResident = 4;  // thread blocks on a multiprocessor, each with 48
 constexpr int kSumThreads = 256;
 
 // ---- shared memory
-// A lane's packets: gates and ups, or neighbours of both, then their gradients; dA, then A.
+// What a lane copies and stores of a row: packets of its own columns. Of the hidden matrix, whose
+// rows hold gates and ups, two: of 64 columns of gates and as many of ups, or of 128 of both by turns.
 enum Matrix { kFirst, kSecond, kNarrow, kMatrices };
 using Staged = Packet16[kMatrices][kPacketRows][kMxThreads];
 
-__device__ Packet16 load_staged(const Staged& staged, Matrix m, int i) {
-  const uint4 v = *reinterpret_cast<const uint4*>(&staged[m][i][threadIdx.x]);
+__device__ Packet16 load_staged(const Packet16& from) {
+  const uint4 v = *reinterpret_cast<const uint4*>(&from);
   return {{v.x, v.y, v.z, v.w}};
 }
-__device__ void store_staged(Staged& staged, Matrix m, int i, const Packet16& x) {
-  *reinterpret_cast<uint4*>(&staged[m][i][threadIdx.x]) = {x.words[0], x.words[1], x.words[2],
-                                                           x.words[3]};
+__device__ void store_staged(Packet16& to, const Packet16& x) {
+  *reinterpret_cast<uint4*>(&to) = {x.words[0], x.words[1], x.words[2], x.words[3]};
 }
 
 // Begins to copy the lane's packets of a matrix; zeros where there are none.
@@ -43,10 +44,63 @@ __device__ void wait_for_staged() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// Before lanes read what others of the warp wrote: by halves each has its own packets.
+template <typename Kind>
+__device__ void wait_for_lanes() {
+  if constexpr (Kind::kLayout == GateLayout::INTERLEAVED) __syncwarp();
+}
+
+// Where a lane stores its two packets of hidden rows.
+struct HiddenPlaces {
+  MxPlace first, second;
+
+  template <typename Kind>
+  static __device__ HiddenPlaces of(const MxPlace& at, int32_t columns) {
+    if (Kind::kLayout == GateLayout::HALVES) return {at, at};
+    return {{at.block, 2 * at.tile, 2 * columns}, {at.block, 2 * at.tile + 1, 2 * columns}};
+  }
+};
+
+// Where the two staged packets with a lane's eight pairs are: its own by halves; else two neighbours
+// of the 16 that the lanes of a row have.
+template <typename Kind>
+struct StagedPairs {
+  int first_matrix = kFirst, second_matrix = kSecond;
+  unsigned first = threadIdx.x, second = threadIdx.x;
+
+  __device__ StagedPairs() {
+    if constexpr (Kind::kLayout == GateLayout::INTERLEAVED) {
+      const unsigned across = threadIdx.x % kLanesAcross;
+      first_matrix = second_matrix = static_cast<int>(across / (kLanesAcross / 2));
+      first = threadIdx.x - across + 2 * across % kLanesAcross;
+      second = first + 1;
+    }
+  }
+};
+
 // ---- gradients
-// Of the lane's columns, the largest magnitudes of what becomes of its rows.
+// The largest magnitudes of what becomes of the lane's rows, by column.
 struct Maxima {
   Packet16 of[kMatrices] = {};
+
+  // From those of the lane's pairs to those of the columns that it stores.
+  template <typename Kind>
+  __device__ void exchange() {
+    if (Kind::kLayout == GateLayout::HALVES) return;
+    const unsigned lane = threadIdx.x % 32, across = lane % kLanesAcross;
+    const unsigned low = lane - across + across / 2, high = low + kLanesAcross / 2;
+    const bool is_second = across % 2;
+#pragma unroll
+    for (int w = 0; w < Packet16::kWords; ++w) {
+      uint32_t &first = of[kFirst].words[w], &second = of[kSecond].words[w];
+      const uint32_t low_first = __shfl_sync(~0u, first, low);
+      const uint32_t low_second = __shfl_sync(~0u, second, low);
+      const uint32_t high_first = __shfl_sync(~0u, first, high);
+      const uint32_t high_second = __shfl_sync(~0u, second, high);
+      first = is_second ? low_second : low_first;
+      second = is_second ? high_second : high_first;
+    }
+  }
 };
 
 // The sum over the lanes that share a row, in each of them.
@@ -66,12 +120,16 @@ __device__ Maxima differentiate_rows(const Params& p, const MxPlace& at, const P
   const SwigluMxBackwardArgs& a = p.args;
   const float score = score_of_lane(a, at);
   const PairsOf<Packet32> bias = biases_of<Kind>(a, at, in);
+  const StagedPairs<Kind> pairs;
   Maxima maxima;
 #pragma unroll 2
   for (int i = 0; i < kPacketRows; ++i) {
     const RowFactors factors(a, __shfl_sync(~0u, score, at.row_of(i)));
-    const Pairs h{{load_staged(staged, kFirst, i), load_staged(staged, kSecond, i)}};
-    const Packet16 grad = load_staged(staged, kNarrow, i);
+    Packet16& first = staged[pairs.first_matrix][i][pairs.first];
+    Packet16& second = staged[pairs.second_matrix][i][pairs.second];
+    Packet16& narrow = staged[kNarrow][i][threadIdx.x];
+    const Pairs h{{load_staged(first), load_staged(second)}};
+    const Packet16 grad = load_staged(narrow);
     Pairs hidden;
     Packet16 activation;
     float sum =
@@ -84,13 +142,15 @@ __device__ Maxima differentiate_rows(const Params& p, const MxPlace& at, const P
     update_magnitudes(maxima.of[kFirst], hidden.first);
     update_magnitudes(maxima.of[kSecond], hidden.second);
     update_magnitudes(maxima.of[kNarrow], activation);
-    store_staged(staged, kFirst, i, hidden.first);
-    store_staged(staged, kSecond, i, hidden.second);
-    store_staged(staged, kNarrow, i, activation);
+    store_staged(first, hidden.first);
+    store_staged(second, hidden.second);
+    store_staged(narrow, activation);
     if (a.score_grad == nullptr) continue;
     sum = sum_across(sum);
     if (static_cast<int>(threadIdx.x % kLanesAcross) == i) score_grad = sum;
   }
+  maxima.exchange<Kind>();
+  wait_for_lanes<Kind>();
   return maxima;
 }
 
@@ -128,9 +188,7 @@ struct PlacedPacket {
   }
 };
 
-// All that is wanted of two packets. kOneBlock: they are neighbours and share a row block with those
-// of the next lane; else the block of each is that of four lanes.
-template <bool kOneBlock>
+// All that is wanted of two packets, each in a row block with those of three other lanes.
 __device__ void store_two(const PlacedPacket& a, const PlacedPacket& b, const ColumnScales& of_a,
                           const ColumnScales& of_b, ScaleCalculationMode mode, const MxRows& out) {
   if (out.values != nullptr) {
@@ -143,27 +201,23 @@ __device__ void store_two(const PlacedPacket& a, const PlacedPacket& b, const Co
   }
   if (out.row_values == nullptr) return;
   uint32_t amax[2] = {largest_magnitude(a.x), largest_magnitude(b.x)}, s[2];
-  if constexpr (kOneBlock) amax[0] = amax[1] = max(amax[0], amax[1]);
-  share_amax<kOneBlock ? 2 : 4>(amax[0], amax[1]);
+  share_amax<4>(amax[0], amax[1]);
   scales_of<kMxElem>(amax, mode, s);
   const bool plain = all_plain<Packet16, kMxElem, BFloat16>(amax, s);
   a.store(out.row_values, quantized(a.x, ScaleBytes::all(s[0]), plain));
   b.store(out.row_values, quantized(b.x, ScaleBytes::all(s[1]), plain));
 }
 
-template <typename Kind>
-__device__ void store_pairs(const SwigluMxBackwardArgs& a, const MxMatrix& first,
-                            const MxMatrix& second, const Staged& staged, const Maxima& maxima) {
+__device__ void store_hidden(const SwigluMxBackwardArgs& a, const MxMatrix& first,
+                             const MxMatrix& second, const Staged& staged, const Maxima& maxima) {
   if (!a.hidden_grad.any()) return;
-  constexpr bool kOneBlock = Kind::kLayout == GateLayout::INTERLEAVED;
   const ColumnScales of_first(maxima.of[kFirst], a.mode), of_second(maxima.of[kSecond], a.mode);
   int64_t to_first = first.first(), to_second = second.first();
 #pragma unroll 2
   for (int i = 0; i < kPacketRows; ++i) {
-    const bool is_there = first.at.writes(i);
-    store_two<kOneBlock>({load_staged(staged, kFirst, i), to_first, is_there},
-                         {load_staged(staged, kSecond, i), to_second, is_there}, of_first,
-                         of_second, a.mode, a.hidden_grad);
+    store_two({load_staged(staged[kFirst][i][threadIdx.x]), to_first, first.at.writes(i)},
+              {load_staged(staged[kSecond][i][threadIdx.x]), to_second, second.at.writes(i)},
+              of_first, of_second, a.mode, a.hidden_grad);
     to_first += first.step();
     to_second += second.step();
   }
@@ -176,10 +230,11 @@ __device__ void store_activations(const SwigluMxBackwardArgs& a, const MxMatrix&
   int64_t to = narrow.first();
 #pragma unroll 2
   for (int i = 0; i < kPacketRows; i += 2) {
+    const Packet16(&rows)[kPacketRows][kMxThreads] = staged[kNarrow];
     const int64_t next = to + narrow.step();
-    store_two<false>({load_staged(staged, kNarrow, i), to, narrow.at.writes(i)},
-                     {load_staged(staged, kNarrow, i + 1), next, narrow.at.writes(i + 1)}, scales,
-                     scales, a.mode, a.scored_activation);
+    store_two({load_staged(rows[i][threadIdx.x]), to, narrow.at.writes(i)},
+              {load_staged(rows[i + 1][threadIdx.x]), next, narrow.at.writes(i + 1)}, scales,
+              scales, a.mode, a.scored_activation);
     to = next + narrow.step();
   }
 }
@@ -194,18 +249,22 @@ __global__ void __launch_bounds__(kMxThreads, kResident)
   const int32_t columns = p.tiles.columns;
   const MxPlace at = place_of(p);
   if (at.block.rows == 0) return;
-  const PairColumns in = pair_columns<Kind>(at, columns);
-  const MxMatrix first{at, 2 * columns, in.first}, second{at, 2 * columns, in.second},
+  const HiddenPlaces hidden = HiddenPlaces::of<Kind>(at, columns);
+  constexpr bool kHalves = Kind::kLayout == GateLayout::HALVES;
+  const MxMatrix first{hidden.first, 2 * columns, hidden.first.column},
+      second{hidden.second, 2 * columns, hidden.second.column + (kHalves ? columns : 0)},
       narrow{at, columns, at.column};
   stage(staged, kFirst, first, a.hidden);
   stage(staged, kSecond, second, a.hidden);
   stage(staged, kNarrow, narrow, a.grad);
   wait_for_staged();
+  wait_for_lanes<Kind>();
   float score_grad = 0;
-  const Maxima maxima = differentiate_rows<Kind>(p, at, in, staged, score_grad);
+  const Maxima maxima =
+      differentiate_rows<Kind>(p, at, pair_columns<Kind>(at, columns), staged, score_grad);
   if (a.score_grad != nullptr) store_score_part(a, at, score_grad);
   store_activations(a, narrow, staged, maxima);
-  store_pairs<Kind>(a, first, second, staged, maxima);
+  store_hidden(a, first, second, staged, maxima);
 }
 
 __global__ void __launch_bounds__(kSumThreads)
