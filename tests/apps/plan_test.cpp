@@ -272,15 +272,18 @@ TEST(PlanConfig, AConversionFileAndOverridesCount) {
 
 TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
   const std::string config = std::string(MOE8_CONFIGS) + "/qwen3_30b_a3b.toml";
-  const auto memory_of = [&](const std::string& device, const std::string& recipe) {
-    const Ran ran =
-        run_moe8({"plan", "--config", config, "--device", device, "--recipe", recipe, "--json"});
+  const auto memory_of = [&](const std::string& device, const std::string& recipe,
+                             const std::string& accumulation = "2") {
+    const Ran ran = run_moe8({"plan", "--config", config, "--device", device, "--recipe", recipe,
+                              "--json", "--set", "training.accumulation=" + accumulation});
     EXPECT_EQ(ran.status, 0) << ran.err;
     return nlohmann::json::parse(ran.out)["memory"][0];
   };
   const nlohmann::json fp8 = memory_of("cuda", "fp8_rowwise"),
                        mx = memory_of("cuda", "mxfp8_rceil");
   EXPECT_EQ(2 * fp8["quantized_weights"].get<double>(), mx["quantized_weights"].get<double>());
+  EXPECT_GT(fp8["quantized_weights"], 0);
+  EXPECT_EQ(memory_of("cuda", "fp8_rowwise", "1")["quantized_weights"], 0);
   EXPECT_LT(fp8["saved_a_token"], mx["saved_a_token"]);
   EXPECT_EQ(fp8["weights"], memory_of("cpu", "fp8_rowwise")["weights"]);
   const Ran table = run_moe8({"plan", "--config", config, "--device", "cuda"});

@@ -80,8 +80,9 @@ double gradient_bytes(const TrainingConfig& t) {
 // ---- quantized operands -----------------------------------------------------
 // What the products of one converted weight keep, in bytes of an element; 0: the source itself.
 struct KeptForms {
-  double of_weight = 0;  // along its in-features and along its out-features
-  double of_input = 0;   // for the gradient of the weight, instead of the input
+  double of_weight = 0;   // along its in-features and along its out-features
+  double of_forward = 0;  // along its in-features alone
+  double of_input = 0;    // for the gradient of the weight, instead of the input
 };
 
 // Of the right operand, as a Hopper GPU's kernels read it: codes of FP8, values of MX formats. A
@@ -118,13 +119,14 @@ KeptForms kept_forms(const Config& config, at::ScalarType weight, at::ScalarType
   const at::ScalarType out = out_dtype_of(config, input);
   KeptForms kept;
   if (on_gpu) {
-    kept.of_weight =
-        hopper_form_bytes(formats.out.right) + hopper_form_bytes(formats.grad_input.right);
+    kept.of_forward = hopper_form_bytes(formats.out.right);
+    kept.of_weight = kept.of_forward + hopper_form_bytes(formats.grad_input.right);
     kept.of_input = hopper_form_bytes(formats.grad_weight.right);
     return kept;
   }
-  kept.of_weight = form_bytes(Gemm::OUT, formats.out, input, weight, out) +
-                   form_bytes(Gemm::GRAD_INPUT, formats.grad_input, out, weight, input);
+  kept.of_forward = form_bytes(Gemm::OUT, formats.out, input, weight, out);
+  kept.of_weight =
+      kept.of_forward + form_bytes(Gemm::GRAD_INPUT, formats.grad_input, out, weight, input);
   kept.of_input = form_bytes(Gemm::GRAD_WEIGHT, formats.grad_weight, out, input, weight);
   if (kept.of_input > itemsize(input)) kept.of_input = 0;  // the input itself is smaller
   return kept;
@@ -370,6 +372,24 @@ std::string layer_name(int64_t number) {
   return "layers." + std::to_string(number) + ".";
 }
 
+// Quantized forms of a converted weight, per element.
+struct FormsOfStep {
+  double waiting = 0;  // at most, from forward to backward
+  double beside = 0;   // of them what a step needs beside the gradients
+};
+
+// A GPU lets go of them with the gradient of a single backward (FormsForOneBackward): they lie where
+// the gradient will, and only what is larger than that comes beside it. The form that forward alone
+// reads is gone by then, unless backward computes forward once more.
+FormsOfStep forms_of_step(const TrainingConfig& t, const KeptForms& forms) {
+  if (t.device != TrainingDevice::CUDA || t.accumulation > 1) {
+    return {.waiting = forms.of_weight, .beside = forms.of_weight};
+  }
+  const bool recomputes = t.activation_checkpointing != Recompute::NONE;
+  const double waiting = recomputes ? forms.of_weight : forms.of_weight - forms.of_forward;
+  return {.waiting = waiting, .beside = std::max(0.0, waiting - gradient_bytes(t))};
+}
+
 // What backward computes again of a block, while it goes through that.
 double recomputed_bytes(const RunConfig& config, const Conversion& conversion, int64_t number,
                         int64_t tensor) {
@@ -457,7 +477,9 @@ MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held) {
   for (const ConversionRow& row : report.converted()) {
     const std::vector<int64_t> shape = held_shape({row.fqn, row.shape}, held).shape;
     plan.codes += code_bytes(*row.config, shape);
-    plan.weight_forms += conversion.forms(row.fqn).of_weight * numel(shape);
+    const FormsOfStep forms = forms_of_step(t, conversion.forms(row.fqn));
+    plan.weight_forms += forms.beside * numel(shape);
+    plan.waiting_forms += forms.waiting * numel(shape);
   }
   for (const SavedTensor& saved : saved_for_backward(config, held.tensor)) {
     plan.saved_a_token += saved.bytes;

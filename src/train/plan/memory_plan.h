@@ -34,8 +34,9 @@ struct MemoryPlan {
   double masters = 0;             // float32 copies that the optimizer steps
   double optimizer = 0;           // the moments: two of AdamW, one of Muon
   double gradients = 0;           // at most, before the step
-  double weight_forms = 0;        // the quantized weights that the CPU path keeps (moe8/memory.h)
-  double codes = 0;               // the same as codes and scales; not in total()
+  double weight_forms = 0;        // quantized weights that are kept beside all this (moe8/memory.h)
+  double waiting_forms = 0;       // those and what lies where gradients will; not in total()
+  double codes = 0;               // quantized weights as codes and scales; not in total()
   double saved_a_token = 0;       // see saved_for_backward
   double recomputed_a_token = 0;  // of the largest part that backward computes again, meanwhile
   double tokens = 0;              // of one forward and backward

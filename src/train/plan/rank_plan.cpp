@@ -100,6 +100,7 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
   const BatchShare share(t.batch_size, t.accumulation, world / parallel.tensor);
   RunConfig own = config;  // what a rank computes at once
   own.training.batch_size = share.rows();
+  own.training.accumulation = share.rounds();
   const MemoryPlan whole = plan_memory(own), one = plan_memory(own, parallel);
 
   const double width = t.weights == Weights::FLOAT32 ? 4 : 2;
@@ -122,7 +123,8 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
     if (held.ranks > 1) shared += held.elements;
   }
   plan.travelling = width * std::min(kTravelling * bucket, 2 * shared);
-  plan.weight_forms = one.weight_forms;
+  // In whole where ranks share sums: what backward frees of forms is not where a part's sums lie.
+  plan.weight_forms = world > 1 ? one.waiting_forms : one.weight_forms;
   plan.saved = one.saved();
   plan.gradients_sent = plan.weights_sent * rounds;
   const double tokens = double(share.rows()) * double(t.seq_len);

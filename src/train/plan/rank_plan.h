@@ -18,8 +18,8 @@ struct RankPlan {
   double optimizer = 0;     // their moments
   double sums = 0;          // their gradients in float32
   double travelling = 0;    // buckets of gradients on their way, at most
-  double weight_forms = 0;  // as of one process (train/plan/memory_plan.h)
-  double saved = 0;         // likewise
+  double weight_forms = 0;  // between forward and backward (train/plan/memory_plan.h)
+  double saved = 0;         // as of one process
   double total() const {
     return weights + masters + optimizer + sums + travelling + weight_forms + saved;
   }

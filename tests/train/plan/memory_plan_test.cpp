@@ -105,7 +105,7 @@ at::Tensor loss_of(Transformer& model, const Batch& batch) {
 int64_t left_out(const RunConfig& config) {
   const TransformerConfig& c = config.model;
   int64_t of_expert = 4;
-  if (c.expert_biases) of_expert += 4 * 2 * c.hidden_dim;
+  if (c.expert_biases) of_expert += 8 * c.hidden_dim;  // of gate and up
   if (c.expert_biases && config.training.weights != Weights::FLOAT32) of_expert += 4 * c.dim;
   return (c.n_layers - c.n_dense_layers) * c.n_experts * of_expert + 8;
 }
@@ -231,6 +231,33 @@ TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {
       expect_planned_step(config, batch, alive(), alive);
     }
   }
+}
+
+// What a GPU lets go of with the gradient of a single backward: weights/weight_cache.h.
+TEST_F(MemoryPlanTest, QuantizedWeightsOfOneBackwardStandWhereGradientsWill) {
+  RunConfig config = small_config();
+  config.training.device = TrainingDevice::CUDA;
+  const auto kept = [&](const char* recipe, int64_t accumulation, Recompute recompute) {
+    config.training.recipe = recipe;
+    config.training.accumulation = accumulation;
+    config.training.activation_checkpointing = recompute;
+    return plan_memory(config).weight_forms;
+  };
+  double converted = 0;
+  config.training.recipe = "fp8_rowwise";
+  for (const ConversionRow& row : plan_conversion(config).converted()) {
+    double elements = 1;
+    for (const int64_t size : row.shape) elements *= double(size);
+    converted += elements;
+  }
+  for (const Recompute recompute : {Recompute::NONE, Recompute::SELECTIVE}) {
+    EXPECT_EQ(kept("fp8_rowwise", 1, recompute), 0);
+    EXPECT_EQ(kept("fp8_rowwise", 2, recompute), 2 * converted);
+    EXPECT_EQ(kept("mxfp8_rceil", 2, recompute), 4 * converted);
+  }
+  EXPECT_EQ(kept("mxfp8_rceil", 1, Recompute::NONE), 0);
+  // Two forms of 2 bytes until forward was computed once more, and then a gradient of 2.
+  EXPECT_EQ(kept("mxfp8_rceil", 1, Recompute::FULL), 2 * converted);
 }
 
 TEST_F(MemoryPlanTest, OneBackwardNeedsNoFloat32Gradients) {

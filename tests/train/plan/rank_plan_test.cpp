@@ -15,6 +15,7 @@
 #include "testing/counting_allocator.h"
 #include "testing/fake_group.h"
 #include "testing/processes.h"
+#include "train/plan/memory_plan.h"
 #include "train/stepper.h"
 
 namespace moe8 {
@@ -203,6 +204,25 @@ TEST_F(RankPlanTest, HoldsForAllRanksOf64) {
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += own[i] / double(kWorld);
   }
   expect_planned(config, kWorld, Counted::from(sum));
+}
+
+// A GPU frees them with the gradient of a single backward. Its own gradient lies there afterwards;
+// what a rank of several keeps of the gradients may be less than that.
+TEST_F(RankPlanTest, AGpuCountsQuantizedWeightsThatBackwardWaitsFor) {
+  RunConfig config = small_config();
+  config.training.device = TrainingDevice::CUDA;
+  config.training.recipe = "fp8_rowwise";
+  config.training.batch_size = 4;
+  config.training.accumulation = 1;
+  const double both = plan_memory(config).waiting_forms * 2;
+  EXPECT_GT(both, 0);
+  EXPECT_EQ(plan_rank(config, 1).weight_forms, 0);
+  EXPECT_EQ(plan_rank(config, 4).weight_forms, both / 2);
+  config.training.activation_checkpointing = Recompute::FULL;  // forward is computed once more
+  EXPECT_EQ(plan_rank(config, 4).weight_forms, both);
+  config.training.activation_checkpointing = Recompute::NONE;
+  config.training.accumulation = 8;  // two backwards of each rank
+  EXPECT_EQ(plan_rank(config, 4).weight_forms, both);
 }
 
 TEST_F(RankPlanTest, SaysWhatDoesNotDivide) {
