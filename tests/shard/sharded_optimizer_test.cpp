@@ -271,12 +271,64 @@ struct Parts {
   }
 };
 
+// A step of one process and of ranks that hold parts. The norm adds up in another order; without
+// clipping the rest is the same bits.
+void expect_same_step(Model& one, Optimizer& alone, Parts& parts, ShardedOptimizer& together,
+                      Parallel& p, int64_t number) {
+  Model grads(at::kBFloat16);
+  for (int64_t batch = 0; batch < kBatches; ++batch) {
+    one.loss(number * kBatches + batch).backward();
+    alone.accumulate();
+  }
+  for (int64_t round = 0; round < kBatches / p.data().size(); ++round) {
+    for (at::Tensor& x : grads.tensors) x.mutable_grad().reset();
+    grads.loss(number * kBatches + round * p.data().size() + p.data().rank()).backward();
+    parts.take_gradients(grads, p.tensor());
+    together.accumulate();
+  }
+  const at::Tensor norm = alone.clip_gradients(), shared_norm = together.clip_gradients();
+  EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
+  alone.set_learning_rate(1e-2);
+  together.set_learning_rate(1e-2);
+  alone.step();
+  together.step();
+  for (size_t i = 0; i < one.tensors.size(); ++i) {
+    EXPECT_TRUE(same_bits(parts.own(i, one.tensors[i].detach(), p.tensor()).contiguous(),
+                          parts.model.tensors[i].detach()))
+        << one.names[i] << " after step " << number;
+  }
+}
+
+using Tensors = std::map<std::string, at::Tensor>;
+
+// What one process keeps of them.
+at::Tensor rows_of(const Tensors& whole, const OwnedRows& rows) {
+  const at::Tensor& all = whole.at(rows.name);
+  if (all.dim() == 0) return all;
+  const at::Tensor own = all.narrow(0, rows.first_row, rows.tensor.size(0));
+  return all.dim() == 1 ? own : own.narrow(1, rows.first_column, rows.tensor.size(1)).contiguous();
+}
+
+// The ranks keep what one process does, each element once.
+void expect_all_kept(ShardedOptimizer& optimizer, const Tensors& whole, const Group& world) {
+  std::map<std::string, int64_t> elements;
+  for (const OwnedRows& rows : optimizer.state()) {
+    EXPECT_TRUE(same_bits(rows_of(whole, rows), rows.tensor)) << rows.name;
+    elements[rows.name] += rows.tensor.numel();
+  }
+  for (const auto& [name, all] : whole) {
+    if (name.ends_with("frozen")) continue;
+    const at::Tensor count = at::tensor({elements[name]});
+    all_reduce_(world, count);
+    EXPECT_EQ(count.item<int64_t>(), all.numel()) << name;
+  }
+}
+
 TEST(ShardedOptimizer, PartsOfMatricesAreSteppedAndKept) {
   in_processes(
       {2, 4},
       [](Parallel& p) {
         const Group& tensor = p.tensor();
-        // The norm adds up in another order; without clipping the rest is the same bits.
         const OptimizerOptions options{.max_grad_norm = 0};
         const ShardingGroups groups{.all = p.world(), .part_data = p.data()};
         Model one(at::kBFloat16);
@@ -284,53 +336,12 @@ TEST(ShardedOptimizer, PartsOfMatricesAreSteppedAndKept) {
         Parts several(tensor, UpdateRule::ADAMW);
         ShardedOptimizer together(several.list, options, groups,
                                   {.bucket_elements = 60'000, .overlap = false});
-        const auto step = [&](Parts& parts, ShardedOptimizer& optimizer, int64_t number) {
-          Model grads(at::kBFloat16);
-          for (int64_t batch = 0; batch < kBatches; ++batch) {
-            one.loss(number * kBatches + batch).backward();
-            alone.accumulate();
-          }
-          for (int64_t round = 0; round < kBatches / p.data().size(); ++round) {
-            for (at::Tensor& x : grads.tensors) x.mutable_grad().reset();
-            grads.loss(number * kBatches + round * p.data().size() + p.data().rank()).backward();
-            parts.take_gradients(grads, tensor);
-            optimizer.accumulate();
-          }
-          const at::Tensor norm = alone.clip_gradients(), shared_norm = optimizer.clip_gradients();
-          EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
-          alone.set_learning_rate(1e-2);
-          optimizer.set_learning_rate(1e-2);
-          alone.step();
-          optimizer.step();
-          for (size_t i = 0; i < one.tensors.size(); ++i) {
-            EXPECT_TRUE(same_bits(parts.own(i, one.tensors[i].detach(), tensor).contiguous(),
-                                  parts.model.tensors[i].detach()))
-                << one.names[i] << " after step " << number;
-          }
-        };
-        step(several, together, 0);
+        expect_same_step(one, alone, several, together, p, 0);
 
-        std::map<std::string, at::Tensor> expected;
+        Tensors expected;
         for (auto& [name, whole] : alone.state()) expected[name] = whole.detach().clone();
-        const auto place = [&](const OwnedRows& rows) {
-          const at::Tensor& all = expected.at(rows.name);
-          if (all.dim() == 0) return all;
-          const at::Tensor own = all.narrow(0, rows.first_row, rows.tensor.size(0));
-          return all.dim() == 1
-                     ? own
-                     : own.narrow(1, rows.first_column, rows.tensor.size(1)).contiguous();
-        };
-        std::map<std::string, int64_t> elements;
-        for (const OwnedRows& rows : together.state()) {
-          EXPECT_TRUE(same_bits(place(rows), rows.tensor)) << rows.name;
-          elements[rows.name] += rows.tensor.numel();
-        }
-        for (const auto& [name, all] : expected) {
-          if (name.ends_with("frozen")) continue;
-          const at::Tensor count = at::tensor({elements[name]});
-          all_reduce_(p.world(), count);
-          EXPECT_EQ(count.item<int64_t>(), all.numel()) << name;
-        }
+        const auto place = [&](const OwnedRows& rows) { return rows_of(expected, rows); };
+        expect_all_kept(together, expected, p.world());
 
         // Another one goes on from what one process wrote.
         Parts next(tensor, UpdateRule::ADAMW);
@@ -342,7 +353,7 @@ TEST(ShardedOptimizer, PartsOfMatricesAreSteppedAndKept) {
         }
         ShardedOptimizer other(next.list, options, groups, {.overlap = false});
         other.restore(place);
-        step(next, other, 1);
+        expect_same_step(one, alone, next, other, p, 1);
 
         Parts muon(tensor, UpdateRule::MUON);
         EXPECT_THAT(error_of([&] { ShardedOptimizer(muon.list, options, groups); }),

@@ -58,6 +58,7 @@ class Process {
     std::vector<std::string> entries;
     for (const auto& [name, value] : variables) entries.push_back(name + "=" + value);
     std::vector<char*> environment;
+    environment.reserve(entries.size() + 1);
     for (std::string& entry : entries) environment.push_back(entry.data());
     environment.push_back(nullptr);
     std::string program = "/proc/self/exe", filter = "--gtest_filter=" + test_name();

@@ -142,8 +142,10 @@ TEST(TokenizerTest, ThreadsShareOne) {
   std::vector<std::vector<uint32_t>> results(4);
   {
     std::vector<std::jthread> threads;
-    for (auto& result : results)
+    threads.reserve(results.size());
+    for (auto& result : results) {
       threads.emplace_back([&] { result = tokenizer.encode("abc abbc é"); });
+    }
   }
   for (const auto& result : results) EXPECT_EQ(result, results.front());
 }

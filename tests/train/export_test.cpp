@@ -2,6 +2,8 @@
 // From a published model by way of a run to a published model.
 #include "train/export.h"
 
+#include <ATen/TensorOperators.h>
+
 #include <cmath>
 #include <filesystem>
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <optional>
@@ -88,10 +89,9 @@ class Killer {
  private:
   static bool is_writing(const std::string& checkpoints) {
     std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(checkpoints, ignored)) {
-      if (entry.path().extension() == ".partial") return true;
-    }
-    return false;
+    const std::filesystem::directory_iterator entries(checkpoints, ignored);
+    return std::ranges::any_of(
+        entries, [](const auto& entry) { return entry.path().extension() == ".partial"; });
   }
 
   std::atomic<bool> ends_ = false;
@@ -145,7 +145,7 @@ void expect_named(const std::vector<EndedProcess>& ended, const Kill& kill, bool
 
 int64_t kills_wanted() {
   const char* const text = std::getenv("MOE8_TEST_KILLS");
-  return text ? std::max(1, std::atoi(text)) : 4;
+  return text ? std::max(1LL, std::strtoll(text, nullptr, 10)) : 4;
 }
 
 // What a run of this split leaves, and how long it takes, when nobody is killed.

@@ -2,6 +2,8 @@
 // One checkpoint and a folder of them: written whole, checked byte by byte, kept and set aside.
 #include "train/store/checkpoint.h"
 
+#include <ATen/ops/arange.h>
+
 #include <filesystem>
 
 #include "testing/compare.h"
