@@ -141,9 +141,9 @@ struct NumericsOptions {
 /// Read completely: operands for amax, offs for the tokens. Sampled: rows (or columns, for
 /// products that contract rows) evenly spaced, and quantized as the product quantizes them, so each
 /// value counted is one that the product used. On a CPU a product costs a few times its own time
-/// while it is watched. On a GPU it costs the launch of ten small kernels and more, the host waits once
-/// per set of offs, and samples are measured when the report is asked for. Inputs are kept in high
-/// precision until backward. So watch one step in fifty.
+/// while it is watched. On a GPU it costs the launch of two or three small kernels, the host waits once per set
+/// of offs, and samples are measured when the report is asked for. Inputs are kept in high precision
+/// until backward. So watch one step in fifty.
 ///
 /// Safe with backward's threads; several monitors may live at a time. Deterministic for one thread.
 class NumericsMonitor {

@@ -98,9 +98,16 @@ OperandSums sums_in_high_precision(const at::Tensor& x) {
   return sums;
 }
 
+// NaN where one of the magnitudes is NaN.
 double amax_of(const OperandSample& sample) {
-  const double low = sample.range[0].item<double>(), high = sample.range[1].item<double>();
-  return std::isnan(low) ? low : std::max(std::abs(low), std::abs(high));
+  const at::Tensor parts = as(at::kFloat, sample.magnitudes);
+  const auto* magnitudes = parts.const_data_ptr<float>();
+  double amax = 0;
+  for (int64_t i = 0; i < parts.numel() && !std::isnan(amax); ++i) {
+    const auto magnitude = static_cast<double>(magnitudes[i]);
+    if (!(magnitude <= amax)) amax = magnitude;
+  }
+  return amax;
 }
 
 OperandSums sums_of(const OperandSample& sample, const OperandFormat& format) {
@@ -136,7 +143,7 @@ void add_errors(ErrorSums& sums, const at::Tensor& reference, const at::Tensor& 
 ErrorSums sums_of(Gemm gemm, const ResultSample& sample) {
   ErrorSums sums;
   if (sample.expected.defined()) {
-    add_errors(sums, sample.expected, sample.got);
+    add_errors(sums, sample.expected.sum(1), sample.got);
     return sums;
   }
   int64_t begin = 0;

@@ -4,17 +4,16 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
 
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <optional>
-#include <string>
-#include <utility>
+#include <unordered_map>
 #include <vector>
 
 #include "gemm/low_precision_gemm.h"
+#include "numerics/sample_memory.h"
+#include "numerics/take.h"
 
 namespace moe8 {
 
@@ -26,19 +25,12 @@ struct Sampling {
   double phase;  // 0 <= phase < 1: shifts evenly spaced samples
 };
 
-/// A group of rows of which a part is looked at.
-struct SampledGroup {
-  int64_t index;
-  int64_t begin;  // rows
-  int64_t size;
-};
-
 /// Slices of an operand, whole along the contracted axis, so that they are quantized as it is.
 struct OperandSample {
   at::Tensor x;
   int64_t axis = 0;                // contracted
   std::optional<at::Tensor> offs;  // of groups along axis 0; on the CPU
-  at::Tensor range[2];             // least and largest value of the whole operand
+  at::Tensor magnitudes;           // the largest of each part of the whole operand, NaN beyond it
 };
 
 /// Some elements of a result, group by group, and what they follow from.
@@ -46,7 +38,7 @@ struct ResultSample {
   at::Tensor got{};             // OUT, GRAD_INPUT: [sum of rows, C]; GRAD_WEIGHT: [G, B, C]
   at::Tensor left{}, right{};   // OUT, GRAD_INPUT: [sum of rows, K], [G, C, K] or [G, K, C]
   std::vector<int64_t> rows{};  // of each of the G groups in `left` and `got`
-  at::Tensor expected{};        // GRAD_WEIGHT: float64 [G, B, C]
+  at::Tensor expected{};  // GRAD_WEIGHT: float64 [G, parts, B, C], to be summed over the parts
 };
 
 struct ProductSample {
@@ -71,45 +63,31 @@ class Sampler {
   /// @param problem  with operands that have their source.
   /// @param result   what the kernel left.
   ProductSample take(const GemmProblem& problem, const at::Tensor& result);
-  /// Forgets the operands that it knows.
+  /// Forgets the operands that it knows, and the memory of samples that it took.
   void release();
 
  private:
+  /// By what is read of which memory; that may be gone, and others there.
   struct Known {
-    at::Tensor operand;  // keeps its memory from being used again
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    std::vector<int64_t> sizes, strides;
+    at::ScalarType dtype;
     uint32_t version;
-    at::Tensor least, most;
+    at::Tensor magnitudes;
   };
-
-  at::Tensor index(const std::vector<int64_t>& indices, const at::Device& device);
-  at::Tensor take_along(const at::Tensor& x, int64_t axis, const std::vector<int64_t>& indices);
-  void measure_range(const at::Tensor& x, OperandSample& sample);
-  OperandSample take_rows(Gemm gemm, const at::Tensor& operand, int64_t rows,
-                          const std::optional<at::Tensor>& offs);
-  OperandSample take_weight(Gemm gemm, const at::Tensor& weight);
   struct Product;
-  ResultSample take_rows_of_groups(const Product& p, const at::Tensor& result);
-  ResultSample take_blocks_of_groups(Product p, const at::Tensor& result);
+
+  at::Tensor allot_part(Product& p, const at::Tensor& from, std::vector<Picks> axes);
+  at::Tensor magnitudes_of(const at::Tensor& x);
+  OperandSample take_rows(Product& p, const at::Tensor& operand);
+  OperandSample take_weight(Product& p);
+  ResultSample take_rows_of_groups(Product& p, const at::Tensor& result);
+  ResultSample take_blocks_of_groups(Product& p, const at::Tensor& result);
 
   const Sampling sampling_;
-  std::mutex mutex_;  // guards the following
-  std::map<std::pair<std::string, std::vector<int64_t>>, at::Tensor> indices_;  // by device
-  std::vector<Known> known_;                                                    // the last ones
+  SampleMemory memory_;
+  std::mutex mutex_;                              // guards the following
+  std::unordered_map<const void*, Known> known_;  // by address: the last one there
 };
-
-/// The way of samples to the host.
-class HostCopy {
- public:
-  /// Launches the copies; the tensors are then those on the host, to be read after wait().
-  explicit HostCopy(const std::vector<at::Tensor*>& tensors);
-  void wait() const;
-
- private:
-  std::vector<at::Tensor> pinned_;
-  std::vector<c10::Event> ready_;
-};
-
-/// `count` indices below `size`, evenly spaced; all of them when there are no more.
-std::vector<int64_t> spaced(int64_t size, int64_t count, double phase);
 
 }  // namespace moe8

@@ -29,22 +29,27 @@ void Health::stop() {
 void Health::finish(const std::vector<ExpertTokens>& experts) {
   starved_.add(experts);
   if (!monitor_) return;
+  // All of it on a thread of its own, beside the steps that follow.
+  const auto complete = [step = step_, experts,
+                         starved = starved_.take()](std::future<NumericsReport> report) {
+    Look look{step, report.get(), {}};
+    look.report.experts = experts;
+    look.report.warnings = warnings_of(look.report, default_numerics_bounds());
+    look.report.warnings.insert(look.report.warnings.end(), starved.begin(), starved.end());
+    look.json = look.report.to_json();
+    return look;
+  };
   std::future<NumericsReport> report = monitor_->report_later();
   pending_.emplace(
-      Pending{step_, std::move(monitor_), std::move(report), experts, starved_.take()});
+      Pending{std::move(monitor_), std::async(std::launch::async, complete, std::move(report))});
 }
 
 std::optional<Look> Health::take(bool waits) {
   if (!pending_) return std::nullopt;
-  if (!waits && pending_->report.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+  if (!waits && pending_->look.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
     return std::nullopt;
   }
-  Look look{pending_->step, pending_->report.get()};
-  look.report.experts = std::move(pending_->experts);
-  look.report.warnings = warnings_of(look.report, default_numerics_bounds());
-  for (NumericsWarning& warning : pending_->starved) {
-    look.report.warnings.push_back(std::move(warning));
-  }
+  Look look = pending_->look.get();
   pending_.reset();
   return look;
 }

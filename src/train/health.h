@@ -21,6 +21,7 @@ namespace moe8 {
 struct Look {
   int64_t step;
   NumericsReport report;
+  std::string json;  // report.to_json(), which takes longer than a small model's step
 };
 
 /// Call for every step start(), then stop() after the batch that is to be watched, finish()
@@ -46,11 +47,8 @@ class Health {
  private:
   /// Between finish() and take().
   struct Pending {
-    int64_t step;
-    std::unique_ptr<NumericsMonitor> monitor;  // outlives the report
-    std::future<NumericsReport> report;
-    std::vector<ExpertTokens> experts;
-    std::vector<NumericsWarning> starved;
+    std::unique_ptr<NumericsMonitor> monitor;  // outlives the look
+    std::future<Look> look;
   };
 
   TransformerImpl& model_;

@@ -392,7 +392,7 @@ void Run::look() {
 void Run::show_health(bool waits) {
   const auto seen = health_->take(waits);
   if (!seen) return;
-  metrics_->write(seen->step, seen->report);
+  metrics_->write_numerics(seen->step, seen->json);
   if (events_) events_->write(seen->step, scalars_of(seen->report));
   progress_.warn(row_, health_->fresh_warnings(*seen));
 }

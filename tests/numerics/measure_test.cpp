@@ -103,7 +103,7 @@ TEST(Measure, ASampleIsQuantizedAsTheWhole) {
       const Whole whole = left_of(p);
       const int64_t axis = gemm == Gemm::GRAD_WEIGHT ? 1 : 0;
       const int64_t count = std::max<int64_t>(4, 256 / whole.x.size(1 - axis));
-      const at::Tensor indices = at::tensor(spaced(whole.x.size(axis), count, 0.4));
+      const at::Tensor indices = at::tensor(indices_of(spaced(whole.x.size(axis), count), 0.4));
       ASSERT_LT(indices.numel(), whole.x.size(axis));
       const at::Tensor x = whole.x.index_select(axis, indices);
       const at::Tensor q = whole.q.index_select(axis, indices);
@@ -257,12 +257,12 @@ TEST(Measure, SumsAddUp) {
 }
 
 TEST(Measure, SpacedIndicesRiseAndStayInside) {
-  EXPECT_EQ(spaced(5, 9, 0.9), (std::vector<int64_t>{0, 1, 2, 3, 4}));
-  EXPECT_EQ(spaced(100, 4, 0), (std::vector<int64_t>{0, 25, 50, 75}));
-  EXPECT_EQ(spaced(100, 4, 0.5), (std::vector<int64_t>{12, 37, 62, 87}));
-  EXPECT_EQ(spaced(0, 4, 0.5), std::vector<int64_t>{});
+  EXPECT_EQ(indices_of(spaced(5, 9), 0.9), (std::vector<int64_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(indices_of(spaced(100, 4), 0), (std::vector<int64_t>{0, 25, 50, 75}));
+  EXPECT_EQ(indices_of(spaced(100, 4), 0.5), (std::vector<int64_t>{12, 37, 62, 87}));
+  EXPECT_EQ(indices_of(spaced(0, 4), 0.5), std::vector<int64_t>{});
   for (int i = 0; i < 100; ++i) {
-    const auto indices = spaced(97, 31, i / 100.0);
+    const auto indices = indices_of(spaced(97, 31), i / 100.0);
     EXPECT_TRUE(std::ranges::adjacent_find(indices, std::greater_equal{}) == indices.end());
     EXPECT_LT(indices.back(), 97);
   }

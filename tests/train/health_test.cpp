@@ -158,7 +158,7 @@ TEST(Metrics, NumericsLinesStandBesideStepsAndAreReadOnTheirOwn) {
   report.warnings = {{"w out.input", NumericsQuantity::UNDERFLOW_SHARE, 0.25, {}}};
   {
     MetricsFile file(folder / "m.jsonl");
-    file.write(3, report);
+    file.write_numerics(3, report.to_json());
     file.write(StepMetrics{.step = 3});
   }
   EXPECT_EQ(read_metrics(folder / "m.jsonl").size(), 1u);

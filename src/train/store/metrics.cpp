@@ -233,10 +233,8 @@ void MetricsFile::write(const RunStart& start) {
   write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-void MetricsFile::write(int64_t step, const NumericsReport& report) {
-  nlohmann::ordered_json line{{"kind", "numerics"}, {"step", step}};
-  line.update(nlohmann::ordered_json::parse(report.to_json()));
-  write(line.dump());
+void MetricsFile::write_numerics(int64_t step, std::string_view report) {
+  write(concat(R"({"kind":"numerics","step":)", step, ",", report.substr(1)));
 }
 
 void MetricsFile::write(const std::string& line) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/file.h"
@@ -103,9 +104,9 @@ class MetricsFile {
   explicit MetricsFile(const std::string& path, int64_t last_step = 0);
   /// Appends one line, which other programs see at once. @throws c10::Error on a failure to write.
   void write(const StepMetrics& metrics);
-  /// The same for {"kind": "numerics", "step": step, ...}, the rest as NumericsReport::to_json().
+  /// The same for {"kind": "numerics", "step": step, ...}, the rest from NumericsReport::to_json().
   /// Call it before a checkpoint of this step or a later one is made.
-  void write(int64_t step, const NumericsReport& report);
+  void write_numerics(int64_t step, std::string_view json);
   /// The same for {"kind": "start", "step": start.step, ...}.
   void write(const RunStart& start);
   /// Waits until the disk has all lines.
