@@ -18,7 +18,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ("include", "src", "apps", "tests", "bench", "examples", "tools")
+FOLDERS = ("include", "src", "apps", "tests", "bench", "examples", "tools", "python")
 SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 # header: names after std:: that it alone should provide, as alternatives of a regular expression

@@ -7,6 +7,7 @@
 #include "autograd/function_parts.h"
 #include "autograd/group_bias.h"
 #include "autograd/shared_input.h"
+#include "gemm/low_precision_gemm.h"
 #include "moe8/memory.h"
 #include "quantize/check_input.h"
 #include "weights/backward_end.h"

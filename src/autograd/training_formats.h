@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a config means: the format of every operand of the three GEMMs. One table for all recipes.
+// What a config means: the format of every operand of the three GEMMs. One table for all recipes,
+// without tensors.
 #pragma once
 
-#include "gemm/low_precision_gemm.h"
 #include "moe8/config.h"
+#include "operand/operand_format.h"
 
 namespace moe8 {
 

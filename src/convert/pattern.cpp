@@ -42,7 +42,7 @@ std::string error_text(int code) {
 
 MatchContext make_limits() {
   MatchContext context(pcre2_match_context_create(nullptr));
-  TORCH_CHECK(context, "out of memory");
+  MOE8_CHECK(context, "Pattern", "", "out of memory");
   pcre2_set_match_limit(context.get(), kMatchLimit);
   pcre2_set_depth_limit(context.get(), kDepthLimit);
   pcre2_set_heap_limit(context.get(), kHeapLimitKib);
@@ -103,7 +103,7 @@ bool Pattern::matches(std::string_view name) const {
   static const MatchContext limits = make_limits();
   const std::unique_ptr<pcre2_match_data, FreeMatchData> data(
       pcre2_match_data_create_from_pattern(code_.get(), nullptr));
-  TORCH_CHECK(data, "out of memory");
+  MOE8_CHECK(data, "Pattern", "", "out of memory");
   const int result =
       pcre2_match(code_.get(), bytes(name), name.size(), 0, 0, data.get(), limits.get());
   MOE8_CHECK(result >= 0 || result == PCRE2_ERROR_NOMATCH, "FqnToConfig",

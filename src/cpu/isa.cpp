@@ -39,6 +39,16 @@ bool has_bf16_products() {
 #endif
 }
 
+bool prefers_bf16_products() {
+  static const bool prefers = [] {
+    const char* wanted = std::getenv("MOE8_CPU_GEMM");
+    if (wanted && std::string_view(wanted) == "bf16") return true;
+    if (wanted && std::string_view(wanted) == "float32") return false;
+    return has_bf16_products();
+  }();
+  return prefers;
+}
+
 Isa best_isa() {
   static const Isa best = [] {
     const char* wanted = std::getenv("MOE8_CPU_ISA");

@@ -35,6 +35,10 @@ bool has_isa(Isa isa);
 /// avx512_bf16: this CPU multiplies bf16 in hardware.
 bool has_bf16_products();
 
+/// Whether products of bf16 values are to be computed in bf16, not float32: where the hardware does,
+/// or as MOE8_CPU_GEMM=bf16|float32 asks.
+bool prefers_bf16_products();
+
 /// A kernel, compiled once per instruction set: PerIsa<kernel>::run(isa, arguments...). It must be
 /// of an unnamed namespace, so that these belong to one file.
 template <auto kKernel>

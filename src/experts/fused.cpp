@@ -17,6 +17,7 @@
 
 #include "autograd/function_parts.h"
 #include "base/check.h"
+#include "gemm/low_precision_gemm.h"
 #include "moe8/float8.h"
 #include "quantize/check_input.h"
 #include "routing/rows.h"

@@ -17,14 +17,6 @@
 
 namespace moe8 {
 
-/// Formats of the two operands of one GEMM.
-struct GemmFormats {
-  OperandFormat left;
-  OperandFormat right;
-  bool use_fast_accum = false;
-  bool operator==(const GemmFormats&) const = default;
-};
-
 struct GemmProblem {
   Gemm gemm;
   Operand left;

@@ -5,9 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
-#include <cstdlib>
-#include <string_view>
-
 #include "base/check.h"
 #include "base/plain_text.h"
 #include "cpu/isa.h"
@@ -117,13 +114,7 @@ std::optional<std::string> speed_refusal(const GemmProblem& p) {
 }  // namespace
 
 bool cpu_prefers_bf16() {
-  static const bool prefers = [] {
-    const char* wanted = std::getenv("MOE8_CPU_GEMM");
-    if (wanted && std::string_view(wanted) == "bf16") return true;
-    if (wanted && std::string_view(wanted) == "float32") return false;
-    return cpu::has_bf16_products();
-  }();
-  return prefers;
+  return cpu::prefers_bf16_products();
 }
 
 std::optional<std::string> torch_bf16_refusal(const GemmProblem& p) {

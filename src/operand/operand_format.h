@@ -32,6 +32,14 @@ struct Float8Format {
 
 using OperandFormat = std::variant<HighPrecision, MxFormat, Float8Format>;
 
+/// Formats of the two operands of one GEMM.
+struct GemmFormats {
+  OperandFormat left;
+  OperandFormat right;
+  bool use_fast_accum = false;
+  bool operator==(const GemmFormats&) const = default;
+};
+
 /// "mx float8_e4m3fn rceil", for logs.
 std::string to_string(const OperandFormat& format);
 

@@ -18,7 +18,7 @@ for page in README.md CONTRIBUTING.md docs/*.md docs/decisions/*.md; do
   for link in $(grep -oE '\]\([^)#:]+[)#]' "$page" | sed -E 's/^\]\(//; s/[)#]$//'); do
     [ -e "$folder/$link" ] || complain "$page" "$link"
   done
-  for path in $(grep -oE '`(src|include|tests|apps|bench|cmake|tools|configs|data|docs|examples)/[A-Za-z0-9_./-]+`' \
+  for path in $(grep -oE '`(src|include|tests|apps|bench|cmake|tools|configs|data|docs|examples|python)/[A-Za-z0-9_./-]+`' \
                 "$page" | tr -d '`'); do
     [ -e "$path" ] || complain "$page" "$path"
   done

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Other libraries' seams; each module is imported where its library is."""

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torch.ops.moe8: every operation with a fake kernel and autograd, and the functions that people call.
+
+Configs are passed to operations as text (str(config), or a recipe's name)."""
+import torch
+from torch import Tensor
+from typing import Optional
+
+from . import _experts, _products, _quantize
+from ._native import Error, fail
+from ._tensors import (ELEMS, check_device, check_dtype, check_offs, choice, describe)
+from .config import config_text, meaning
+
+_library = torch.library.Library("moe8", "DEF")
+_DEVICES = ("CPU", "CUDA")
+
+
+def _define(schema, kernel, fake):
+    name = schema[:schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in _DEVICES:
+        _library.impl(name, kernel, device)
+    torch.library.register_fake(f"moe8::{name}", fake, lib=_library)
+
+
+def _once(name):
+    """Gradients of gradients are refused: they would not be those of quantized products."""
+    def refuse(ctx, *grads):
+        raise Error(f"[{name}] backward: expected one differentiation, got a second (create_graph=True). "
+                    "Take the conversion back with moe8.dequantize_() for second derivatives.")
+    torch.library.register_autograd(f"moe8::{name}", refuse, lib=_library)
+
+
+def _autograd(name, backward, setup_context):
+    torch.library.register_autograd(f"moe8::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+# ---- quantizers -----------------------------------------------------------------------------------------
+def _fake_quantize_codes_mx(x, elem, mode, axis=-1, offs=None):
+    number = choice("quantize_mx", "elem", elem, ELEMS)
+    shape, dtype = _quantize.packed_shape(x.shape, number)
+    scale = _quantize.scale_shape_mx(x, axis % x.dim(), offs)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(scale, dtype=torch.float8_e8m0fnu)
+
+
+def _fake_quantize_codes_float8(x, elem, round_scales_to_power_of_2=False, axis=None, offs=None):
+    number = choice("quantize_float8", "elem", elem, ELEMS)
+    shape, dtype = _quantize.packed_shape(x.shape, number)
+    scale = _quantize.scale_shape_float8(x, None if axis is None else axis % x.dim(), offs)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(scale, dtype=torch.float32)
+
+
+def _fake_values(x, *_arguments, dtype=None, **_named):
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
+_define("quantize_mx(Tensor x, str elem, str mode, int axis=-1, Tensor? offs=None) -> (Tensor data, Tensor scale)",
+        lambda x, elem, mode, axis=-1, offs=None: _quantize.quantize_mx(x, elem, mode, axis, offs),
+        _fake_quantize_codes_mx)
+_define("fake_quantize_mx(Tensor x, str elem, str mode, int axis=-1, Tensor? offs=None, *, ScalarType? dtype=None) "
+        "-> Tensor",
+        lambda x, elem, mode, axis=-1, offs=None, dtype=None:
+        _quantize.fake_quantize_mx(x, elem, mode, axis, offs, dtype), _fake_values)
+_define("dequantize_mx(Tensor data, Tensor scale, str elem, SymInt[] shape, int axis=-1, Tensor? offs=None, *, "
+        "ScalarType dtype) -> Tensor",
+        lambda data, scale, elem, shape, axis=-1, offs=None, *, dtype:
+        _quantize.dequantize_mx(data, scale, elem, shape, axis, offs, dtype),
+        lambda data, scale, elem, shape, axis=-1, offs=None, *, dtype: data.new_empty(shape, dtype=dtype))
+_define("quantize_float8(Tensor x, str elem, bool round_scales_to_power_of_2=False, int? axis=None, "
+        "Tensor? offs=None) -> (Tensor data, Tensor scale)",
+        lambda x, elem, round_scales_to_power_of_2=False, axis=None, offs=None:
+        _quantize.quantize_float8(x, elem, round_scales_to_power_of_2, axis, offs), _fake_quantize_codes_float8)
+_define("fake_quantize_float8(Tensor x, str elem, bool round_scales_to_power_of_2=False, int? axis=None, "
+        "Tensor? offs=None, *, ScalarType? dtype=None) -> Tensor",
+        lambda x, elem, round_scales_to_power_of_2=False, axis=None, offs=None, dtype=None:
+        _quantize.fake_quantize_float8(x, elem, round_scales_to_power_of_2, axis, offs, dtype), _fake_values)
+_define("dequantize_float8(Tensor data, Tensor scale, str elem, int? axis=None, Tensor? offs=None, *, "
+        "ScalarType dtype) -> Tensor",
+        lambda data, scale, elem, axis=None, offs=None, *, dtype:
+        _quantize.dequantize_float8(data, scale, elem, axis, offs, dtype),
+        lambda data, scale, elem, axis=None, offs=None, *, dtype: torch.empty(data.shape, dtype=dtype,
+                                                                              device=data.device))
+
+
+# ---- products -------------------------------------------------------------------------------------------
+# grouped_mm and linear are one product; two names, so that selective checkpointing can tell them apart.
+def _product(A, W, offs, bias, config, out_dtype):
+    out = _products.forward("grouped_mm", A, W, offs, config, out_dtype)
+    return out if bias is None else _products.add_bias(out, bias, offs)
+
+
+def _product_backward(grad_out, A, W, offs, config, needs_A, needs_W):
+    return _products.backward("grouped_mm", grad_out, A, W, offs, config, needs_A, needs_W)
+
+
+def _fake_product_backward(grad_out, A, W, offs, config, needs_A, needs_W):
+    return (A.new_empty(A.shape if needs_A else (0,)), W.new_empty(W.shape if needs_W else (0,)))
+
+
+def _linear(x, weight, config):
+    rows = x.reshape(-1, weight.shape[1]) if weight.shape[1] else x.reshape(x.shape[:-1].numel(), 0)
+    out = _products.forward("linear", rows, weight.unsqueeze(0), None, config, x.dtype)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _linear_backward(grad_out, x, weight, config, needs_x, needs_weight):
+    n, k = weight.shape
+    rows = x.shape[:-1].numel()
+    grad_x, grad_w = _products.backward("linear", grad_out.reshape(rows, n), x.reshape(rows, k), weight.unsqueeze(0),
+                                        None, config, needs_x, needs_weight)
+    return grad_x.view(x.shape) if needs_x else grad_x, grad_w.view(n, k) if needs_weight else grad_w
+
+
+_define("grouped_mm(Tensor A, Tensor W, Tensor offs, Tensor? bias, str config, ScalarType out_dtype) -> Tensor",
+        _product, lambda A, W, offs, bias, config, out_dtype:
+        torch.empty((A.shape[0], W.shape[1]), dtype=out_dtype, device=A.device))
+_define("grouped_mm_backward(Tensor grad_out, Tensor A, Tensor W, Tensor offs, str config, bool needs_A, "
+        "bool needs_W) -> (Tensor, Tensor)", _product_backward, _fake_product_backward)
+_define("grouped_bias_grad(Tensor grad_out, Tensor offs, int groups) -> Tensor",
+        lambda grad_out, offs, groups: _products.group_sums(grad_out, offs, groups),
+        lambda grad_out, offs, groups: grad_out.new_empty((groups, grad_out.shape[1]), dtype=torch.float32))
+_define("linear(Tensor x, Tensor weight, str config) -> Tensor", _linear,
+        lambda x, weight, config: torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device))
+_define("linear_backward(Tensor grad_out, Tensor x, Tensor weight, str config, bool needs_x, bool needs_weight) "
+        "-> (Tensor, Tensor)", _linear_backward,
+        lambda grad_out, x, weight, config, needs_x, needs_weight:
+        (torch.empty(x.shape if needs_x else (0,), dtype=x.dtype, device=x.device),
+         torch.empty(weight.shape if needs_weight else (0,), dtype=weight.dtype, device=weight.device)))
+
+
+def _save_grouped(ctx, inputs, output):
+    A, W, offs, bias, ctx.config, _ = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(A, W, offs)
+
+
+def _grouped_grads(ctx, grad_out):
+    A, W, offs = ctx.saved_tensors
+    needs_A, needs_W, _, needs_bias = ctx.needs_input_grad[:4]
+    grad_A = grad_W = grad_bias = None
+    if needs_A or needs_W:
+        grad_A, grad_W = torch.ops.moe8.grouped_mm_backward(grad_out, A, W, offs, ctx.config, needs_A, needs_W)
+    if ctx.bias_dtype is not None and needs_bias:
+        grad_bias = torch.ops.moe8.grouped_bias_grad(grad_out, offs, W.shape[0]).to(ctx.bias_dtype)
+    return grad_A if needs_A else None, grad_W if needs_W else None, None, grad_bias, None, None
+
+
+def _save_linear(ctx, inputs, output):
+    x, weight, ctx.config = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _linear_grads(ctx, grad_out):
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    grad_x, grad_w = torch.ops.moe8.linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight)
+    return grad_x if needs_x else None, grad_w if needs_weight else None, None
+
+
+_autograd("grouped_mm", _grouped_grads, _save_grouped)
+_autograd("linear", _linear_grads, _save_linear)
+for _name in ("grouped_mm_backward", "linear_backward", "grouped_bias_grad"):
+    _once(_name)
+
+
+# ---- the layer of experts ---------------------------------------------------------------------------------
+_EXPERTS = ("Tensor x, Tensor w13, Tensor w2, Tensor experts, Tensor? scores, Tensor? b13, Tensor? b2, "
+            "str config13, str config2, bool interleaved, bool clamped, float alpha, float limit, "
+            "bool scores_on_input")
+_NEEDS = ("x", "w13", "w2", "scores", "b13", "b2")  # in the order of gradients
+
+
+def _experts_forward(x, w13, w2, experts, scores, b13, b2, *options):
+    return _experts.forward(x, w13, w2, experts, scores, b13, b2, _experts.Options(*options))
+
+
+def _fake_experts(x, w13, w2, experts, scores, b13, b2, *options):
+    dtype = _experts.hidden_dtype(x, _experts.Options(*options))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), \
+        torch.empty((experts.numel(), w13.shape[1]), dtype=dtype, device=x.device)
+
+
+def _experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
+    *options, needs = options_and_needs
+    needs = {name for name, wanted in zip(_NEEDS, needs) if wanted}
+    grads = _experts.backward(grad_out, x, w13, w2, experts, scores, b13, b2, hidden, _experts.Options(*options), needs)
+    return tuple(x.new_empty(0) if getattr(grads, name) is None else getattr(grads, name) for name in _NEEDS)
+
+
+def _fake_experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
+    like = dict(zip(_NEEDS, (x, w13, w2, scores, b13, b2)))
+    return tuple(torch.empty(like[name].shape, dtype=like[name].dtype, device=x.device) if wanted else x.new_empty(0)
+                 for name, wanted in zip(_NEEDS, options_and_needs[-1]))
+
+
+_define(f"moe_experts({_EXPERTS}) -> (Tensor out, Tensor hidden)", _experts_forward, _fake_experts)
+_define(f"moe_experts_backward(Tensor grad_out, Tensor hidden, {_EXPERTS}, bool[] needs) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _experts_backward, _fake_experts_backward)
+
+
+def _save_experts(ctx, inputs, output):
+    *tensors, ctx.options = inputs[:7] + (inputs[7:],)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _experts_grads(ctx, grad_out, _grad_hidden):
+    nothing = (None,) * (7 + len(ctx.options))
+    if grad_out is None:
+        return nothing
+    hidden, x, w13, w2, experts, scores, b13, b2 = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    needs = [wanted[i] for i in (0, 1, 2, 4, 5, 6)]
+    grads = torch.ops.moe8.moe_experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *ctx.options,
+                                                needs)
+    dx, dw13, dw2, dscores, db13, db2 = (grad if need else None for grad, need in zip(grads, needs))
+    return (dx, dw13, dw2, None, dscores, db13, db2) + nothing[7:]
+
+
+_autograd("moe_experts", _experts_grads, _save_experts)
+_once("moe_experts_backward")
+
+
+# ---- what people call ---------------------------------------------------------------------------------------
+def _autocast(device, *tensors):
+    """Tensors as autocast wants them."""
+    if not torch.is_autocast_enabled(device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device.type)
+    return tuple(x.to(dtype) if x is not None and x.is_floating_point() else x for x in tensors)
+
+
+def _grouped_config(op, config):
+    text = config_text(config)
+    if not meaning(text).grouped:
+        fail(op, "config", f"expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got {text}")
+    return text
+
+
+def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias: Optional[Tensor] = None,
+               out_dtype: Optional[torch.dtype] = None) -> Tensor:
+    """Every expert's rows of A times that expert's matrix, with quantized operands (moe8/grouped_mm.h).
+
+    A [M, K]; B_t [E, K, N], normally W.transpose(-2, -1), bf16 or float32 of any strides; offs [E] int32 end rows;
+    bias [E, N]. Returns [M, N] of out_dtype, by default the config's; rows past offs[-1] are zero.
+    Differentiable once in A, B_t and bias. Raises Error when ranks, dtypes, devices or sizes disagree.
+    """
+    op = "grouped_mm"
+    text = _grouped_config(op, config)
+    A, B_t = _autocast(A.device, A, B_t)
+    check_dtype(op, "A", A)
+    check_dtype(op, "B_t", B_t)
+    if A.dim() != 2:
+        fail(op, "A", f"expected [M, K], got {describe(A)}")
+    if B_t.dim() != 3:
+        fail(op, "B_t", f"expected [E, K, N], got {describe(B_t)}")
+    if B_t.device != A.device:
+        fail(op, "B_t", f"expected on {A.device} as A is, got {describe(B_t)}")
+    if B_t.shape[1] != A.shape[1]:
+        fail(op, "B_t", f"expected [E, {A.shape[1]}, N] to fit A of {list(A.shape)}, got {list(B_t.shape)}. Weights "
+             "(E, N, K) are passed as W.transpose(-2, -1)")
+    check_offs(op, offs, B_t.shape[0], A.device)
+    if bias is not None and (tuple(bias.shape) != (B_t.shape[0], B_t.shape[2]) or bias.device != A.device):
+        fail(op, "bias", f"expected [{B_t.shape[0]}, {B_t.shape[2]}], a row for each expert, on {A.device}, got "
+             f"{describe(bias)}")
+    dtype = out_dtype or meaning(text).out_dtype or A.dtype
+    return torch.ops.moe8.grouped_mm(A, B_t.transpose(1, 2), offs, bias, text, dtype)
+
+
+def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_rowwise",
+                     out_dtype: Optional[torch.dtype] = None) -> Tensor:
+    """The product of two matrices within each group, grad_out[rows of e].T A[rows of e]: [E, N, K].
+
+    grad_out [M, N], A [M, K], offs [E]: the gradient of expert weights as `config` computes it. Not differentiable.
+    """
+    op = "grouped_mm_wgrad"
+    text = _grouped_config(op, config)
+    for name, x in (("grad_out", grad_out), ("A", A)):
+        check_dtype(op, name, x)
+        if x.dim() != 2 or x.shape[0] != A.shape[0]:
+            fail(op, name, f"expected a matrix of {A.shape[0]} rows, got {describe(x)}")
+    check_offs(op, offs, None, A.device)
+    W = A.new_empty((offs.shape[0], grad_out.shape[1], A.shape[1]), dtype=out_dtype or A.dtype)
+    with torch.no_grad():
+        return torch.ops.moe8.grouped_mm_backward(grad_out, A, W, offs, text, False, True)[1]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, config="rowwise") -> Tensor:
+    """y = x weight^T + bias with quantized operands (moe8/linear.h).
+
+    x [..., K], weight [N, K], bias [N]; bf16 or float32. Returns [..., N] of x's dtype. Differentiable once.
+    Raises Error when ranks, dtypes, devices or sizes disagree, or the config is one of experts.
+    """
+    op = "linear"
+    text = config_text(config)
+    if meaning(text).grouped:
+        fail(op, "config", f"expected an MXLinearConfig or Float8LinearConfig, got {text}")
+    return product_of_one(op, x, weight, bias, text)
+
+
+def product_of_one(op, x, weight, bias, text):
+    """linear() with a config of any kind: that of one expert's matrix among them."""
+    x, weight, bias = _autocast(x.device, x, weight, bias)
+    check_dtype(op, "x", x)
+    check_dtype(op, "weight", weight)
+    if weight.dim() != 2:
+        fail(op, "weight", f"expected [N, K], got {describe(weight)}")
+    if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        fail(op, "x", f"expected [..., {weight.shape[1]}] to fit a weight of {list(weight.shape)}, got {describe(x)}")
+    if weight.device != x.device:
+        fail(op, "weight", f"expected on {x.device} as x is, got {describe(weight)}")
+    y = torch.ops.moe8.linear(x, weight, text)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts: Tensor,
+                scores: Optional[Tensor] = None, *, config="fp8_rowwise", config2=None,
+                gate_up: str = "halves", activation: str = "swiglu", alpha: float = 1.702, limit: float = 7.0,
+                scores_on: str = "output", b1: Optional[Tensor] = None, b3: Optional[Tensor] = None,
+                b2: Optional[Tensor] = None) -> Tensor:
+    """All routed experts of a layer, on tokens in their own order (moe8/experts.h).
+
+        out[t] = sum_j scores[t, j] * (W2[e] act(W1[e] x[t], W3[e] x[t]))        e = experts[t, j]
+
+    x [T, d]; w1 [E, h, d] and w3 [E, h, d], or w3 None and both in w1 [E, 2h, d] as `gate_up` says ("halves",
+    "interleaved"); w2 [E, d, h]; experts [T, k] integers, those outside [0, E) take no part; scores [T, k], on the
+    experts' "output" or "input". activation "swiglu" or "clamped_swiglu" of alpha and limit; biases b1, b3, b2.
+    config is of all weights, config2 of w2 alone where given. Returns [T, d] of x's dtype. Differentiable once.
+    """
+    op = "moe_experts"
+    device = x.device
+    x, w1, w3, w2, b1, b3, b2 = _autocast(device, x, w1, w3, w2, b1, b3, b2)
+    for name, value, allowed in (("gate_up", gate_up, ("halves", "interleaved")),
+                                 ("activation", activation, ("swiglu", "clamped_swiglu")),
+                                 ("scores_on", scores_on, ("output", "input"))):
+        if value not in allowed:
+            fail(op, name, f"expected one of {', '.join(allowed)}, got '{value}'")
+    text13 = _grouped_config(op, config)
+    text2 = text13 if config2 is None else _grouped_config(op, config2)
+    check_device(op, "x", x) if not torch.compiler.is_compiling() else None
+    w13, b13, interleaved = _joined(op, x, w1, w3, w2, b1, b3, gate_up)
+    _check_slots(op, x, w13, experts, scores)
+    if b2 is not None:
+        _check_bias(op, "b2", b2, w2.shape[:2], device)
+    to_float = lambda t: None if t is None else t.float()
+    return torch.ops.moe8.moe_experts(x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2), text13, text2,
+                                      interleaved, activation == "clamped_swiglu", float(alpha), float(limit),
+                                      scores_on == "input")[0]
+
+
+def _check_weight(op, name, w, shape, device):
+    check_dtype(op, name, w)
+    if tuple(w.shape) != tuple(shape) or w.device != device:
+        fail(op, name, f"expected {list(shape)} on {device}, got {describe(w)}. Weights stored as (E, in, out) are "
+             "passed as W.transpose(-2, -1)")
+
+
+def _check_bias(op, name, b, shape, device):
+    if tuple(b.shape) != tuple(shape) or b.device != device or not b.is_floating_point():
+        fail(op, name, f"expected floating-point {list(shape)}, a row for each expert, on {device}, got {describe(b)}")
+
+
+def _joined(op, x, w1, w3, w2, b1, b3, gate_up):
+    """W13 and its bias of one weight, or of two by halves."""
+    check_dtype(op, "x", x)
+    if x.dim() != 2:
+        fail(op, "x", f"expected [T, d], got {describe(x)}. Flatten what comes before the last axis")
+    check_dtype(op, "w1", w1)
+    if w1.dim() != 3 or w1.shape[0] < 1 or w1.shape[2] != x.shape[1] or (w3 is None and w1.shape[1] % 2):
+        fail(op, "w1", f"expected [E, {'2h' if w3 is None else 'h'}, {x.shape[1]}] to fit x of {list(x.shape)}, got "
+             f"{describe(w1)}. Weights stored as (E, in, out) are passed as W.transpose(-2, -1)")
+    h = w1.shape[1] // 2 if w3 is None else w1.shape[1]
+    _check_weight(op, "w2", w2, (w1.shape[0], x.shape[1], h), x.device)
+    if b1 is not None:
+        _check_bias(op, "b1", b1, w1.shape[:2], x.device)
+    if w3 is None:
+        if b3 is not None:
+            fail(op, "b3", "expected none where w3 is none. b1 holds both, as w1 does")
+        return w1, b1, gate_up == "interleaved"
+    _check_weight(op, "w3", w3, w1.shape, x.device)
+    if b3 is not None:
+        _check_bias(op, "b3", b3, w1.shape[:2], x.device)
+    bias = None
+    if b1 is not None or b3 is not None:
+        none = w1.new_zeros(w1.shape[:2], dtype=torch.float32)
+        bias = torch.cat([none if b is None else b.float() for b in (b1, b3)], 1)
+    return torch.cat((w1, w3), 1), bias, False
+
+
+def _check_slots(op, x, w13, experts, scores):
+    if experts.dim() != 2 or experts.shape[0] != x.shape[0] or experts.dtype not in (torch.int32, torch.int64) or \
+            experts.device != x.device:
+        fail(op, "experts", f"expected int64 or int32 [{x.shape[0]}, k] on {x.device} to fit x of {list(x.shape)}, got "
+             f"{describe(experts)}")
+    if scores is not None and (scores.shape != experts.shape or scores.device != x.device or
+                               not scores.is_floating_point()):
+        fail(op, "scores", f"expected floating-point {list(experts.shape)} on {x.device} as experts, got "
+             f"{describe(scores)}")

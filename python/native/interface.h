@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the Python package calls: C functions over the kernels and decisions of moe8, which know no
+// Torch. Tensors are pointers, sizes and streams; memory is the caller's. So the library loads
+// beside any torch, and beside none.
+//
+// A function that returns int gives 0, or 1 where it refused: moe8_error() then says why, in one
+// sentence for people. Enumerators are passed as the numbers of include/moe8/formats.h; `type` is 0
+// for bf16, 1 for float32; operand formats are numbers that moe8_ask("config") gives out.
+#pragma once
+
+#include <cstdint>
+
+#define MOE8_INTERFACE extern "C" __attribute__((visibility("default")))
+
+/// Why the last call of this thread refused.
+MOE8_INTERFACE const char* moe8_error();
+
+/// Decisions, as JSON: text.cpp lists the questions. *answer is valid until the thread's next call.
+MOE8_INTERFACE int moe8_ask(const char* question, const char* request, const char** answer);
+
+// ---- quantizers on a CPU ----------------------------------------------------
+// x is [outer, length, inner], contiguous, quantized along the middle axis. `ends` are int32 end
+// rows of `groups` groups of that axis, or null. Every byte of every result is written: elements in
+// no group become 0. Results that are null are not wanted. `threads`: at most so many.
+
+/// @param data    uint8 [outer, length, inner], a code per byte
+/// @param scale   uint8 [outer, scale_rows, inner], scale_rows = (length + 31 max(groups, 1)) / 32
+/// @param values  [outer, length, inner], the value of each code, of values_type
+MOE8_INTERFACE int moe8_cpu_mx(int elem, int mode, const void* x, int type, int64_t outer,
+                               int64_t length, int64_t inner, const int32_t* ends, int64_t groups,
+                               uint8_t* data, uint8_t* scale, int64_t scale_rows, void* values,
+                               int values_type, int threads);
+MOE8_INTERFACE int moe8_cpu_mx_decode(int elem, const uint8_t* data, const uint8_t* scale,
+                                      int64_t outer, int64_t length, int64_t inner,
+                                      const int32_t* ends, int64_t groups, int64_t scale_rows,
+                                      void* values, int values_type, int threads);
+
+/// One scale per slice of the middle axis, or per group of it; one in all where `tensorwise`: outer
+/// and inner are 1 then.
+/// @param scale  float32 [outer, max(groups, 1), inner], always written: it multiplied the source
+MOE8_INTERFACE int moe8_cpu_float8(int elem, int power_of_2, int tensorwise, const void* x,
+                                   int type, int64_t outer, int64_t length, int64_t inner,
+                                   const int32_t* ends, int64_t groups, uint8_t* data, float* scale,
+                                   void* values, int values_type, int threads);
+MOE8_INTERFACE int moe8_cpu_float8_decode(int elem, int tensorwise, const uint8_t* data,
+                                          const float* scale, int64_t outer, int64_t length,
+                                          int64_t inner, const int32_t* ends, int64_t groups,
+                                          void* values, int values_type, int threads);
+
+// ---- a GPU ------------------------------------------------------------------
+// All pointers are to the memory of the current device. Functions with a workspace are called
+// twice: with a null one they say in `bytes` how much they need and launch nothing. It is 256-byte aligned
+// and may be given back to the stream's memory at once. They never wait for the device.
+
+/// 0 where kernels run on the current device: one of compute capability 9.0 in a build with CUDA.
+MOE8_INTERFACE int moe8_cuda_available(int device);
+
+/// The three products of a grouped linear: out = A W^T by group.
+struct Moe8Product {
+  const void* A;         // [M, K]
+  const void* W;         // [E, N, K]
+  const void* grad_out;  // [M, N]; backward only
+  const int32_t* offs;   // [E] end rows, on the device
+  void* out;             // [M, N] of out_type, forward only
+  void* grad_A;          // [M, K] of a_type; null: not wanted
+  void* grad_W;          // [E, N, K] of w_type; null: not wanted
+  int64_t M, N, K, E;
+  int32_t a_type, w_type, out_type;
+  int32_t has_tail;  // rows may be past the last group
+  // Formats of the operands of the products out, grad_A, grad_W, and whether each accumulates fast.
+  int32_t left[3], right[3], fast_accum[3];
+  void* workspace;
+  int64_t bytes;
+  void* stream;
+};
+MOE8_INTERFACE int moe8_cuda_forward(Moe8Product* product);
+MOE8_INTERFACE int moe8_cuda_backward(Moe8Product* product);
+
+/// Quantizers. x is [rows, columns]. Groups of rows: `offs` of `groups` end rows on the device, or
+/// null: `groups` groups of as many rows each.
+struct Moe8Quantize {
+  const void* x;
+  int64_t rows, columns;
+  const int32_t* offs;
+  int64_t groups;
+  int32_t type, elem, mode, power_of_2;
+  int32_t along_columns;  // scales are shared along a column, within each group, instead of a row
+  int32_t tensorwise;     // FP8: one scale
+  int32_t values_type;
+  uint8_t* codes;  // MX: [rows, columns]. FP8: [rows, pitch], pitch = columns in whole 16 bytes;
+                   // along columns transposed: [columns, width] or [groups, columns, width]
+  void* scale;     // MX: uint8 [rows, blocks] or [scale_rows, columns]; FP8: float32
+  int64_t scale_rows;  // MX along columns
+  void* values;        // MX: instead of codes and scale
+  int64_t width;       // FP8 along columns: written by the call with a null workspace
+  int64_t padding;     // as width: what groups are padded to
+  void* workspace;
+  int64_t bytes;
+  void* stream;
+};
+MOE8_INTERFACE int moe8_cuda_mx(Moe8Quantize* request);
+MOE8_INTERFACE int moe8_cuda_float8(Moe8Quantize* request);

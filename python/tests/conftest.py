@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures. MOE8_PYTHON_CASES names the file that test_python_cases wrote (./dev test --python)."""
+import os
+import pathlib
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(11)
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """{operation: {case: {tensor's name: tensor}}} of the C++ operations."""
+    path = os.environ.get("MOE8_PYTHON_CASES")
+    assert path, "MOE8_PYTHON_CASES is not set: run ./dev test --python"
+    tree = {}
+    for name, tensor in load_file(path).items():
+        operation, case, part = name.split("/")
+        tree.setdefault(operation, {}).setdefault(case, {})[part] = tensor
+    return tree
+
+
+def sqnr(reference, got):
+    """In dB."""
+    reference, got = reference.double(), got.double()
+    return (20 * torch.log10(reference.norm() / (reference - got).norm())).item()
