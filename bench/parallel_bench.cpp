@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <numeric>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
@@ -90,6 +91,12 @@ std::vector<Row> rows_of_bytes(const Group& group) {
     rows.push_back(row_of(group, "all_to_all", shape, "-", 20,
                           [group, x, equal] { all_to_all(group, x, equal, equal); }));
     rows.back().baseline = nccl;
+    rows.push_back(row_of(group, "all_gather", shape, "-", 20,
+                          [group, own = x.narrow(0, 0, equal[0])] { all_gather(group, own); }));
+    rows.push_back(row_of(group, "reduce_scatter", shape, "-", 20,
+                          [group, values = plain->in.view(at::kBFloat16).zero_()] {
+                            reduce_scatter(group, values);
+                          }));
     for (size_t i = static_cast<size_t>(nccl); i < rows.size(); ++i) {
       rows[i].bytes = bytes_out(group, bytes);
     }
@@ -184,7 +191,26 @@ std::vector<Row> rows_of_layer(const Group& group, const ExpertLayerShape& shape
 }
 
 // ---- legs ---------------------------------------------------------------------
-// Dispatch and combine by themselves, and what they send as plain bytes.
+/// Rows for each rank, and from each, as tokens travel: once to each rank that has experts of them.
+struct Splits {
+  Splits(const Group& group, const at::Tensor& experts, int64_t n_experts) {
+    const at::Tensor rank = experts.floor_divide(n_experts / group.size());
+    std::vector<at::Tensor> counts;
+    for (int64_t r = 0; r < group.size(); ++r) {
+      counts.push_back(rank.eq(r).any(1).sum());
+      to.push_back(counts.back().item<int64_t>());
+    }
+    const std::vector<int64_t> ones(to.size(), 1);
+    const at::Tensor heard = all_to_all(group, at::stack(counts), ones, ones).cpu();
+    from.assign(heard.const_data_ptr<int64_t>(), heard.const_data_ptr<int64_t>() + heard.numel());
+  }
+  int64_t sent() const { return std::accumulate(to.begin(), to.end(), int64_t{0}); }
+
+  std::vector<int64_t> to, from;
+};
+
+// Dispatch and combine by themselves; what they send, without what is computed around it; and as many
+// bytes by NCCL in equal parts.
 std::vector<Row> rows_of_legs(const Group& group, const ExpertLayerShape& shape) {
   std::vector<Row> rows;
   const at::NoGradGuard no_grad;
@@ -193,26 +219,42 @@ std::vector<Row> rows_of_legs(const Group& group, const ExpertLayerShape& shape)
   const TokenExchange exchange(group, routing.experts, shape.E);
   const Config fp8 = recipe("fp8_rowwise");
   const at::Tensor x = layer->x.detach(), scores = routing.scores.detach();
-  const auto beside_nccl = [&](std::string op, const char* recipe_name, int64_t row_bytes,
-                               std::function<void()> call) {
-    const int64_t bytes = exchange.sent() * row_bytes;
+  const Splits splits(group, routing.experts, shape.E);
+  // Rows of each of `widths` bytes travel to the experts' ranks.
+  const auto beside_nccl = [&](const std::string& op, const char* recipe_name,
+                               const std::vector<int64_t>& widths, std::function<void()> call) {
+    const int64_t width = std::accumulate(widths.begin(), widths.end(), int64_t{0});
+    const int64_t bytes = splits.sent() * width;
+    std::vector<at::Tensor> sent;
+    for (const int64_t each : widths) {
+      sent.push_back(at::empty({splits.sent(), each}, on_gpu(at::kByte)).random_());
+    }
     const auto plain = std::make_shared<PlainBytes>(group, bytes / group.size() * group.size());
+    const auto exchanges = [group, splits, sent] {
+      std::vector<Pending> coming;
+      for (const at::Tensor& rows : sent) {
+        coming.push_back(begin_all_to_all(group, rows, splits.to, splits.from));
+      }
+      for (Pending& one : coming) one.wait();
+    };
     const int nccl = static_cast<int>(rows.size());
-    rows.push_back(row_of(group, "NCCL all-to-all of its bytes", shape.name, recipe_name, 10,
+    rows.push_back(row_of(group, "NCCL, the bytes of a " + op, shape.name, recipe_name, 10,
                           [plain] { plain->send(); }));
-    rows.push_back(row_of(group, std::move(op), shape.name, recipe_name, 10, std::move(call)));
-    rows.back().baseline = nccl;
+    rows.push_back(row_of(group, "exchanges of a " + op, shape.name, recipe_name, 10, exchanges));
+    rows.push_back(row_of(group, op, shape.name, recipe_name, 10, std::move(call)));
     for (size_t i = static_cast<size_t>(nccl); i < rows.size(); ++i) {
       rows[i].bytes = bytes_out(group, bytes);
+      if (static_cast<int>(i) > nccl) rows[i].baseline = nccl;
     }
   };
   const int64_t beside = 8 * shape.k;
-  beside_nccl("dispatch", "bf16", 2 * shape.d + beside,
+  beside_nccl("dispatch", "bf16", {beside, 2 * shape.d},
               [exchange, x, scores] { exchange.dispatch(x, scores); });
-  beside_nccl("dispatch", "fp8_rowwise", shape.d + 4 + beside,
+  beside_nccl("dispatch", "fp8_rowwise", {4 + beside, shape.d},
               [exchange, x, scores, fp8] { exchange.dispatch(x, scores, fp8); });
   const at::Tensor received = exchange.dispatch(x, scores).x;
-  beside_nccl("combine", "bf16", 2 * shape.d, [exchange, received] { exchange.combine(received); });
+  beside_nccl("combine", "bf16", {2 * shape.d},
+              [exchange, received] { exchange.combine(received); });
   return rows;
 }
 

@@ -54,6 +54,10 @@ struct ShardingGroups {
 struct ShardingOptions {
   /// Gradients and weights travel in buckets of about so many elements.
   int64_t bucket_elements = int64_t{1} << 25;
+  /// Buckets of gradients that travel at once; each is held twice meanwhile, and one more that
+  /// backward has just filled. Gradients of a layer's experts come all together: with less than their
+  /// number a GPU waits for the first of them where it could compute the layer before.
+  int64_t gradients_in_flight = 4;
   /// Buckets leave while backward still computes; else all in accumulate().
   bool overlap = true;
 };
@@ -67,7 +71,8 @@ struct ShardingOptions {
 /// parameters; bf16 parameters without masters get the float32 sum rounded once).
 ///
 /// Every rank must call the same functions in the same order, with the same list of parameters. A
-/// parameter without a gradient counts as one with zeros; one that requires none is left alone. Not to be used by two threads at once.
+/// parameter without a gradient counts as one with zeros; one that requires none is left alone. Not to
+/// be used by two threads at once.
 class ShardedOptimizer {
  public:
   /// The parameters' values must be the same on all ranks that hold them.

@@ -177,9 +177,14 @@ Pending begin_all_gather(const Group& group, const at::Tensor& in) {
   constexpr const char* kOp = "all_gather";
   check_tensor(kOp, "in", group, in, 1);
   if (group.size() == 1) return at_once(kOp, group, plain(in));
-  auto made = pending(kOp, group);
   const at::Tensor sent = plain(in);
-  made->result = rows_like(sent, group.size() * sent.size(0));
+  return begin_all_gather_into(group, rows_like(sent, group.size() * sent.size(0)), sent);
+}
+
+Pending begin_all_gather_into(const Group& group, const at::Tensor& out, const at::Tensor& sent) {
+  constexpr const char* kOp = "all_gather";
+  auto made = pending(kOp, group);
+  made->result = out;
   made->sent = {sent};
   if (sent.numel() == 0) return at_once(kOp, group, made->result);  // of the same sizes everywhere
   count_sent(bytes(sent) * (group.size() - 1));

@@ -32,6 +32,10 @@ struct Group::Impl {
 /// Connects the members by `store`, which they have for themselves.
 ProcessGroupPtr make_process_group(const Group::Impl& group, const StorePtr& store);
 
+/// begin_all_gather() into `out`, [size * n, ...], contiguous, of the dtype of `in`; `in` may be the
+/// rows of `out` that are this rank's.
+Pending begin_all_gather_into(const Group& group, const at::Tensor& out, const at::Tensor& in);
+
 /// In the store of a world the key of the first reason to end, "rank 3: ...".
 constexpr const char* kFirstReason = "ended";
 

@@ -15,11 +15,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <optional>
 #include <utility>
 
 #include "base/check.h"
+#include "dist/group.h"
 #include "formats/integers.h"
 #include "kernels/adamw.h"
 #include "optim/engine.h"
@@ -29,7 +31,8 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kOptimizer = "sharded_optimizer";
-constexpr size_t kInFlight = 2;  // buckets that travel at once: each is held twice meanwhile
+constexpr size_t kInMemory =
+    2;  // buckets of weights that travel through memory of their own, at once
 
 SharedTensor shared(const OptimizedParameter& parameter) {
   const at::Tensor& x = parameter.tensor;
@@ -68,15 +71,23 @@ struct Bucket {
   std::vector<size_t> parameters;
   std::vector<std::vector<RowRange>> shares;  // [rank][parameter]
   std::vector<int64_t> elements;              // of each rank
+  std::optional<Optimizer> optimizer;         // of what this rank steps of it; none: of nothing
 
-  size_t missing = 0;  // gradients of this backward that are still to come
-  size_t hooked = 0;   // that tell when they are there
-  at::Tensor alone;    // gradients in a group of one
-  Pending coming;      // what all ranks send
-  at::Tensor sum;      // of this rank's part; undefined: no gradient yet
+  size_t missing = 0;    // gradients of this backward that are still to come
+  size_t hooked = 0;     // that tell when they are there
+  at::Tensor alone;      // gradients in a group of one
+  Pending coming;        // what all ranks send
+  at::Tensor sum;        // of this rank's part; undefined: no gradient yet
+  bool sums_up = false;  // it is memory for sums, no longer a gradient that somebody else may hold
 
   size_t ranks() const { return shares.size(); }
   int64_t mine() const { return elements[rank]; }
+  /// The parts of the ranks follow each other in one tensor: it travels from where it lies.
+  bool is_one() const { return parameters.size() == 1; }
+  /// And are of equal size: it comes to where it shall lie.
+  bool is_one_in_equal_parts() const {
+    return is_one() && std::ranges::all_of(elements, [&](int64_t n) { return n == mine(); });
+  }
 };
 
 // What this rank steps of one parameter.
@@ -86,6 +97,7 @@ struct Piece {
   RowRange rows;
   int64_t begin;  // in the bucket's sum
   int64_t elements;
+  size_t place;        // among those of the bucket's optimizer
   int64_t first_slot;  // of its sums of squares among those of the model
 };
 
@@ -106,11 +118,11 @@ struct ShardedOptimizer::State {
   std::vector<Bucket> buckets;  // in the order in which backward comes to them
   std::vector<Piece> pieces;
   std::map<std::string, size_t> piece_of;  // by the parameter's name
-  std::optional<Optimizer> optimizer;      // none: this rank steps nothing
   std::unique_ptr<OptimEngine> engine;     // adds up
   at::TensorOptions on_device;
   int64_t slots = 0;
-  at::Tensor slot_of;   // of each of this rank's sums of squares
+  at::Tensor slot_of;  // of each of this rank's sums of squares
+  size_t in_flight = 1;
   size_t launched = 0;  // buckets of this backward
   size_t finished = 0;
   std::vector<size_t> hooked;
@@ -129,7 +141,10 @@ struct ShardedOptimizer::State {
   void make_buckets(int64_t elements);
   void make_pieces();
   void make_slots();
-  void make_optimizer(const OptimizerOptions& options);
+  void make_optimizers(const OptimizerOptions& options);
+  const at::Tensor& stepped(const Piece& piece) const {
+    return buckets[piece.bucket].optimizer->stepped()[piece.place];
+  }
   void hook();
   void ready(size_t bucket);
   at::Tensor packed_gradients(const Bucket& bucket);
@@ -237,7 +252,7 @@ void ShardedOptimizer::State::make_pieces() {
     for (size_t j = 0; j < tensors.size(); ++j) {
       const RowRange& rows = bucket.shares[bucket.rank][j];
       const int64_t count = rows.count * tensors[j].row_elements;
-      if (count > 0) pieces.push_back({b, bucket.parameters[j], rows, begin, count, 0});
+      if (count > 0) pieces.push_back({b, bucket.parameters[j], rows, begin, count, 0, 0});
       begin += count;
     }
   }
@@ -277,10 +292,13 @@ void ShardedOptimizer::State::make_slots() {
   slot_of = at::tensor(own, at::kLong).to(on_device.device());
 }
 
-void ShardedOptimizer::State::make_optimizer(const OptimizerOptions& options) {
-  std::vector<OptimizedParameter> own;
-  for (const Piece& piece : pieces) {
-    OptimizedParameter& part = own.emplace_back(parameters[piece.parameter].parameter);
+// One per bucket: what a bucket's has stepped travels while the next one steps.
+void ShardedOptimizer::State::make_optimizers(const OptimizerOptions& options) {
+  std::vector<std::vector<OptimizedParameter>> own(buckets.size());
+  for (Piece& piece : pieces) {
+    std::vector<OptimizedParameter>& of_bucket = own[piece.bucket];
+    piece.place = of_bucket.size();
+    OptimizedParameter& part = of_bucket.emplace_back(parameters[piece.parameter].parameter);
     const int64_t row_elements = piece.elements / piece.rows.count;
     part.tensor = rows_of(part.tensor, piece.rows);
     // Which random number rounds an element: no two elements of the whole share one. Of parts along
@@ -290,7 +308,9 @@ void ShardedOptimizer::State::make_optimizer(const OptimizerOptions& options) {
     if (p.part.axis == 1)
       part.first_element += parts_of(p).second * tensor(piece.parameter).numel();
   }
-  if (!own.empty()) optimizer.emplace(std::move(own), options);
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    if (!own[b].empty()) buckets[b].optimizer.emplace(std::move(own[b]), options);
+  }
   engine = make_optim_engine(on_device.device(), 1);
 }
 
@@ -332,6 +352,7 @@ at::Tensor ShardedOptimizer::State::packed_gradients(const Bucket& bucket) {
                                    : at::zeros_like(tensor(i), tensor(i).options(),
                                                     at::MemoryFormat::Contiguous));
   }
+  if (bucket.is_one()) return grads.front().flatten();
   for (const std::vector<RowRange>& share : bucket.shares) {
     for (size_t j = 0; j < grads.size(); ++j) {
       if (share[j].count > 0) parts.push_back(rows_of(grads[j], share[j]).flatten());
@@ -350,7 +371,7 @@ void ShardedOptimizer::State::launch() {
     bucket.coming = begin_all_to_all(*bucket.group, packed, bucket.elements, from_each);
     bytes_sent += (packed.numel() - bucket.mine()) * static_cast<int64_t>(packed.itemsize());
   }
-  while (launched - finished > kInFlight) finish();
+  while (launched - finished > in_flight) finish();
 }
 
 at::Tensor ShardedOptimizer::State::wait(Pending& pending) {
@@ -375,33 +396,41 @@ void ShardedOptimizer::State::add_up(Bucket& bucket, const at::Tensor& all) {
   for (const at::Tensor& grad : all.view({-1, bucket.mine()}).unbind(0)) {
     if (!bucket.sum.defined()) {
       bucket.sum = grad;
+      bucket.sums_up = false;
       continue;
     }
-    const bool in_place = bucket.sum.scalar_type() == at::kFloat && !bucket.sum.is_alias_of(all);
     const at::Tensor to =
-        in_place ? bucket.sum : at::empty(bucket.sum.sizes(), on_device.dtype(at::kFloat));
+        bucket.sums_up ? bucket.sum : at::empty(bucket.sum.sizes(), on_device.dtype(at::kFloat));
     engine->add({bucket.sum}, {grad}, {to});
     bucket.sum = to;
+    bucket.sums_up = true;
   }
 }
 
 // The sums become gradients of what this rank steps.
 void ShardedOptimizer::State::give_gradients() {
-  if (!optimizer) return;
-  const std::vector<at::Tensor>& stepped = optimizer->stepped();
-  for (size_t k = 0; k < pieces.size(); ++k) {
-    const at::Tensor& sum = buckets[pieces[k].bucket].sum;
+  for (const Piece& piece : pieces) {
+    const at::Tensor& sum = buckets[piece.bucket].sum;
     if (!sum.defined()) continue;
-    at::Tensor grad = sum.narrow(0, pieces[k].begin, pieces[k].elements).view(stepped[k].sizes());
+    const at::Tensor& target = stepped(piece);
+    at::Tensor grad = sum.narrow(0, piece.begin, piece.elements).view(target.sizes());
     // Kernels step bf16 parameters by bf16 gradients.
-    if (stepped[k].scalar_type() == at::kBFloat16) grad = grad.to(at::kBFloat16);
-    stepped[k].mutable_grad() = std::move(grad);
+    if (target.scalar_type() == at::kBFloat16) grad = grad.to(at::kBFloat16);
+    target.mutable_grad() = std::move(grad);
   }
 }
 
 // ---- parameters -----------------------------------------------------------------
 // All ranks send as much as the one that has most.
 void ShardedOptimizer::State::start_gather(Bucket& bucket) {
+  if (bucket.is_one_in_equal_parts()) {
+    const at::Tensor whole = tensor(bucket.parameters.front()).detach().flatten();
+    const auto first = static_cast<int64_t>(bucket.rank) * bucket.mine();
+    bucket.coming =
+        begin_all_gather_into(*bucket.group, whole, whole.narrow(0, first, bucket.mine()));
+    bytes_sent += bucket.mine() * static_cast<int64_t>(whole.itemsize() * (bucket.ranks() - 1));
+    return;
+  }
   const int64_t most = *std::ranges::max_element(bucket.elements);
   const at::Tensor own = at::empty({most}, on_device.dtype(bucket.dtype));
   std::vector<at::Tensor> from, to;
@@ -421,6 +450,11 @@ void ShardedOptimizer::State::start_gather(Bucket& bucket) {
 
 void ShardedOptimizer::State::end_gather(Bucket& bucket) {
   const at::Tensor all = wait(bucket.coming);
+  if (bucket.is_one_in_equal_parts()) {
+    // Nothing else tells who keeps forms of the parameter that it has changed.
+    tensor(bucket.parameters.front()).unsafeGetTensorImpl()->bump_version();
+    return;
+  }
   const int64_t most = all.numel() / static_cast<int64_t>(bucket.ranks());
   std::vector<at::Tensor> from, to;
   for (size_t rank = 0; rank < bucket.ranks(); ++rank) {
@@ -452,6 +486,7 @@ ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
   State& s = *state_;
   s.parameters = std::move(parameters);
   s.groups = groups;
+  s.in_flight = static_cast<size_t>(std::max<int64_t>(sharding.gradients_in_flight, 1));
   for (size_t i = 0; i < s.parameters.size(); ++i) {
     s.parameters[i].parameter.number = static_cast<int64_t>(i);
   }
@@ -464,7 +499,7 @@ ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
   s.make_buckets(std::max<int64_t>(sharding.bucket_elements, 1));
   s.make_pieces();
   s.make_slots();
-  s.make_optimizer(options);
+  s.make_optimizers(options);
   if (sharding.overlap) s.hook();
 }
 
@@ -485,62 +520,79 @@ at::Tensor ShardedOptimizer::clip_gradients() {
   State& s = *state_;
   s.give_gradients();
   const at::Tensor squares = at::zeros({s.slots}, s.on_device.dtype(at::kFloat));
-  if (s.optimizer) {
-    std::vector<at::Tensor> grads;
-    for (const at::Tensor& stepped : s.optimizer->stepped()) {
-      MOE8_CHECK(stepped.grad().defined(), kOptimizer, "clip_gradients",
-                 "expected accumulate() before it");
-      grads.push_back(stepped.grad());
-    }
-    squares.index_copy_(0, s.slot_of, s.engine->squares(grads));
+  std::vector<at::Tensor> grads;
+  for (const Piece& piece : s.pieces) {
+    grads.push_back(s.stepped(piece).grad());
+    MOE8_CHECK(grads.back().defined(), kOptimizer, "clip_gradients",
+               "expected accumulate() before it");
   }
+  if (!grads.empty()) squares.index_copy_(0, s.slot_of, s.engine->squares(grads));
   // A slot is one rank's: nothing is rounded in this sum.
   all_reduce_(s.groups.all, squares);
   const at::Tensor norm = s.engine->norm_of(squares);
-  if (s.optimizer) s.optimizer->clip_gradients(norm);
+  for (Bucket& bucket : s.buckets) {
+    if (bucket.optimizer) bucket.optimizer->clip_gradients(norm);
+  }
   return norm;
 }
 
 void ShardedOptimizer::set_learning_rate(double learning_rate) {
-  if (state_->optimizer) state_->optimizer->set_learning_rate(learning_rate);
+  for (Bucket& bucket : state_->buckets) {
+    if (bucket.optimizer) bucket.optimizer->set_learning_rate(learning_rate);
+  }
 }
 
 void ShardedOptimizer::step() {
   const at::NoGradGuard no_grad;
   State& s = *state_;
-  if (s.optimizer) {
-    if (!s.optimizer->stepped().front().grad().defined()) s.give_gradients();  // without clipping
-    s.optimizer->step();
-  }
-  for (Bucket& bucket : s.buckets) bucket.sum.reset();
-  std::vector<Bucket*> several;
+  const bool was_clipped = !s.pieces.empty() && s.stepped(s.pieces.front()).grad().defined();
+  if (!was_clipped) s.give_gradients();
+  // A bucket travels while the next one steps. Those that come to where they shall lie take no memory
+  // meanwhile, and nobody waits for them before the end.
+  std::deque<Bucket*> in_memory;
+  std::vector<Bucket*> in_place;
+  const auto end_oldest = [&] {
+    s.end_gather(*in_memory.front());
+    in_memory.pop_front();
+  };
   for (Bucket& bucket : s.buckets) {
-    if (bucket.ranks() > 1) several.push_back(&bucket);
+    if (bucket.optimizer) bucket.optimizer->step();
+    bucket.sum.reset();
+    if (bucket.ranks() == 1) continue;
+    s.start_gather(bucket);
+    if (bucket.is_one_in_equal_parts()) {
+      in_place.push_back(&bucket);
+    } else {
+      in_memory.push_back(&bucket);
+      if (in_memory.size() >= kInMemory) end_oldest();
+    }
   }
-  for (size_t b = 0; b < several.size() + kInFlight - 1; ++b) {
-    if (b < several.size()) s.start_gather(*several[b]);
-    if (b + 1 >= kInFlight) s.end_gather(*several[b + 1 - kInFlight]);
-  }
+  while (!in_memory.empty()) end_oldest();
+  for (Bucket* bucket : in_place) s.end_gather(*bucket);
 }
 
 // Counts of steps are the same for all parts: whoever has the first writes them.
 std::vector<OwnedRows> ShardedOptimizer::state() const {
   const State& s = *state_;
   std::vector<OwnedRows> rows;
-  if (!s.optimizer) return rows;
-  for (auto& [name, tensor] : s.optimizer->state()) {
-    const Piece& piece = s.piece_with(name);
-    const bool is_first = s.first_row(piece) == 0 && s.first_column(piece) == 0;
-    if (is_first || !State::is_count(name)) rows.push_back(s.place(name, tensor));
+  for (const Bucket& bucket : s.buckets) {
+    if (!bucket.optimizer) continue;
+    for (auto& [name, tensor] : bucket.optimizer->state()) {
+      const Piece& piece = s.piece_with(name);
+      const bool is_first = s.first_row(piece) == 0 && s.first_column(piece) == 0;
+      if (is_first || !State::is_count(name)) rows.push_back(s.place(name, tensor));
+    }
   }
   return rows;
 }
 
 void ShardedOptimizer::restore(const std::function<at::Tensor(const OwnedRows& rows)>& read) {
   const State& s = *state_;
-  if (!s.optimizer) return;
-  state_->optimizer->restore(
-      [&](const std::string& name, const at::Tensor& like) { return read(s.place(name, like)); });
+  for (Bucket& bucket : state_->buckets) {
+    if (!bucket.optimizer) continue;
+    bucket.optimizer->restore(
+        [&](const std::string& name, const at::Tensor& like) { return read(s.place(name, like)); });
+  }
 }
 
 std::vector<OwnedRows> ShardedOptimizer::owned() const {

@@ -115,7 +115,9 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
                  : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
                                              crew_.sharding(), crew_.part(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
-  if (options_.profiled_steps > 0) profile_.emplace(device_, options_.profiled_steps);
+  if (options_.profiled_steps > 0 && crew_.is_first()) {
+    profile_.emplace(device_, options_.profiled_steps);
+  }
 }
 
 // A published model knows the tokens of its tokenizer, not bytes.

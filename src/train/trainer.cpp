@@ -25,8 +25,6 @@ constexpr int64_t kStepsAlone = 2;  // of runs in turns; the second has the mome
 
 void check(const RunConfig& config, const RunOptions& options) {
   config.validate();
-  MOE8_CHECK(options.profiled_steps == 0 || launch_from_environment().world == 1, kTrain,
-             "--profile", "expected one process, got ", launch_from_environment().world);
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   to_fqn_config(config.conversion());  // names a recipe that there is

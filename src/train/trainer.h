@@ -39,7 +39,8 @@ struct RunOptions {
   // when a stop would lose nothing: before the first step, at the end, in a failure. Null: never.
   std::function<void(double seconds)> patience;
   RunOrigin origin{};
-  // So many steps, after a few to warm up, are profiled: trace.json and profile.txt in the folder.
+  // So many steps, after a few to warm up, are profiled: trace.json and profile.txt in the folder. Of
+  // several ranks the first one's.
   int64_t profiled_steps = 0;
   WatchOptions watch{};  // of several ranks: when one that is silent is given up
 };

@@ -12,6 +12,7 @@ namespace {
 
 using testing::all_experts;
 using testing::compare_with_one_process;
+using testing::compare_with_watched;
 using testing::ExpertsShape;
 using testing::in_processes;
 using testing::parallel_recipes;
@@ -54,6 +55,20 @@ TEST_F(ExpertsOnGpus, EqualOneProcessThatAddsUpPerRank) {
             world.p.experts.fill_(15);
             compare_with_one_process(p.expert(), world, recipe, wire);
           }
+        }
+      },
+      all_experts, options_);
+}
+
+TEST_F(ExpertsOnGpus, BeingWatchedChangesNoBit) {
+  in_processes(
+      {2},
+      [](Parallel& p) {
+        const ExpertsShape shape{
+            .tokens = 640, .top_k = 4, .experts = 8, .dim = 256, .hidden = 192};
+        const World world = on(p.device(), world_of(2, shape, 1));
+        for (const testing::Recipe& recipe : parallel_recipes()) {
+          if (recipe.config) compare_with_watched(p.expert(), world, recipe);
         }
       },
       all_experts, options_);

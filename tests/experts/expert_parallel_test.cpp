@@ -17,6 +17,7 @@ namespace {
 
 using testing::all_experts;
 using testing::compare_with_one_process;
+using testing::compare_with_watched;
 using testing::expect_equal;
 using testing::ExpertsProblem;
 using testing::ExpertsShape;
@@ -80,6 +81,19 @@ TEST(ExpertParallel, ExpertsRanksAndBatchesWithoutTokens) {
 
 // Against the plain layer: what the roundings of each rank's sum can do. Where a token's experts live on
 // one rank there is no such rounding.
+TEST(ExpertParallel, BeingWatchedChangesNoBit) {
+  in_processes(
+      {2},
+      [](Parallel& p) {
+        const World world =
+            world_of(2, {.tokens = 320, .top_k = 3, .experts = 4, .dim = 64, .hidden = 64}, 1);
+        for (const Recipe& recipe : parallel_recipes()) {
+          if (recipe.config) compare_with_watched(p.expert(), world, recipe);
+        }
+      },
+      all_experts);
+}
+
 TEST(ExpertParallel, DiffersFromThePlainLayerByTheRoundingOfSums) {
   in_processes(
       {2, 4},

@@ -15,6 +15,7 @@
 #include "moe8/expert_parallel.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
+#include "moe8/numerics.h"
 
 namespace moe8::testing {
 
@@ -65,19 +66,32 @@ inline ExpertsOptions options_of(const ExpertsProblem& p, const Recipe& recipe) 
   return {.scores = p.placement, .config = recipe.config};
 }
 
+// The experts of this rank.
+inline ExpertWeights own_experts(const Group& group, const World& world) {
+  ExpertsProblem own = world.p;
+  for (at::Tensor* w : {&own.w1, &own.w3, &own.w2}) *w = part_of(*w, group.rank(), group.size());
+  return ExpertWeights(own);
+}
+
 // What this rank computes.
-inline Results in_parallel(const Group& group, const World& world, const Recipe& recipe,
-                           TokenWire wire) {
+inline Results in_parallel(const Group& group, const World& world, const ExpertWeights& weights,
+                           const Recipe& recipe, TokenWire wire) {
   const ExpertsProblem& p = world.p;
-  const int64_t rank = group.rank(), size = group.size();
+  const int64_t rank = group.rank();
   const at::Tensor x = world.of_rank(p.x, rank).requires_grad_();
   const at::Tensor scores = world.of_rank(p.scores, rank).requires_grad_();
-  const at::Tensor w1 = part_of(p.w1, rank, size), w3 = part_of(p.w3, rank, size),
-                   w2 = part_of(p.w2, rank, size);
-  const at::Tensor out = moe_experts_parallel(group, x, w1, w3, w2, world.of_rank(p.experts, rank),
-                                              scores, options_of(p, recipe), wire);
+  weights->zero_grad();
+  const at::Tensor out =
+      moe_experts_parallel(group, x, weights->w1, weights->w3, weights->w2,
+                           world.of_rank(p.experts, rank), scores, options_of(p, recipe), wire);
   out.backward(world.of_rank(p.upstream, rank));
-  return {out.detach(), x.grad(), scores.grad(), w1.grad(), w3.grad(), w2.grad()};
+  return {out.detach(),       x.grad(),           scores.grad(),
+          weights->w1.grad(), weights->w3.grad(), weights->w2.grad()};
+}
+
+inline Results in_parallel(const Group& group, const World& world, const Recipe& recipe,
+                           TokenWire wire) {
+  return in_parallel(group, world, own_experts(group, world), recipe, wire);
 }
 
 // The values that travel.
@@ -128,17 +142,53 @@ inline void expect_equal(const at::Tensor& a, const at::Tensor& b, const char* w
                           << (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
+inline void expect_equal(const Results& a, const Results& b) {
+  expect_equal(a.out, b.out, "out");
+  expect_equal(a.x, b.x, "gradient of x");
+  expect_equal(a.scores, b.scores, "gradient of scores");
+  expect_equal(a.w1, b.w1, "gradient of w1");
+  expect_equal(a.w3, b.w3, "gradient of w3");
+  expect_equal(a.w2, b.w2, "gradient of w2");
+}
+
 inline void compare_with_one_process(const Group& group, const World& world, const Recipe& recipe,
                                      TokenWire wire) {
   SCOPED_TRACE(concat(recipe.name, ", wire ", static_cast<int>(wire)));
-  const Results mine = in_parallel(group, world, recipe, wire);
-  const Results one = in_one(world, group.size(), group.rank(), recipe, wire);
-  expect_equal(mine.out, world.of_rank(one.out, group.rank()), "out");
-  expect_equal(mine.x, world.of_rank(one.x, group.rank()), "gradient of x");
-  expect_equal(mine.scores, world.of_rank(one.scores, group.rank()), "gradient of scores");
-  expect_equal(mine.w1, one.w1, "gradient of w1");
-  expect_equal(mine.w3, one.w3, "gradient of w3");
-  expect_equal(mine.w2, one.w2, "gradient of w2");
+  Results one = in_one(world, group.size(), group.rank(), recipe, wire);
+  for (at::Tensor* t : {&one.out, &one.x, &one.scores}) *t = world.of_rank(*t, group.rank());
+  expect_equal(in_parallel(group, world, recipe, wire), one);
+}
+
+// Somebody looks at the products meanwhile: the same bits, and what he sees is there and right. Tokens
+// that came as codes stand for the values of these, of which no code has an error.
+inline void compare_with_watched(const Group& group, const World& world, const Recipe& recipe) {
+  SCOPED_TRACE(recipe.name);
+  const ExpertWeights weights = own_experts(group, world);
+  const Results unseen = in_parallel(group, world, weights, recipe, TokenWire::AUTO);
+  NumericsMonitor monitor(*weights);
+  const Results seen = in_parallel(group, world, weights, recipe, TokenWire::AUTO);
+  monitor.stop();
+  expect_equal(seen, unseen);
+  const NumericsReport report = monitor.report_later().get();
+  ASSERT_EQ(report.weights.size(), 3u);
+  for (const WeightNumerics& weight : report.weights) {
+    ASSERT_EQ(weight.products.size(), 3u) << weight.fqn;
+    for (const ProductNumerics& product : weight.products) {
+      SCOPED_TRACE(concat(weight.fqn, " ", product.name));
+      EXPECT_EQ(product.calls, 1);
+      EXPECT_GT(product.sqnr_db, 22);
+      EXPECT_LT(product.sqnr_db, 60);
+      EXPECT_GT(product.left.sqnr_db, 24);
+      EXPECT_GT(product.right.sqnr_db, 24);
+      if (product.name == "out" && weight.fqn != "w2") EXPECT_GT(product.left.sqnr_db, 100);
+    }
+  }
+  ASSERT_EQ(report.experts.size(), 1u);
+  const int64_t own = weights->w1.size(0), first = group.rank() * own;
+  const at::Tensor counts = at::bincount(world.p.experts.flatten(), {}, own * group.size()).cpu();
+  for (int64_t e = 0; e < own; ++e) {
+    EXPECT_EQ(report.experts[0].tokens[e], counts[first + e].item<int64_t>());
+  }
 }
 
 inline World world_of(int64_t size, const ExpertsShape& shape, uint64_t seed,

@@ -7,25 +7,20 @@
 #include <torch/torch.h>
 
 #include "base/check.h"
-#include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
-#include "nn/transformer_step.h"
+#include "nn/transformer_parts.h"
 #include "testing/compare.h"
 #include "testing/processes.h"
 
 namespace moe8 {
 namespace {
 
+using testing::all_tensor;
 using testing::error_of;
 using ::testing::HasSubstr;
+using testing::held_of;
 using testing::in_processes;
-using testing::relative_error;
-using testing::Step;
-using testing::step;
-
-ParallelLayout all_tensor(int64_t world) {
-  return {.tensor = world};
-}
+using testing::small_config;
 
 // ---- positions ------------------------------------------------------------------
 TEST(SequenceExchange, GathersAndAddsUpAlongAnyDimension) {
@@ -122,36 +117,6 @@ TEST(ParallelLinears, SayWhatDoesNotDivide) {
 }
 
 // ---- the model ------------------------------------------------------------------
-TransformerConfig small_config() {
-  TransformerConfig config;
-  config.vocab_size = 64;
-  config.dim = 64;
-  config.n_layers = 3;
-  config.n_heads = config.n_kv_heads = 4;
-  config.max_seq_len = 32;
-  config.dense_hidden_dim = 128;
-  config.n_experts = 8;
-  config.top_k = 3;
-  config.hidden_dim = 128;
-  return config;
-}
-
-// What this rank holds of the whole tensor of that name.
-at::Tensor held(const std::string& name, const at::Tensor& whole, const Group& group) {
-  const TensorSplit split = tensor_split(name);
-  if (split == TensorSplit::NONE) return whole;
-  return sequence_part(group, whole, split == TensorSplit::COLUMN_PARALLEL ? 0 : 1);
-}
-
-void convert(Transformer& model, const std::string& recipe) {
-  if (recipe == "bf16") return;
-  const bool fp8 = recipe == "fp8_rowwise";
-  quantize_(*model, {{"re:.*\\.moe\\.experts\\.w[123]",
-                      fp8 ? Config(FP8GroupedMMConfig{}) : Config(MXFP8GroupedMMConfig{})},
-                     {"re:layers\\..*\\.(w[qkvo123])\\.weight",
-                      fp8 ? Config(Float8LinearConfig{}) : Config(MXLinearConfig{})}});
-}
-
 TEST(TransformerInParts, HoldsPartsOfTheSameWeights) {
   in_processes(
       {2, 4},
@@ -163,7 +128,7 @@ TEST(TransformerInParts, HoldsPartsOfTheSameWeights) {
         ASSERT_EQ(own.size(), one->named_parameters().size());
         int64_t split = 0;
         for (const auto& whole : one->named_parameters()) {
-          EXPECT_TRUE(own[whole.key()].equal(held(whole.key(), whole.value(), group)))
+          EXPECT_TRUE(own[whole.key()].equal(held_of(whole.key(), whole.value(), group)))
               << whole.key();
           split += tensor_split(whole.key()) != TensorSplit::NONE;
         }
@@ -172,41 +137,9 @@ TEST(TransformerInParts, HoldsPartsOfTheSameWeights) {
       all_tensor);
 }
 
-// Sums over features are made in parts that are rounded to bf16, and FP8 scales of what is contracted
-// over split features are those of a part: bounds as of experts over ranks.
 TEST(TransformerInParts, LossAndGradientsAreThoseOfOneProcess) {
   in_processes(
-      {2, 4},
-      [](Parallel& p) {
-        const Group& group = p.tensor();
-        torch::manual_seed(3);
-        const at::Tensor tokens = at::randint(64, {2, 17}, at::kLong);
-        for (const std::string recipe : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
-          SCOPED_TRACE(recipe);
-          Transformer one(small_config(), 7, at::kBFloat16);
-          Transformer mine(small_config(), 7, at::kBFloat16, Group(), group);
-          convert(one, recipe);
-          convert(mine, recipe);
-          const Step whole = step(one, tokens);
-          const Step part = step(mine, tokens);
-          const at::Tensor loss = at::full({}, part.loss, at::kDouble);
-          all_reduce_(group, loss);
-          EXPECT_NEAR(loss.item<double>() / whole.loss, 1, 2e-3);
-          for (const auto& [name, grad] : part.grads) {
-            at::Tensor sum = grad.to(at::kFloat);
-            if (tensor_split(name) == TensorSplit::NONE) all_reduce_(group, sum);
-            const at::Tensor expected = held(name, whole.grads.at(name), group);
-            EXPECT_LT(relative_error(sum, expected), recipe == "bf16" ? 0.05 : 0.25) << name;
-          }
-          EXPECT_TRUE(check_conversion(*mine).to_line().empty());
-          for (const Recompute recompute : {Recompute::SELECTIVE, Recompute::FULL}) {
-            mine->set_recompute(recompute);
-            const Step again = step(mine, tokens);
-            EXPECT_EQ(again.loss, part.loss);
-          }
-        }
-      },
-      all_tensor);
+      {2, 4}, [](Parallel& p) { testing::compare_with_whole_transformer(p); }, all_tensor);
 }
 
 }  // namespace

@@ -12,9 +12,11 @@
 #include <iostream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "base/plain_text.h"
 #include "testing/processes.h"
 #include "train/store/run_folder.h"
 #include "train/tiny_run.h"
@@ -61,6 +63,14 @@ inline RunConfig config_of(const CommonFolder& folder, const std::string& name,
   return config;
 }
 
+// Four heads, which four ranks can share.
+inline RunConfig config_of_heads(const CommonFolder& folder, const std::string& name,
+                                 const std::string& recipe) {
+  RunConfig config = config_of(folder, name, recipe);
+  config.model.n_heads = config.model.n_kv_heads = 4;
+  return config;
+}
+
 // A run that goes on where it stopped; an error is printed as the command does.
 inline void go_on(const RunConfig& config, RunOptions options = {}) {
   options.existing = ExistingRun::RESUME;
@@ -97,6 +107,26 @@ inline void expect_same_run(const RunConfig& one, const RunConfig& several) {
   ASSERT_EQ(expected.size(), got.size());
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(expected[i], got[i]) << "step " << i + 1;
   EXPECT_TRUE(bytes_of(a.model()) == bytes_of(b.model()));
+}
+
+using Metrics = std::vector<StepMetrics>;
+
+inline std::pair<Metrics, Metrics> metrics_of(const RunConfig& one, const RunConfig& several) {
+  return {repeatable(RunFolder{one.output.folder}.metrics()),
+          repeatable(RunFolder{several.output.folder}.metrics())};
+}
+
+// Step by step, as what is summed in another order comes out.
+inline void expect_near(const Metrics& a, const Metrics& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    SCOPED_TRACE(concat("step ", i + 1));
+    EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
+    EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
+    if (a[i].validation_loss) {
+      EXPECT_NEAR(*a[i].validation_loss, *b[i].validation_loss, 0.02 * *a[i].validation_loss);
+    }
+  }
 }
 
 }  // namespace moe8::testing

@@ -29,37 +29,20 @@ namespace {
 using testing::bytes_of;
 using testing::CommonFolder;
 using testing::config_of;
+using testing::config_of_heads;
 using testing::EndedProcess;
 using testing::expect_good;
+using testing::expect_near;
 using testing::expect_same_run;
 using testing::go_on;
 using ::testing::HasSubstr;
 using testing::impatient;
+using testing::metrics_of;
 using ::testing::Not;
 using testing::ProcessesOptions;
 using testing::repeatable;
 using testing::run_processes;
 using testing::TemporaryFolder;
-
-using Metrics = std::vector<StepMetrics>;
-
-std::pair<Metrics, Metrics> metrics_of(const RunConfig& one, const RunConfig& several) {
-  return {repeatable(RunFolder{one.output.folder}.metrics()),
-          repeatable(RunFolder{several.output.folder}.metrics())};
-}
-
-// Step by step, as what is summed in another order comes out.
-void expect_near(const Metrics& a, const Metrics& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    SCOPED_TRACE(concat("step ", i + 1));
-    EXPECT_NEAR(a[i].loss, b[i].loss, 0.02 * a[i].loss);
-    EXPECT_NEAR(a[i].grad_norm, b[i].grad_norm, 0.1 * a[i].grad_norm);
-    if (a[i].validation_loss) {
-      EXPECT_NEAR(*a[i].validation_loss, *b[i].validation_loss, 0.02 * *a[i].validation_loss);
-    }
-  }
-}
 
 // ---- the same run ---------------------------------------------------------------
 class EveryRecipe : public ::testing::TestWithParam<const char*> {};
@@ -141,14 +124,6 @@ INSTANTIATE_TEST_SUITE_P(Ranks, EveryRecipeOverExperts,
 // Heads and hidden features over ranks, alone and beside experts and data: sums over features are made
 // in parts, and each rank's positions are products of their own.
 class EveryRecipeOverTensorRanks : public ::testing::TestWithParam<const char*> {};
-
-// Four heads, which four ranks can share.
-RunConfig config_of_heads(const CommonFolder& folder, const std::string& name,
-                          const std::string& recipe) {
-  RunConfig config = config_of(folder, name, recipe);
-  config.model.n_heads = config.model.n_kv_heads = 4;
-  return config;
-}
 
 TEST_P(EveryRecipeOverTensorRanks, LossesAreNearlyThoseOfOneProcess) {
   const CommonFolder folder;
@@ -489,6 +464,20 @@ TEST(Ranks, AFullDiskOnOneRankIsOneLine) {
   EXPECT_FALSE(std::filesystem::exists(config.output.folder + "/checkpoints/step-00000002"));
   EXPECT_FALSE(
       std::filesystem::exists(config.output.folder + "/checkpoints/step-00000002.partial"));
+}
+
+TEST(Ranks, AProfileIsOfTheFirst) {
+  const CommonFolder folder;
+  RunConfig one = config_of(folder, "one"), two = config_of(folder, "two");
+  for (RunConfig* config : {&one, &two}) config->training.steps = 9;
+  if (folder.is_parent()) train(one);
+  RunOptions options;
+  options.profiled_steps = 2;
+  expect_good(run_processes(
+      2, [&] { go_on(two, options); }, folder.options()));
+  expect_same_run(one, two);
+  EXPECT_THAT(bytes_of(two.output.folder + "/profile.txt"), HasSubstr("ms a step"));
+  EXPECT_THAT(bytes_of(two.output.folder + "/trace.json"), HasSubstr("gloo"));
 }
 
 TEST(Ranks, OneProcessDoesNotSpreadExperts) {

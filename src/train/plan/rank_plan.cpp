@@ -19,6 +19,7 @@ constexpr double kFloat32 = 4;
 // What a rank holds of parameters that the same ranks hold, and how many these are.
 struct Held {
   double elements = 0;
+  double largest = 0;  // of them, those of one parameter
   double ranks = 1;
 
   double stepped() const { return elements / ranks; }
@@ -35,7 +36,9 @@ std::array<Held, 3> held_by(const RunConfig& config, int64_t world) {
     for (const int64_t size : held_shape(parameter, p).shape) count *= double(size);
     const bool is_part = tensor_split(parameter.name) != TensorSplit::NONE;
     const bool is_of_experts = parameter.name.find(".moe.experts.") != std::string::npos;
-    (is_of_experts ? experts : is_part ? parts : whole).elements += count;
+    Held& held = is_of_experts ? experts : is_part ? parts : whole;
+    held.elements += count;
+    held.largest = std::max(held.largest, count);
   }
   return {whole, experts, parts};
 }
@@ -104,9 +107,8 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
   const MemoryPlan whole = plan_memory(own), one = plan_memory(own, parallel);
 
   const double width = t.weights == Weights::FLOAT32 ? 4 : 2;
-  // Two buckets travel and the next is packed; sent and received.
-  constexpr double kTravelling = 2 * 3;
-  const auto bucket = double(ShardingOptions().bucket_elements), rounds = double(share.rounds());
+  const ShardingOptions sharding;
+  const auto rounds = double(share.rounds());
 
   RankPlan plan;
   plan.world = world;
@@ -115,14 +117,18 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
   plan.weights = one.weights;
   plan.masters = whole.masters / double(world);
   plan.optimizer = whole.optimizer / double(world);
-  double shared = 0;
+  double shared = 0, bucket = double(sharding.bucket_elements);
   for (const Held& held : held_by(config, world)) {
     // A gradient that is added to no other stays as backward left it.
     plan.sums += held.stepped() * (held.ranks * rounds > 1 ? kFloat32 : width);
     plan.weights_sent += width * held.sent();
-    if (held.ranks > 1) shared += held.elements;
+    if (held.ranks == 1) continue;
+    shared += held.elements;
+    bucket = std::max(bucket, held.largest);  // a parameter is not cut
   }
-  plan.travelling = width * std::min(kTravelling * bucket, 2 * shared);
+  // Some travel and the next is there; sent and received.
+  const auto buckets = double(sharding.gradients_in_flight + 1);
+  plan.travelling = width * 2 * std::min(buckets * bucket, shared);
   // In whole where ranks share sums: what backward frees of forms is not where a part's sums lie.
   plan.weight_forms = world > 1 ? one.waiting_forms : one.weight_forms;
   plan.saved = one.saved();

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/plain_text.h"
+#include "dist/activity.h"
 #include "io/file.h"
 #include "train/profile/time_table.h"
 
@@ -16,6 +17,7 @@ void StepProfile::before(int64_t step) {
 }
 
 bool StepProfile::after(const RunFolder& folder, Progress& progress) {
+  const LongWork sorts_and_writes;
   if (step_ == kWarmUp + steps_ - 1) {
     std::string text = to_text(time_table(profiler_->stop(), steps_));
     text += formatted("\nA step before the recording took %.3f ms: recording costs idle time.\n",
