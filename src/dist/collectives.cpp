@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What the processes of a group send each other. Elements that are only moved travel as bytes, so that
 // every dtype does; those that are added up on the CPU travel first and are added in a fixed order.
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -170,6 +171,32 @@ Pending begin_all_to_all(const Group& group, const at::Tensor& in, at::IntArrayR
 at::Tensor all_to_all(const Group& group, const at::Tensor& in, at::IntArrayRef in_rows,
                       at::IntArrayRef out_rows) {
   return begin_all_to_all(group, in, in_rows, out_rows).wait();
+}
+
+Pending begin_exchange(const Group& group, const std::vector<at::Tensor>& parts, int64_t rows) {
+  constexpr const char* kOp = "exchange";
+  const auto size = static_cast<size_t>(group.size()), own = static_cast<size_t>(group.rank());
+  std::vector<at::Tensor> others = parts;
+  others[own] = parts[own].narrow(0, 0, 0);
+  std::vector<int64_t> in_rows, out_rows(size, rows);
+  out_rows[own] = 0;
+  for (const at::Tensor& part : others) in_rows.push_back(part.size(0));
+  if (group.size() == 1 || parts[own].is_cpu()) {
+    return move_rows(kOp, group, at::cat(others), in_rows, out_rows);
+  }
+  auto made = pending(kOp, group);
+  made->result = rows_like(parts[own], (group.size() - 1) * rows);
+  made->sent = others;
+  for (const at::Tensor& part : others) count_sent(bytes(part));
+  made->work = exchange(kOp, group, [&] {
+    std::vector<at::Tensor> from, to;
+    for (const at::Tensor& part : others) from.push_back(bytes_of_rows(part));
+    for (const at::Tensor& part : made->result.split_with_sizes(out_rows)) {
+      to.push_back(bytes_of_rows(part));
+    }
+    return group.process_group()->alltoall(to, from);
+  });
+  return Pending(std::move(made));
 }
 
 // ---- all gather -------------------------------------------------------------------

@@ -17,6 +17,7 @@
 #include <chrono>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -75,8 +76,8 @@ struct Bucket {
 
   size_t missing = 0;    // gradients of this backward that are still to come
   size_t hooked = 0;     // that tell when they are there
-  at::Tensor alone;      // gradients in a group of one
-  Pending coming;        // what all ranks send
+  at::Tensor own;        // gradients of this rank's part that it has computed itself
+  Pending coming;        // what the others send
   at::Tensor sum;        // of this rank's part; undefined: no gradient yet
   bool sums_up = false;  // it is memory for sums, no longer a gradient that somebody else may hold
 
@@ -151,7 +152,7 @@ struct ShardedOptimizer::State {
   void launch();
   void finish();
   at::Tensor wait(Pending& pending);
-  void add_up(Bucket& bucket, const at::Tensor& all);
+  void add_up(Bucket& bucket, const std::vector<at::Tensor>& grads);
   void give_gradients();
   void start_gather(Bucket& bucket);
   void end_gather(Bucket& bucket);
@@ -363,13 +364,12 @@ at::Tensor ShardedOptimizer::State::packed_gradients(const Bucket& bucket) {
 
 void ShardedOptimizer::State::launch() {
   Bucket& bucket = buckets[launched++];
-  const at::Tensor packed = packed_gradients(bucket);
-  if (bucket.ranks() == 1) {
-    bucket.alone = packed;
-  } else {
-    const std::vector<int64_t> from_each(bucket.ranks(), bucket.mine());
-    bucket.coming = begin_all_to_all(*bucket.group, packed, bucket.elements, from_each);
-    bytes_sent += (packed.numel() - bucket.mine()) * static_cast<int64_t>(packed.itemsize());
+  const std::vector<at::Tensor> parts = packed_gradients(bucket).split_with_sizes(bucket.elements);
+  bucket.own = parts[bucket.rank];
+  if (bucket.ranks() > 1) {
+    bucket.coming = begin_exchange(*bucket.group, parts, bucket.mine());
+    const int64_t all = std::accumulate(bucket.elements.begin(), bucket.elements.end(), int64_t{0});
+    bytes_sent += (all - bucket.mine()) * static_cast<int64_t>(bucket.own.itemsize());
   }
   while (launched - finished > in_flight) finish();
 }
@@ -384,16 +384,22 @@ at::Tensor ShardedOptimizer::State::wait(Pending& pending) {
 
 void ShardedOptimizer::State::finish() {
   Bucket& bucket = buckets[finished++];
-  const at::Tensor all =
-      bucket.coming.valid() ? wait(bucket.coming) : std::exchange(bucket.alone, {});
-  add_up(bucket, all);
+  std::vector<at::Tensor> grads;  // of the ranks
+  if (bucket.coming.valid() && bucket.mine() > 0) {
+    grads = wait(bucket.coming).split(bucket.mine());
+  } else if (bucket.coming.valid()) {
+    wait(bucket.coming);
+  }
+  const auto rank = static_cast<std::ptrdiff_t>(bucket.rank);
+  if (bucket.mine() > 0) grads.insert(grads.begin() + rank, std::move(bucket.own));
+  bucket.own.reset();
+  add_up(bucket, grads);
   bucket.missing = bucket.hooked;
 }
 
 // In float32, in the order of ranks, after what is there. One gradient alone stays as it came.
-void ShardedOptimizer::State::add_up(Bucket& bucket, const at::Tensor& all) {
-  if (bucket.mine() == 0) return;
-  for (const at::Tensor& grad : all.view({-1, bucket.mine()}).unbind(0)) {
+void ShardedOptimizer::State::add_up(Bucket& bucket, const std::vector<at::Tensor>& grads) {
+  for (const at::Tensor& grad : grads) {
     if (!bucket.sum.defined()) {
       bucket.sum = grad;
       bucket.sums_up = false;

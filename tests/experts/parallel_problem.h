@@ -74,7 +74,7 @@ inline ExpertWeights own_experts(const Group& group, const World& world) {
 }
 
 // What this rank computes.
-inline Results in_parallel(const Group& group, const World& world, const ExpertWeights& weights,
+inline Results in_parallel(const Group& group, const World& world, ExpertWeights weights,
                            const Recipe& recipe, TokenWire wire) {
   const ExpertsProblem& p = world.p;
   const int64_t rank = group.rank();
@@ -180,7 +180,9 @@ inline void compare_with_watched(const Group& group, const World& world, const R
       EXPECT_LT(product.sqnr_db, 60);
       EXPECT_GT(product.left.sqnr_db, 24);
       EXPECT_GT(product.right.sqnr_db, 24);
-      if (product.name == "out" && weight.fqn != "w2") EXPECT_GT(product.left.sqnr_db, 100);
+      if (product.name == "out" && weight.fqn != "w2") {
+        EXPECT_GT(product.left.sqnr_db, 100);
+      }
     }
   }
   ASSERT_EQ(report.experts.size(), 1u);
