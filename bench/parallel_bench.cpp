@@ -232,8 +232,8 @@ std::vector<Row> rows_of_legs(const Group& group, const ExpertLayerShape& shape)
     const auto plain = std::make_shared<PlainBytes>(group, bytes / group.size() * group.size());
     const auto exchanges = [group, splits, sent] {
       std::vector<Pending> coming;
-      for (const at::Tensor& rows : sent) {
-        coming.push_back(begin_all_to_all(group, rows, splits.to, splits.from));
+      for (const at::Tensor& part : sent) {
+        coming.push_back(begin_all_to_all(group, part, splits.to, splits.from));
       }
       for (Pending& one : coming) one.wait();
     };
