@@ -18,11 +18,11 @@ import moe8.integrations.transformers
 LENGTH, BATCH = 128, 8
 
 
-def build():
+def build(implementation):
     config = Qwen3MoeConfig(vocab_size=256, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
                             num_key_value_heads=2, head_dim=32, moe_intermediate_size=96, num_experts=8,
                             num_experts_per_tok=2, norm_topk_prob=True, max_position_embeddings=LENGTH)
-    config._experts_implementation = "moe8"
+    config._experts_implementation = implementation
     return Qwen3MoeForCausalLM(config)
 
 
@@ -36,11 +36,9 @@ def main():
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text = torch.frombuffer(bytearray(args.text.read_bytes()), dtype=torch.uint8).long()
-    model = build().to(device)
-    if args.recipe == "none":
-        model.set_experts_implementation("eager")
-    else:
-        moe8.integrations.transformers.register()
+    moe8.integrations.transformers.register()
+    model = build("eager" if args.recipe == "none" else "moe8").to(device)
+    if args.recipe != "none":
         print(moe8.quantize_(model, {"re:.*experts.*": args.recipe, "re:.*_proj.weight": "rowwise"}, unused="error"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     step = torch.compile(model) if args.compile else model
