@@ -36,12 +36,19 @@ MODELS = {
 CONTENDERS = ["hf-eager", "hf-compile"] + [
     f"moe8-{recipe}-{weights}" for weights in ("master", "bf16") for recipe in ("bf16", "fp8_rowwise")
 ]
+# The same script of Hugging Face with the Python package of moe8, which must be installed (./dev wheel).
+CONTENDERS_IN_PYTHON = ["hf-eager-fp8_rowwise", "hf-compile-fp8_rowwise"]
 
 
-def train_hugging_face(name, compiled):
-    """Prints the record of one run; a process of its own calls it."""
+def train_hugging_face(name, compiled, recipe=None):
+    """Prints the record of one run; a process of its own calls it. `recipe`: of moe8's experts."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    if recipe:
+        import moe8
+        import moe8.integrations.transformers
+        moe8.integrations.transformers.register()
 
     m = MODELS[name]
     config = Qwen3MoeConfig(
@@ -55,7 +62,9 @@ def train_hugging_face(name, compiled):
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation="sdpa",
-            experts_implementation="grouped_mm")
+            experts_implementation="moe8" if recipe else "grouped_mm")
+    if recipe:
+        moe8.quantize_(model, {"re:.*experts.*": recipe, "re:.*_proj.weight": "rowwise"}, unused="error")
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if compiled else model
@@ -122,7 +131,7 @@ def train(contender, name, arguments):
     kind, *rest = contender.split("-")
     if kind == "moe8":
         return train_moe8(arguments.moe8, name, *rest, arguments.checkpointing)
-    command = [sys.executable, __file__, "--worker", name, rest[0]]
+    command = [sys.executable, __file__, "--worker", name, *rest]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode != 0:
         raise RuntimeError((ran.stderr or "it failed").strip().splitlines()[-1])
@@ -159,7 +168,7 @@ def row_of(name, contender, rounds):
 def print_table(rows):
     best = {}  # the fastest of the others, by model
     for row in rows:
-        if row["contender"].startswith("hf"):
+        if row["contender"] in ("hf-eager", "hf-compile"):
             best[row["model"]] = max(best.get(row["model"], 0), row["tokens_per_s"])
     print("| model | contender | ms a step | tokens/s | x best of Hugging Face | peak GiB |")
     print("|---|---|---|---|---|---|")
@@ -172,7 +181,7 @@ def print_table(rows):
 
 def main():
     if sys.argv[1:2] == ["--worker"]:
-        train_hugging_face(sys.argv[2], sys.argv[3] == "compile")
+        train_hugging_face(sys.argv[2], sys.argv[3] == "compile", *sys.argv[4:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--moe8", default=str(ROOT / "build/cuda/apps/moe8/moe8"))
@@ -186,8 +195,8 @@ def main():
         if name not in MODELS:
             parser.error(f"expected one of {', '.join(MODELS)}, got the model '{name}'")
     for contender in arguments.contenders.split(","):
-        if contender not in CONTENDERS:
-            parser.error(f"expected one of {', '.join(CONTENDERS)}, got the contender '{contender}'")
+        if contender not in CONTENDERS + CONTENDERS_IN_PYTHON:
+            parser.error(f"expected one of {', '.join(CONTENDERS + CONTENDERS_IN_PYTHON)}, got the contender '{contender}'")
     rows = [row_of(*key, rounds) for key, rounds in measure(arguments).items()]
     print_table(rows)
     if arguments.json:

@@ -157,6 +157,50 @@ def _linear_grads(ctx, grad_out):
     return grad_x if needs_x else None, grad_w if needs_weight else None, None
 
 
+# The same two without the dispatcher: an operation of torch with gradients in Python costs several times as much.
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, A, W, offs, bias, config, out_dtype):
+        _save_grouped(ctx, (A, W, offs, bias, config, out_dtype), None)
+        return _product(A, W, offs, bias, config, out_dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        A, W, offs = ctx.saved_tensors
+        needs_A, needs_W, _, needs_bias = ctx.needs_input_grad[:4]
+        grad_A = grad_W = grad_bias = None
+        if needs_A or needs_W:
+            grad_A, grad_W = _product_backward(grad_out, A, W, offs, ctx.config, needs_A, needs_W)
+        if ctx.bias_dtype is not None and needs_bias:
+            grad_bias = _products.group_sums(grad_out, offs, W.shape[0]).to(ctx.bias_dtype)
+        return grad_A if needs_A else None, grad_W if needs_W else None, None, grad_bias, None, None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, config):
+        _save_linear(ctx, (x, weight, config), None)
+        return _linear(x, weight, config)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        grad_x, grad_w = _linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight)
+        return grad_x if needs_x else None, grad_w if needs_weight else None, None
+
+
+def _is_eager(*tensors):
+    """Whether nothing but autograd wants to see the operation: no compiler, dispatch mode or function transform, no
+    subclass of tensors but converted weights."""
+    return (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0 and
+            torch._C._functorch.peek_interpreter_stack() is None and
+            all(isinstance(x, torch.Tensor) and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+                for x in tensors))
+
+
 _autograd("grouped_mm", _grouped_grads, _save_grouped)
 _autograd("linear", _linear_grads, _save_linear)
 for _name in ("grouped_mm_backward", "linear_backward", "grouped_bias_grad"):
@@ -223,7 +267,7 @@ _once("moe_experts_backward")
 
 
 # ---- what people call ---------------------------------------------------------------------------------------
-def _autocast(device, *tensors):
+def autocast(device, *tensors):
     """Tensors as autocast wants them."""
     if not torch.is_autocast_enabled(device.type):
         return tensors
@@ -248,7 +292,7 @@ def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias:
     """
     op = "grouped_mm"
     text = _grouped_config(op, config)
-    A, B_t = _autocast(A.device, A, B_t)
+    A, B_t = autocast(A.device, A, B_t)
     check_dtype(op, "A", A)
     check_dtype(op, "B_t", B_t)
     if A.dim() != 2:
@@ -265,7 +309,8 @@ def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias:
         fail(op, "bias", f"expected [{B_t.shape[0]}, {B_t.shape[2]}], a row for each expert, on {A.device}, got "
              f"{describe(bias)}")
     dtype = out_dtype or meaning(text).out_dtype or A.dtype
-    return torch.ops.moe8.grouped_mm(A, B_t.transpose(1, 2), offs, bias, text, dtype)
+    product = _Grouped.apply if _is_eager(A, B_t) else torch.ops.moe8.grouped_mm
+    return product(A, B_t.transpose(1, 2), offs, bias, text, dtype)
 
 
 def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_rowwise",
@@ -301,7 +346,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, config="row
 
 def product_of_one(op, x, weight, bias, text):
     """linear() with a config of any kind: that of one expert's matrix among them."""
-    x, weight, bias = _autocast(x.device, x, weight, bias)
+    x, weight, bias = autocast(x.device, x, weight, bias)
     check_dtype(op, "x", x)
     check_dtype(op, "weight", weight)
     if weight.dim() != 2:
@@ -310,7 +355,7 @@ def product_of_one(op, x, weight, bias, text):
         fail(op, "x", f"expected [..., {weight.shape[1]}] to fit a weight of {list(weight.shape)}, got {describe(x)}")
     if weight.device != x.device:
         fail(op, "weight", f"expected on {x.device} as x is, got {describe(weight)}")
-    y = torch.ops.moe8.linear(x, weight, text)
+    y = (_Linear.apply if _is_eager(x, weight) else torch.ops.moe8.linear)(x, weight, text)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -330,7 +375,7 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
     """
     op = "moe_experts"
     device = x.device
-    x, w1, w3, w2, b1, b3, b2 = _autocast(device, x, w1, w3, w2, b1, b3, b2)
+    x, w1, w3, w2, b1, b3, b2 = autocast(device, x, w1, w3, w2, b1, b3, b2)
     for name, value, allowed in (("gate_up", gate_up, ("halves", "interleaved")),
                                  ("activation", activation, ("swiglu", "clamped_swiglu")),
                                  ("scores_on", scores_on, ("output", "input"))):

@@ -38,11 +38,10 @@ class ConvertedWeight(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         handler = _HANDLERS.get(func)
-        if handler is not None:
-            return handler(cls, func, args, kwargs or {})
         with _Plain():
-            result = func(*args, **(kwargs or {}))
-        return result
+            if handler is not None:
+                return handler(cls, func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
 
 
 @functools.lru_cache(maxsize=None)
@@ -129,8 +128,8 @@ def _prepare_dynamo():
         from torch._dynamo.variables.torch import get_overridable_functions
         get_overridable_functions().add(torch._grouped_mm)
     except (ImportError, AttributeError) as error:
-        raise Error("[torch.compile] torch._grouped_mm: expected the dynamo of torch 2.11 to 2.15, which can be told "
-                    f"of it, got {torch.__version__} ({error}). Leave converted modules out of compiled code") from error
+        raise Error("[torch.compile] torch._grouped_mm: expected a dynamo as that of torch 2.11, which can be told of "
+                    f"it, got {torch.__version__} ({error}). Leave converted modules out of compiled code") from error
 
 
 _PLAIN = (torch.nn.Parameter, torch.Tensor)
@@ -169,8 +168,7 @@ def _high(cls, func, args, kwargs, weight, why):
         if record is not None and _name_of(func) not in record.high:
             record.high[_name_of(func)] = why
             record.judged = False
-    with _Plain():
-        return func(*args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def _derived(cls, weight, result, cut):
@@ -187,11 +185,10 @@ def _derived(cls, weight, result, cut):
 _CUT = ("it contracts along a part of the weight's rows: multiply by whole rows, or leave it out of the conversion")
 
 
-def _one(cls, x, weight, bias=None):
-    """x [..., K] times a matrix (N, K), in the dtype that torch's product has."""
+def _one(cls, weight, x, matrix, bias=None):
+    """x [..., K] times a matrix (N, K) of the weight, in the dtype that torch's product has."""
     note_low(weight)
-    y = ops.product_of_one("linear", x, weight, bias, cls.config)
-    return y
+    return ops.product_of_one("linear", x, matrix, bias, cls.config)
 
 
 @_handles(F.linear)
@@ -204,32 +201,28 @@ def _linear(cls, func, args, kwargs):
                      "it is not the weight of the product. Leave it out of the conversion")
     if cls.cut[1]:
         return _high(cls, func, args, kwargs, weight, _CUT)
-    return _one(cls, x, weight, bias)
+    return _one(cls, weight, x, weight, bias)
 
 
-def _batched(cls, x, weight):
-    """x [E, M, K] times matrices [E, K, N]: as many groups of M rows."""
-    experts, rows, k = x.shape
+def _batched(cls, weight, x, matrices):
+    """x [E, M, K] times matrices [E, K, N] of the weight: as many groups of M rows."""
     note_low(weight)
+    experts, rows, k = x.shape
     offs = torch.arange(1, experts + 1, device=x.device, dtype=torch.int32) * rows
-    with _Plain():
-        A, B_t = ops._autocast(x.device, x.reshape(experts * rows, k), weight)
-        y = ops.grouped_mm(A, B_t, offs, cls.config, out_dtype=A.dtype)
-    return y.view(experts, rows, weight.shape[2])
+    A, B_t = ops.autocast(x.device, x.reshape(experts * rows, k), matrices)
+    y = ops.grouped_mm(A, B_t, offs, cls.config, out_dtype=A.dtype)
+    return y.view(experts, rows, matrices.shape[2])
 
 
-def _times(cls, func, args, kwargs, x, weight):
-    """x @ weight, the weight of two axes or three."""
-    if cls.cut[0]:
-        return _high(cls, func, args, kwargs, weight, _CUT)
-    if weight.dim() == 2:
-        return _one(cls, x, weight.t()) if x.dim() > 0 else _high(cls, func, args, kwargs, weight, _CUT)
-    fits = weight.dim() == 3 and meaning(cls.config).grouped
-    if fits and x.dim() == 2:
-        return _batched(cls, x.expand(weight.shape[0], *x.shape), weight)
-    if fits and x.dim() == 3 and x.shape[0] in (1, weight.shape[0]):
-        return _batched(cls, x.expand(weight.shape[0], *x.shape[1:]), weight)
-    return _high(cls, func, args, kwargs, weight, "its operands do not line up as groups: use grouped_mm or bmm")
+def _product(cls, weight, x, matrices):
+    """x @ matrices, of the weight: one (K, N), or one per expert; None where operands do not line up as groups."""
+    if matrices.dim() == 2:
+        return _one(cls, weight, x, matrices.t())
+    if matrices.dim() != 3 or not meaning(cls.config).grouped:
+        return None
+    if x.dim() == 2 or x.dim() == 3 and x.shape[0] in (1, matrices.shape[0]):
+        return _batched(cls, weight, x.expand(matrices.shape[0], *x.shape[-2:]), matrices)
+    return None
 
 
 @_handles(torch.matmul, torch.mm, torch.bmm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.bmm,
@@ -238,22 +231,22 @@ def _matmul(cls, func, args, kwargs):
     a, b = args[:2] if len(args) > 1 else (args[0], next(iter(kwargs.values())))
     if func is torch.Tensor.__rmatmul__:
         a, b = b, a
-    if isinstance(a, ConvertedWeight) and isinstance(b, ConvertedWeight) or "out" in kwargs:
-        return _high(cls, func, args, kwargs, a if isinstance(a, ConvertedWeight) else b,
-                     "it has two weights, or an out tensor")
-    if isinstance(b, ConvertedWeight):
-        return _times(cls, func, args, kwargs, a, b)
-    if b.dim() < 2 or cls.cut[1]:
-        return _high(cls, func, args, kwargs, a, _CUT if b.dim() > 1 else "it is a vector's. Use linear")
-    # W x = (x^T W^T)^T
-    turned = cls.variants[2 * cls.cut[1] + cls.cut[0]]
-    y = _times(turned, func, args, kwargs, b.transpose(-2, -1), a.transpose(-2, -1))
-    return y if y.shape[-2:] == (a.shape[-2], b.shape[-1]) and _ran_high(a, func) else y.transpose(-2, -1)
-
-
-def _ran_high(weight, func):
-    record = getattr(weight, "record", None)
-    return record is not None and _name_of(func) in record.high
+    is_right = isinstance(b, ConvertedWeight)
+    weight = b if is_right else a
+    if is_right and isinstance(a, ConvertedWeight) or "out" in kwargs:
+        return _high(cls, func, args, kwargs, weight, "it has two weights, or an out tensor")
+    if cls.cut[0 if is_right else 1]:
+        return _high(cls, func, args, kwargs, weight, _CUT)
+    if is_right:
+        y = _product(cls, weight, a, b)
+    elif b.dim() > 1:  # W x = (x^T W^T)^T
+        y = _product(cls, weight, b.transpose(-2, -1), a.transpose(-2, -1))
+    else:
+        y = None
+    if y is None:
+        return _high(cls, func, args, kwargs, weight,
+                     "its operands do not line up as groups: use linear, grouped_mm or bmm")
+    return y if is_right else y.transpose(-2, -1)
 
 
 @_handles(torch.addmm, torch.Tensor.addmm)
@@ -263,7 +256,7 @@ def _addmm(cls, func, args, kwargs):
     if not simple or cls.cut[0]:
         return _high(cls, func, args, kwargs, weight if isinstance(weight, ConvertedWeight) else x,
                      "it has a beta, alpha or out, or a weight on the left. Use linear")
-    return _one(cls, x, weight.t(), None) + bias
+    return _one(cls, weight, x, weight.t()) + bias
 
 
 def _grouped_mm(cls, func, args, kwargs):
@@ -283,8 +276,7 @@ def _grouped_mm(cls, func, args, kwargs):
                      _CUT if fits else "expected A (M, K), B_t (E, K, N) and offs")
     note_low(weight)
     config = cls.config
-    with _Plain():
-        return ops.grouped_mm(x, weight, offs, config, bias, out_dtype=out_dtype)
+    return ops.grouped_mm(x, weight, offs, config, bias, out_dtype=out_dtype)
 
 
 _handles(torch._grouped_mm, getattr(F, "grouped_mm", None))(_grouped_mm)
@@ -306,8 +298,7 @@ def _other_product(cls, func, args, kwargs):
     for x in _flat(args):
         if isinstance(x, ConvertedWeight):
             return _high(cls, func, args, kwargs, x, _OTHER)
-    with _Plain():
-        return func(*args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def _flat(values):
@@ -323,18 +314,15 @@ def _flat(values):
 def _turned(cls, func, args, kwargs):
     weight = args[0]
     if weight.dim() != 2 and func == torch.Tensor.T.__get__:
-        with _Plain():
-            return weight.permute(2, 1, 0)
-    with _Plain():
-        result = weight.transpose(-2, -1)
+        return weight.permute(2, 1, 0)
+    result = weight.transpose(-2, -1)
     return _derived(cls, weight, result, cls.cut[::-1])
 
 
 @_handles(torch.Tensor.transpose, torch.transpose, torch.Tensor.swapaxes, torch.swapaxes)
 def _transpose(cls, func, args, kwargs):
     weight = args[0]
-    with _Plain():
-        result = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     axes = {axis % weight.dim() for axis in (*args[1:], *kwargs.values())}
     if axes != {weight.dim() - 2, weight.dim() - 1}:
         return result
@@ -344,8 +332,7 @@ def _transpose(cls, func, args, kwargs):
 @_handles(torch.Tensor.permute, torch.permute)
 def _permute(cls, func, args, kwargs):
     weight = args[0]
-    with _Plain():
-        result = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     order = [axis % weight.dim() for axis in _flat((*args[1:], *kwargs.values()))]
     kept = order[:-2] == list(range(weight.dim() - 2))
     if not kept:
@@ -357,8 +344,7 @@ def _permute(cls, func, args, kwargs):
           torch.Tensor.bfloat16, torch.Tensor.float, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.type_as,
           torch.Tensor.data.__get__, torch.Tensor.requires_grad_)
 def _copied(cls, func, args, kwargs):
-    with _Plain():
-        result = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     weight = args[0]
     return _derived(cls, weight, result, cls.cut) if isinstance(weight, ConvertedWeight) else result
 
@@ -372,8 +358,7 @@ def _is_cut(cls, before, after):
           torch.Tensor.index_select, torch.index_select, torch.Tensor.squeeze, torch.squeeze,
           torch.Tensor.unsqueeze, torch.unsqueeze)
 def _sliced(cls, func, args, kwargs):
-    with _Plain():
-        result = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     weight = args[0]
     if not isinstance(weight, ConvertedWeight) or result.dim() < 2 or not _keeps_matrices(func, args, kwargs, weight):
         return result
@@ -401,8 +386,7 @@ def _keeps_matrices(func, args, kwargs, weight):
 @_handles(torch.Tensor.chunk, torch.chunk, torch.Tensor.split, torch.split, torch.functional.split,
           torch.Tensor.unbind, torch.unbind)
 def _pieces(cls, func, args, kwargs):
-    with _Plain():
-        results = func(*args, **kwargs)
+    results = func(*args, **kwargs)
     weight = args[0]
     if _name_of(func) == "unbind":
         axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)

@@ -124,10 +124,12 @@ def test_no_tokens():
 
 
 def test_once_only():
-    x, w = leaf(9, 64), leaf(48, 64)
-    (grad,) = torch.autograd.grad(moe8.linear(x, w).square().sum(), x, create_graph=True)
-    with pytest.raises(moe8.Error, match="expected one differentiation"):
-        grad.sum().backward()
+    for product, message in ((moe8.linear, "once_differentiable"),
+                             (lambda x, w: OPS.linear(x, w, ROWWISE), "expected one differentiation")):
+        x, w = leaf(9, 64), leaf(48, 64)
+        (grad,) = torch.autograd.grad(product(x, w).square().sum(), x, create_graph=True)
+        with pytest.raises((moe8.Error, RuntimeError), match=message):
+            grad.sum().backward()
 
 
 @pytest.mark.parametrize("call, message", [

@@ -88,11 +88,11 @@ class Moe8Converter:
                     continue
                 owner = _owner_of(config)
                 if kind is GroupedExperts and not hasattr(owner, "_grouped_mm"):
-                    fail("Moe8Converter", fqn, f"expected experts with a method _grouped_mm, got {owner.__name__}. Take a "
-                         "torchtitan of April 2026 or later")
+                    fail("Moe8Converter", fqn, f"expected experts with a method _grouped_mm, got {owner.__name__}. "
+                         "Take a torchtitan of April 2026 or later")
                 if kind is Linear and owner.forward is not Linear.forward:
-                    fail("Moe8Converter", fqn, f"expected a plain Linear, got {owner.__name__}, whose forward is its own. "
-                         "Name it in filter_fqns")
+                    fail("Moe8Converter", fqn, f"expected a plain Linear, got {owner.__name__}, whose forward is its "
+                         "own. Name it in filter_fqns")
                 new = _swapped(config, make(owner, text))
                 if parent is None:
                     model_config = new
