@@ -32,7 +32,8 @@ def build_library(temporary):
     cuda = os.environ.get("MOE8_CUDA", "ON" if compiler else "OFF")
     if compiler:
         os.environ.setdefault("CUDACXX", compiler)
-    configure = ["cmake", "-S", str(HERE / "native"), "-B", str(folder), f"-DMOE8_CUDA={cuda}"]
+    configure = ["cmake", "-S", str(HERE / "native"), "-B", str(folder), f"-DMOE8_CUDA={cuda}",
+                 f"-DMOE8_WERROR={'ON' if os.environ.get('CI') else 'OFF'}"]
     if shutil.which("ninja") and not (folder / "CMakeCache.txt").exists():
         configure += ["-G", "Ninja"]
     subprocess.run(configure, check=True)
