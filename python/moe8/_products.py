@@ -10,7 +10,7 @@ import torch
 from . import _native
 from ._native import ask, fail
 from ._quantize import values_float8, values_mx
-from ._tensors import FLOAT8, HIGH, MX, TENSORWISE, check_device, plain, pointer, stream_of, type_of
+from ._tensors import HIGH, MX, TENSORWISE, check_device, plain, pointer, stream_of, type_of
 from .config import meaning
 
 OUT, GRAD_INPUT, GRAD_WEIGHT = range(3)

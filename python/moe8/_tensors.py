@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Between tensors and the library: checks, memory, pointers."""
 import functools
-import os
 
 import torch
 
@@ -105,7 +104,3 @@ def threads():
 
 def stream_of(device):
     return torch.cuda.current_stream(device).cuda_stream
-
-
-def environment(name):
-    return os.environ.get(name)

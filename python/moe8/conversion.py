@@ -3,6 +3,7 @@
 names, modules, and the attribute that gives a converted weight out."""
 import dataclasses
 import json
+import warnings
 from typing import Callable, Optional
 
 import torch
@@ -274,7 +275,6 @@ def _decide_by_filter(names, config, filter_fn, unmatched):
                    "nn.Linear only.")
         if unmatched == "error":
             fail("quantize_", "filter_fn", message)
-        import warnings
         warnings.warn(f"[quantize_] filter_fn: {message}", stacklevel=3)
     return rows, []
 

@@ -115,6 +115,21 @@ def test_selective_checkpoint_saves_by_name():
     assert all(torch.equal(a, b) for a, b in zip(expected, got))
 
 
+# ---- threads ----------------------------------------------------------------------------------------------
+def test_any_number_of_threads_gives_the_same_bits():
+    x = torch.randn(4096, 512) * torch.randn(4096, 1).exp()
+    calls = [lambda: OPS.quantize_mx(x, "e4m3", "rceil", 0, torch.tensor([7, 4000], dtype=torch.int32)),
+             lambda: OPS.quantize_float8(x, "e4m3", True, 1), lambda: OPS.quantize_float8(x, "e5m2")]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append([part.flatten().view(torch.uint8) for call in calls for part in call()])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 # ---- edges ------------------------------------------------------------------------------------------------
 def test_no_tokens():
     x, w, w2 = leaf(0, 64), leaf(4, 96, 64), leaf(4, 64, 48)
