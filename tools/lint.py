@@ -3,26 +3,36 @@
 """Runs the checks of .clang-tidy over every source and header, each on its own.
 
 clangd does the work, not clang-tidy: it looks at one file's own declarations, clang-tidy 14 at all of
-LibTorch's too, which takes eight times as long. A header is parsed by itself, so one that does not
-compile alone is found here; it gets the flags of a source that includes it, or else (headers of CUDA
-sources) of the nearest one. What passed is remembered by the content of the file and of the headers of
-ours that it includes, and is not looked at again until one of them changes.
+LibTorch's too, which takes eight times as long. What takes longest is then to read LibTorch's headers, so
+files that include the same large headers are shown to one clangd one after the other, as versions of one
+document which begins with those headers: clangd reads them once. Sources see those of the others as well.
+A header sees none but its own, so one that does not compile alone is found here. What passed is remembered by the content of the file and of
+the headers of ours that it includes, and is not looked at again until one of them changes.
 
   lint.py BUILD_FOLDER [FILE...]    without files: all that git knows
 """
+import collections
 import concurrent.futures
 import hashlib
 import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#include [<"]((?!torch/|ATen/|c10/)[\w./-]+\.h)[>"]', re.MULTILINE)
 FOLDERS = ("include", "src", "apps/moe8", "tests", "bench")
-DIAGNOSTIC = re.compile(r"^[EW]\[[\d:.]+\] (\[[^\]]+\] Line \d+: .*)$", re.MULTILINE)
+# Large headers: of each line a file begins with the first that it includes anyway.
+LARGE = (("torch/torch.h", "torch/csrc/autograd/custom_function.h", "ATen/ATen.h", "ATen/core/Tensor.h"),
+         ("gmock/gmock.h", "gtest/gtest.h"), ("nlohmann/json.hpp",), ("CLI/CLI.hpp",))
+WARNING = 2    # of LSP's severities; errors are 1
+OF_LIBTORCH = re.compile(r"^#include <((?:ATen|c10|torch)/(?!cuda|csrc/distributed)[\w./]+)>$", re.MULTILINE)
+SECONDS = 600  # for one file, large headers included
 
 
 def sources():
@@ -47,61 +57,144 @@ def content_with_headers(name):
     return "\0".join(sorted(parts))
 
 
-def write_commands(build, folder):
-    """The commands of `build`, and one for every header: that of the first source that includes it, else
-    that of the source with the most folders in common."""
-    commands = json.loads((build / "compile_commands.json").read_text(encoding="utf-8"))
-    by_file = {entry["file"]: entry for entry in commands}
-    by_source = sorted(by_file.items())
-
-    def add(header, entry):
-        command = entry["command"].replace(entry["file"], str(header))
-        by_file[str(header)] = {**entry, "file": str(header), "command": command}
-
-    for file, entry in by_source:
-        for include in INCLUDE.findall(pathlib.Path(file).read_text(encoding="utf-8")):
-            for header in [ROOT / inside / include for inside in FOLDERS]:
-                if header.is_file() and str(header) not in by_file:
-                    add(header, entry)
-    for header in (ROOT / name for name in sources() if name.endswith(".h")):
-        if str(header) not in by_file:
-            add(header, max(by_source, key=lambda one: len(os.path.commonpath([one[0], header])))[1])
-    (folder / "compile_commands.json").write_text(json.dumps(list(by_file.values())), encoding="utf-8")
+def beginning(content):
+    """The large headers that a file includes."""
+    found = [next((header for header in line if f"#include <{header}>" in content), None) for line in LARGE]
+    return tuple(header for header in found if header)
 
 
-def check(commands, name):
-    """What clangd says about a file, one line each."""
-    command = ["clangd", f"--check={ROOT / name}", f"--compile-commands-dir={commands}", "--clang-tidy",
-               "--check-lines=1", "--enable-config=0", "--log=error", "--pch-storage=memory"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = [f"{name}: {line}" for line in DIAGNOSTIC.findall(done.stderr)]
-    if done.returncode != 0 and not found:
-        found = [f"{name}: clangd failed: {done.stderr[-2000:]}"]
-    return found
+def command_of_all(build):
+    """One command with the folders and macros of all of the build."""
+    words = {}
+    for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
+        command = iter(shlex.split(entry["command"])[1:])
+        for word in command:
+            if word in ("-o", "-c"):
+                next(command)
+            elif word in ("-isystem", "-include"):
+                words[f"{word} {next(command)}"] = None
+            elif not word.startswith("-O"):
+                words[shlex.quote(word)] = None
+    return "clang++ " + " ".join(words)
+
+
+class Clangd:
+    """One document of the repository's root with changing text, after a header that includes `headers`."""
+
+    def __init__(self, commands, name, headers):
+        self.uri, self.version = (ROOT / name).as_uri(), 0
+        entry = {"directory": str(ROOT), "file": str(ROOT / name), "command": f"{commands} -c {ROOT / name}"}
+        self.folder = tempfile.TemporaryDirectory()
+        (pathlib.Path(self.folder.name) / "compile_commands.json").write_text(json.dumps([entry]))
+        large = pathlib.Path(self.folder.name) / "large.h"
+        large.write_text("#pragma once\n" + "".join(f"#include <{header}>\n" for header in headers))
+        # clangd reads once what comes before the first declaration
+        self.begin = [f'#include "{large}"', "static_assert(true);"]
+        self.process = subprocess.Popen(
+            ["clangd", f"--compile-commands-dir={self.folder.name}", "--clang-tidy", "--enable-config=0",
+             "--log=error", "--pch-storage=memory", "--background-index=0"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.send("initialize", {"capabilities": {}, "rootUri": ROOT.as_uri(), "processId": None}, id=1)
+        self.send("initialized", {})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+    def send(self, method, params, **more):
+        body = json.dumps({"jsonrpc": "2.0", "method": method, "params": params, **more}).encode()
+        self.process.stdin.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        self.process.stdin.flush()
+
+    def receive(self):
+        length = 0
+        while (line := self.process.stdout.readline()) != b"\r\n":
+            if not line:
+                raise OSError("clangd ended")
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        return json.loads(self.process.stdout.read(length))
+
+    def diagnose(self, text):
+        """What clangd says about the document, now with this text: one line each."""
+        text = "\n".join([*self.begin, text])
+        self.version += 1
+        document = {"uri": self.uri, "version": self.version}
+        if self.version == 1:
+            self.send("textDocument/didOpen", {"textDocument": {**document, "languageId": "cpp", "text": text}})
+        else:
+            self.send("textDocument/didChange", {"textDocument": document, "wantDiagnostics": True,
+                                                 "contentChanges": [{"text": text}]})
+        hangs = threading.Timer(SECONDS, self.process.kill)
+        hangs.start()
+        try:
+            while True:
+                message = self.receive()
+                params = message.get("params", {})
+                if (message.get("method") == "textDocument/publishDiagnostics"
+                        and params.get("version") == self.version):
+                    return [f"[{one.get('code', 'clang')}] "
+                            f"Line {one['range']['start']['line'] + 1 - len(self.begin)}: "
+                            + one["message"].split("\n")[0]
+                            for one in params["diagnostics"] if one["severity"] <= WARNING]
+        finally:
+            hangs.cancel()
+
+
+def check(commands, headers, suffix, names, report):
+    """Files one after the other, each after `headers`: report(name, what clangd says about it, one line each)."""
+    todo = collections.deque(names)
+    while todo:
+        with Clangd(commands, f"lint-{threading.get_ident()}{suffix}", headers) as clangd:
+            try:
+                while todo:
+                    found = clangd.diagnose((ROOT / todo[0]).read_text(encoding="utf-8"))
+                    report(todo.popleft(), found)
+            except OSError as error:
+                report(todo.popleft(), [f"{error} within {SECONDS} s"])
 
 
 def main():
     build = pathlib.Path(sys.argv[1]).resolve()
     passed = build / "lint"
     passed.mkdir(exist_ok=True)
-    write_commands(build, passed)
+    commands = command_of_all(build)
     rules = (ROOT / ".clang-tidy").read_text(encoding="utf-8")
+    stamps, groups, others = {}, collections.defaultdict(list), collections.defaultdict(set)
+    for name in sys.argv[2:] or sources():
+        content = content_with_headers(name)
+        stamp = passed / hashlib.sha256(f"{name}\0{rules}\0{content}".encode()).hexdigest()
+        if not stamp.exists():
+            stamps[name] = stamp
+            suffix = pathlib.Path(name).suffix
+            groups[beginning(content), suffix].append(name)
+            if suffix == ".cpp":
+                others[beginning(content)] |= set(OF_LIBTORCH.findall(content))
+    print(f"lint: {len(stamps)} files to look at", flush=True)
+    failed = []
 
-    def stamp(name):
-        text = f"{name}\0{rules}\0{content_with_headers(name)}"
-        return passed / hashlib.sha256(text.encode()).hexdigest()
+    def report(name, found):
+        for line in found:
+            print(f"{name}: {line}", flush=True)
+        if found:
+            failed.append(name)
+        else:
+            stamps[name].touch()
 
-    todo = [name for name in sys.argv[2:] or sources() if not stamp(name).exists()]
-    print(f"lint: {len(todo)} files to look at", flush=True)
-    failed = 0
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, found in zip(todo, pool.map(lambda one: check(passed, one), todo)):
-            for line in found:
-                print(line, flush=True)
-            failed += bool(found)
-            if not found:
-                stamp(name).touch()
-    print(f"lint: {failed} of {len(todo)} files have findings")
+    workers = os.cpu_count()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        done = []
+        for (headers, suffix), names in groups.items():
+            begins = (*headers, *sorted(others[headers])) if suffix == ".cpp" else headers
+            for part in range(workers):
+                done.append(pool.submit(check, commands, begins, suffix, names[part::workers], report))
+        for one in done:
+            one.result()
+    print(f"lint: {len(failed)} of {len(stamps)} files have findings")
     return 1 if failed else 0
 
 

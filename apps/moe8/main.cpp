@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+
 #include "cli.h"
 #include "commands.h"
 #include "train.h"
@@ -12,11 +15,11 @@ namespace {
 // Whoever starts a program may close its descriptors 0 to 2, as daemons do. The next files that are
 // opened would get these numbers, and what is printed would land in them.
 bool open_standard_descriptors() {
-  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+  constexpr std::array kStandard{STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
+  return std::ranges::all_of(kStandard, [](int descriptor) {
     const bool is_open = ::fcntl(descriptor, F_GETFD) >= 0;
-    if (!is_open && ::open("/dev/null", O_RDWR) != descriptor) return false;
-  }
-  return true;
+    return is_open || ::open("/dev/null", O_RDWR) == descriptor;
+  });
 }
 
 }  // namespace

@@ -10,8 +10,8 @@ thread_local SharedInput* innermost = nullptr;
 
 }  // namespace
 
-SharedInput::SharedInput(const at::Tensor& x)
-    : x_(x), forms_(make_form_store()), outer_(std::exchange(innermost, this)) {}
+SharedInput::SharedInput(at::Tensor x)
+    : x_(std::move(x)), forms_(make_form_store()), outer_(std::exchange(innermost, this)) {}
 
 SharedInput::~SharedInput() {
   innermost = outer_;

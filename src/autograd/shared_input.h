@@ -16,7 +16,7 @@ namespace moe8 {
 class SharedInput {
  public:
   /// @param x  must not be written to while this lives
-  explicit SharedInput(const at::Tensor& x);
+  explicit SharedInput(at::Tensor x);
   ~SharedInput();
   SharedInput(const SharedInput&) = delete;
   SharedInput& operator=(const SharedInput&) = delete;
