@@ -63,27 +63,42 @@ def beginning(content):
     return tuple(header for header in found if header)
 
 
-def command_of_all(build):
-    """One command with the folders and macros of all of the build."""
-    words = {}
+def commands_of(build):
+    """Two commands with the folders and macros of all of the build that sees LibTorch, or of all that does
+    not; and the files of the latter."""
+    words, plain = ({}, {}), set()
     for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
+        sees = "/torch/include" in entry["command"]
+        if not sees:
+            plain.add(os.path.relpath(entry["file"], ROOT))
         command = iter(shlex.split(entry["command"])[1:])
         for word in command:
             if word in ("-o", "-c"):
                 next(command)
             elif word in ("-isystem", "-include"):
-                words[f"{word} {next(command)}"] = None
+                words[sees][f"{word} {next(command)}"] = None
             elif not word.startswith("-O"):
-                words[shlex.quote(word)] = None
-    return "clang++ " + " ".join(words)
+                words[sees][shlex.quote(word)] = None
+    # GCC's -Wall does not ask for the inner braces of a std::array.
+    return [f"clang++ {' '.join(one)} -Wno-missing-braces" for one in words], plain
+
+
+def quiet_lines(text):
+    """Line: the checks that NOLINTBEGIN turned off there, up to their NOLINTEND. clangd 14 knows neither."""
+    quiet, off = collections.defaultdict(set), set()
+    for number, line in enumerate(text.splitlines(), 1):
+        for word, checks in re.findall(r"NOLINT(BEGIN|END)\(([\w,.-]+)\)", line):
+            off = off | set(checks.split(",")) if word == "BEGIN" else off - set(checks.split(","))
+        quiet[number] = off
+    return quiet
 
 
 class Clangd:
     """One document of the repository's root with changing text, after a header that includes `headers`."""
 
-    def __init__(self, commands, name, headers):
+    def __init__(self, command, name, headers):
         self.uri, self.version = (ROOT / name).as_uri(), 0
-        entry = {"directory": str(ROOT), "file": str(ROOT / name), "command": f"{commands} -c {ROOT / name}"}
+        entry = {"directory": str(ROOT), "file": str(ROOT / name), "command": f"{command} -c {ROOT / name}"}
         self.folder = tempfile.TemporaryDirectory()
         (pathlib.Path(self.folder.name) / "compile_commands.json").write_text(json.dumps([entry]))
         large = pathlib.Path(self.folder.name) / "large.h"
@@ -121,6 +136,7 @@ class Clangd:
 
     def diagnose(self, text):
         """What clangd says about the document, now with this text: one line each."""
+        quiet = quiet_lines(text)
         text = "\n".join([*self.begin, text])
         self.version += 1
         document = {"uri": self.uri, "version": self.version}
@@ -137,19 +153,20 @@ class Clangd:
                 params = message.get("params", {})
                 if (message.get("method") == "textDocument/publishDiagnostics"
                         and params.get("version") == self.version):
-                    return [f"[{one.get('code', 'clang')}] "
-                            f"Line {one['range']['start']['line'] + 1 - len(self.begin)}: "
-                            + one["message"].split("\n")[0]
-                            for one in params["diagnostics"] if one["severity"] <= WARNING]
+                    found = [(one["range"]["start"]["line"] + 1 - len(self.begin), one.get("code", "clang"),
+                              one["message"].split("\n")[0])
+                             for one in params["diagnostics"] if one["severity"] <= WARNING]
+                    return [f"[{code}] Line {line}: {words}" for line, code, words in found
+                            if code not in quiet[line]]
         finally:
             hangs.cancel()
 
 
-def check(commands, headers, suffix, names, report):
+def check(command, headers, suffix, names, report):
     """Files one after the other, each after `headers`: report(name, what clangd says about it, one line each)."""
     todo = collections.deque(names)
     while todo:
-        with Clangd(commands, f"lint-{threading.get_ident()}{suffix}", headers) as clangd:
+        with Clangd(command, f"lint-{threading.get_ident()}{suffix}", headers) as clangd:
             try:
                 while todo:
                     found = clangd.diagnose((ROOT / todo[0]).read_text(encoding="utf-8"))
@@ -162,7 +179,7 @@ def main():
     build = pathlib.Path(sys.argv[1]).resolve()
     passed = build / "lint"
     passed.mkdir(exist_ok=True)
-    commands = command_of_all(build)
+    commands, plain = commands_of(build)
     rules = (ROOT / ".clang-tidy").read_text(encoding="utf-8")
     stamps, groups, others = {}, collections.defaultdict(list), collections.defaultdict(set)
     for name in sys.argv[2:] or sources():
@@ -170,10 +187,10 @@ def main():
         stamp = passed / hashlib.sha256(f"{name}\0{rules}\0{content}".encode()).hexdigest()
         if not stamp.exists():
             stamps[name] = stamp
-            suffix = pathlib.Path(name).suffix
-            groups[beginning(content), suffix].append(name)
-            if suffix == ".cpp":
-                others[beginning(content)] |= set(OF_LIBTORCH.findall(content))
+            key = (commands[name not in plain], beginning(content), pathlib.Path(name).suffix)
+            groups[key].append(name)
+            if name.endswith(".cpp"):
+                others[key] |= set(OF_LIBTORCH.findall(content))
     print(f"lint: {len(stamps)} files to look at", flush=True)
     failed = []
 
@@ -188,10 +205,11 @@ def main():
     workers = os.cpu_count()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         done = []
-        for (headers, suffix), names in groups.items():
-            begins = (*headers, *sorted(others[headers])) if suffix == ".cpp" else headers
+        for key, names in groups.items():
+            command, headers, suffix = key
+            begins = (*headers, *sorted(others[key]))
             for part in range(workers):
-                done.append(pool.submit(check, commands, begins, suffix, names[part::workers], report))
+                done.append(pool.submit(check, command, begins, suffix, names[part::workers], report))
         for one in done:
             one.result()
     print(f"lint: {len(failed)} of {len(stamps)} files have findings")

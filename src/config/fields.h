@@ -13,6 +13,7 @@
 namespace moe8 {
 
 // ---- rules: allows(value), and expected() in words --------------------------
+// NOLINTBEGIN(readability-convert-member-functions-to-static): some rules have values
 /// Whatever its type can hold.
 struct Any {
   template <typename T>
@@ -56,6 +57,7 @@ struct Float8Cast {
     return "disabled, tensorwise or axiswise, with target_dtype float8_e4m3fn or float8_e5m2";
   }
 };
+// NOLINTEND(readability-convert-member-functions-to-static)
 
 // ---- fields: visit(config, f) calls f(name, field, rule) for each -----------
 template <typename C>

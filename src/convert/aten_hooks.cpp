@@ -7,6 +7,8 @@
 //   CPU/CUDA          copies, in every mode
 #include "convert/aten_hooks.h"
 
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include <mutex>

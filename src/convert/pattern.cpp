@@ -78,10 +78,9 @@ size_t end_of_group(std::string_view text, size_t at) {
 }
 
 bool begins_look_around(std::string_view text) {
-  for (const std::string_view start : {"(?=", "(?!", "(?<=", "(?<!"}) {
-    if (text.starts_with(start)) return true;
-  }
-  return false;
+  constexpr std::array<std::string_view, 4> kStarts{"(?=", "(?!", "(?<=", "(?<!"};
+  return std::ranges::any_of(kStarts,
+                             [&](std::string_view start) { return text.starts_with(start); });
 }
 
 PCRE2_SPTR bytes(std::string_view text) {

@@ -91,7 +91,7 @@ struct Watch::State {
 
   void run();
   std::optional<LostRank> look();
-  void note(size_t r, const std::string& sign, Clock::time_point now);
+  void note(size_t r, const std::string& text, Clock::time_point now);
   std::optional<LostRank> judge(size_t r, Clock::time_point now) const;
   Clock::duration allowed(bool long_work) const;
 };

@@ -35,7 +35,7 @@ int run_checks(int argc, char** argv, int usual, const char* unit, const char* p
     std::printf("skipped: no CUDA device\n");
     return 77;
   }
-  const int random = argc > 1 ? std::atoi(argv[1]) : usual;
+  const int random = argc > 1 ? static_cast<int>(std::strtol(argv[1], nullptr, 10)) : usual;
   checks(random);
   std::printf("%s: %lld %s compared, %d failures, %d random %s\n", failures == 0 ? "OK" : "FAILED",
               static_cast<long long>(compared), unit, failures, random, problems);

@@ -341,6 +341,11 @@ std::vector<uint8_t> run_twice(const cuda::GroupedGemmVariant& variant, const Gr
   return results[0];
 }
 
+/// In how many slices of its contraction a product is computed.
+std::vector<int> slices_of(Gemm kind) {
+  return kind == Gemm::GRAD_WEIGHT ? std::vector<int>{1, 2, 7} : std::vector<int>{1};
+}
+
 /// Runs every kernel that takes this product, twice into differently poisoned outputs.
 void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
@@ -379,8 +384,7 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
         const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
                                  (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
                                  std::to_string(pitch);
-        for (const int slices : {1, 2, 7}) {
-          if (slices > 1 && kind != Gemm::GRAD_WEIGHT) break;
+        for (const int slices : slices_of(kind)) {
           const DeviceBuffer<float> partial(static_cast<size_t>(slices * shape.rows * shape.cols));
           GroupedGemmArgs sliced = args;
           sliced.slices = slices;

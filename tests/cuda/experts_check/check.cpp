@@ -141,6 +141,7 @@ Bytes random_values(FloatType type, int64_t count, std::mt19937& rng) {
   for (float& v : values) v = normal(rng);
   if (type == FloatType::F32) return bytes_of(values);
   std::vector<BFloat16> halves;
+  halves.reserve(values.size());
   for (const float v : values) halves.push_back(from_float<BFloat16>(v));
   return bytes_of(halves);
 }

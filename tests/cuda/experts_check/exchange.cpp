@@ -11,6 +11,7 @@ namespace {
 // Experts as int32, those outside its range as one that is nowhere.
 std::vector<int32_t> narrow(const std::vector<int64_t>& experts) {
   std::vector<int32_t> result;
+  result.reserve(experts.size());
   for (const int64_t e : experts) {
     result.push_back(e == static_cast<int32_t>(e) ? static_cast<int32_t>(e) : -7);
   }

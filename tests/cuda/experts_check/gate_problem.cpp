@@ -200,7 +200,7 @@ reference::SwigluRow GateProblem::row(int64_t r) const {
           source.placement};
 }
 
-void compare_forward(const GateProblem& p, const Values& got) {
+void compare_forward(const GateProblem& p, const Values& activations) {
   Values expected(static_cast<size_t>(p.layer.columns));
   Comparison values(p.name() + " forward");
   for (int64_t r = 0; r < p.layer.rows(); ++r) {
@@ -208,7 +208,7 @@ void compare_forward(const GateProblem& p, const Values& got) {
     if (p.is_grouped(r)) reference::swiglu(p.row(r), expected.data());
     for (int64_t c = 0; c < p.layer.columns; ++c) {
       const double slack = p.is_grouped(r) ? slack_of(p, p.row(r), c, 0).value : 0;
-      values.check(got[static_cast<size_t>(r * p.layer.columns + c)],
+      values.check(activations[static_cast<size_t>(r * p.layer.columns + c)],
                    expected[static_cast<size_t>(c)], slack, r, c);
     }
   }

@@ -198,7 +198,7 @@ void check_backward(const GateProblem& p, int64_t pitch_more) {
 void check_swiglu(const Layer& layer, std::mt19937& rng) {
   for (const Fill fill : kFills) {
     const GateProblem p(layer, fill, rng);
-    const int64_t pitch_more = rng() % 4 == 0 ? 16 * (rng() % 3) : 0;
+    const int64_t pitch_more = rng() % 4 == 0 ? static_cast<int64_t>(16 * (rng() % 3)) : 0;
     check_forward(p, pitch_more);
     check_backward(p, pitch_more);
   }

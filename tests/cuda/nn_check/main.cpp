@@ -18,6 +18,6 @@ void check_all(int random_shapes) {
 }  // namespace moe8::cuda
 
 int main(int argc, char** argv) {
-  using namespace moe8::cuda;
-  return run_checks(argc, argv, 40, "numbers and results", "shapes", check_all);
+  return moe8::cuda::run_checks(argc, argv, 40, "numbers and results", "shapes",
+                                moe8::cuda::check_all);
 }

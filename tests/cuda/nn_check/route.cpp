@@ -123,7 +123,7 @@ void check_case(const Case& c, std::mt19937& rng) {
 /// Of equal experts the first; NaN before all others.
 void check_order() {
   std::mt19937 rng(3);
-  Numbers logits(FloatType::F32, 3 * 40, rng), scores(FloatType::F32, 3 * 3);
+  Numbers logits(FloatType::F32, int64_t{3} * 40, rng), scores(FloatType::F32, int64_t{3} * 3);
   for (int64_t e = 0; e < 40; ++e) {
     logits.set(e, e % 2 == 0 ? 1.0f : 2.0f);
     logits.set(40 + e, e == 35 || e == 7 ? NAN : 0.0f);

@@ -262,7 +262,8 @@ void check_all(int random_lists) {
   check_list({0}, rng);
   for (int i = 0; i < random_lists; ++i) {
     std::vector<int64_t> sizes(1 + rng() % 60);
-    for (int64_t& size : sizes) size = int64_t{1} << (rng() % 16), size += rng() % 9;
+    for (int64_t& size : sizes)
+      size = int64_t{1} << (rng() % 16), size += static_cast<int64_t>(rng() % 9);
     check_list(sizes, rng);
   }
   AdamWStep step{};
@@ -274,6 +275,5 @@ void check_all(int random_lists) {
 }  // namespace moe8::cuda
 
 int main(int argc, char** argv) {
-  using namespace moe8::cuda;
-  return run_checks(argc, argv, 4, "bytes", "lists", check_all);
+  return moe8::cuda::run_checks(argc, argv, 4, "bytes", "lists", moe8::cuda::check_all);
 }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 
 namespace moe8::cuda {
 namespace {
@@ -59,8 +60,7 @@ Problem make_problem(FloatType type, int64_t columns, std::vector<int32_t> offs,
 
 std::vector<int32_t> ends_of(const std::vector<int32_t>& sizes) {
   std::vector<int32_t> ends;
-  int32_t end = 0;
-  for (const int32_t size : sizes) ends.push_back(end += size);
+  std::inclusive_scan(sizes.begin(), sizes.end(), std::back_inserter(ends));
   return ends;
 }
 

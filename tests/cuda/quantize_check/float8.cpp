@@ -78,6 +78,7 @@ Float8Expected reference_float8(const Problem& p, ElemDtype elem, bool pow2, int
 
 Bytes inverses(const std::vector<float>& scale) {
   std::vector<float> inverse;
+  inverse.reserve(scale.size());
   for (const float s : scale) inverse.push_back(1.0f / s);
   return bytes_of(inverse);
 }

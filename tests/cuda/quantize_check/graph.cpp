@@ -16,7 +16,9 @@ void check_graph(std::mt19937& rng) {
   const Metadata metadata(p, 32);
   const DeviceBytes x(p.x);
   const auto count = p.x.size() / 2;
-  DeviceBytes codes(310 * 112), inverse(310 * 4), amax(3 * 104 * 4), column_scale(3 * 104 * 4);
+  constexpr size_t kRows = 310, kColumns = 3 * 104;  // of three groups
+  DeviceBytes codes(kRows * 112), inverse(kRows * 4), amax(kColumns * 4),
+      column_scale(kColumns * 4);
   DeviceBytes xt(static_cast<size_t>(metadata.m.padded_rows() * p.columns)), values(2 * count);
   const RowGroups groups = RowGroups::of(metadata.m);
   MxArgs mx{x.get(), p.type, p.columns, groups, E4M3, RCEIL, {}, {}, 0, FloatType::BF16};

@@ -143,6 +143,5 @@ void check_all(int random_shapes) {
 }  // namespace moe8::cuda
 
 int main(int argc, char** argv) {
-  using namespace moe8::cuda;
-  return run_checks(argc, argv, 200, "bytes", "shapes", check_all);
+  return moe8::cuda::run_checks(argc, argv, 200, "bytes", "shapes", moe8::cuda::check_all);
 }
