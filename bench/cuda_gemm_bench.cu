@@ -4,6 +4,7 @@
 // Torch.
 //
 //   cuda_gemm_bench [ROUNDS] [SHAPE...]
+//   cuda_gemm_bench ROUNDS sums    gradients of experts' weights that are added up in float32
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
@@ -14,12 +15,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "cuda/device_buffer.h"
 #include "cuda/gemm/grouped_gemm.h"
+#include "cuda/optim/gradients.h"
 #include "formats/integers.h"
 #include "shapes.h"
 
@@ -283,6 +286,90 @@ void bench_shape(const Shape& s, int rounds) {
   }
 }
 
+// ---- sums of gradients ----------------------------------------------------------
+/// The expert layers of configs/300m.toml and configs/4b_bench.toml.
+constexpr Shape kSummedShapes[] = {{"300m w1", 65536, 320, 768, 32},
+                                   {"300m w2", 65536, 768, 320, 32},
+                                   {"4b w1", 131072, 768, 2048, 64},
+                                   {"4b w2", 131072, 2048, 768, 64}};
+
+struct Way {
+  const char* name;
+  std::function<void(int64_t)> run;  // into one of several copies, so that no cache holds it
+  std::vector<float> times;
+};
+
+/// Medians of `rounds` turns of a few launches each, in turns.
+void time_ways(std::vector<Way>& ways, int rounds) {
+  constexpr int kLaunches = 8;
+  cudaEvent_t begin, end;
+  require(cudaEventCreate(&begin), "cudaEventCreate");
+  require(cudaEventCreate(&end), "cudaEventCreate");
+  for (int round = 0; round < rounds; ++round) {
+    for (Way& way : ways) {
+      alarm(30);
+      require(cudaEventRecord(begin), "cudaEventRecord");
+      for (int i = 0; i < kLaunches; ++i) way.run(i);
+      require(cudaEventRecord(end), "cudaEventRecord");
+      require(cudaEventSynchronize(end), way.name);
+      float ms = 0;
+      require(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
+      if (round > 0) way.times.push_back(1000 * ms / kLaunches);
+    }
+  }
+  alarm(0);
+  for (Way& way : ways) {
+    std::sort(way.times.begin(), way.times.end());
+    std::printf("  %s %.1f us", way.name, way.times[way.times.size() / 2]);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+template <typename T>
+void bench_sums(const Shape& s, int rounds) {
+  constexpr int64_t kCopies = 4;
+  const std::vector<int32_t> offs = ragged(s.M, s.E);
+  const int64_t wide = std::max(s.N, s.K), elements = s.E * s.N * s.K;
+  const auto tokens = static_cast<size_t>((s.M + kGroupPadding * s.E) * wide);
+  const DeviceBuffer<T> left(tokens), right(tokens);
+  const DeviceBuffer<float> sums(static_cast<size_t>(elements * kCopies));
+  const DeviceBuffer<__nv_bfloat16> gradients(static_cast<size_t>(elements * kCopies));
+  const DeviceBuffer<float> scales(std::vector<float>(static_cast<size_t>(s.E * wide), kScale));
+  fill<<<2048, 256>>>(left.get(), static_cast<int64_t>(tokens), 1);
+  fill<<<2048, 256>>>(right.get(), static_cast<int64_t>(tokens), 1ull << 40);
+  require(cudaMemset(sums.get(), 0, sums.size() * sizeof(float)), "cudaMemset");
+  const Product p =
+      make_product(s, Gemm::GRAD_WEIGHT, offs, left.get(), right.get(), scales.get(), sums.get());
+  const VariantChoice choice = choose_grouped_gemm(p.args);
+  const auto multiply = [&](FloatType output, bool adds) {
+    return [&, output, adds](int64_t i) {
+      GroupedGemmArgs args = p.args;
+      const int64_t first = i % kCopies * elements;
+      args.output = output;
+      args.adds = adds;
+      args.out = output == FloatType::F32 ? static_cast<void*>(sums.get() + first)
+                                          : static_cast<void*>(gradients.get() + first);
+      require(launch_grouped_gemm(choice, args), choice.chosen->name);
+    };
+  };
+  const auto to_bf16 = multiply(FloatType::BF16, false);
+  const auto then_sum = [&](int64_t i) {
+    to_bf16(i);
+    float* const sum = sums.get() + i % kCopies * elements;
+    const GradientSum one{
+        sum, FloatType::F32, gradients.get() + i % kCopies * elements, FloatType::BF16,
+        sum, elements};
+    require(launch_gradient_sums({&one, 1}, nullptr), "launch_gradient_sums");
+  };
+  std::vector<Way> ways{{"bf16", to_bf16, {}},
+                        {"float32", multiply(FloatType::F32, false), {}},
+                        {"bf16, then the sum", then_sum, {}},
+                        {"added", multiply(FloatType::F32, true), {}}};
+  std::printf("%-7s %-4s %-28s", s.name, sizeof(T) == 1 ? "fp8" : "bf16", choice.chosen->name);
+  time_ways(ways, rounds);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -290,6 +377,13 @@ int main(int argc, char** argv) {
   cudaDeviceProp device;
   require(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   std::printf("%s, ragged groups, bf16 output, median of %d\n", device.name, rounds - 1);
+  if (argc > 2 && std::strcmp(argv[2], "sums") == 0) {
+    for (const Shape& s : kSummedShapes) {
+      bench_sums<uint8_t>(s, rounds);
+      bench_sums<__nv_bfloat16>(s, rounds);
+    }
+    return 0;
+  }
   for (const Shape& s : moe8::bench::kGpuGroupedShapes) {
     bool wanted = argc <= 2;
     for (int i = 2; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], s.name) == 0;

@@ -36,6 +36,9 @@ struct OptimizerOptions {
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
   bool masters = true;         // step float32 copies of bf16 parameters
   MomentDtype moments = MomentDtype::LIKE_WEIGHTS;
+  /// Layers of experts add the gradients of weights with masters to the float32 sums themselves; such
+  /// parameters have no grad() after a backward. For steps of several backwards: see accumulate().
+  bool sums_in_products = false;
 };
 
 /// A parameter, and what is its own.
@@ -65,7 +68,10 @@ class Optimizer {
 
   /// Call it after every backward. Gradients of parameters with masters are taken from them: those
   /// of the first backward as they are, so that a step of one backward needs no float32 gradient;
-  /// later ones are added up in float32. Others are left for LibTorch to add up.
+  /// later ones are added up in float32. Others are left for LibTorch to add up. With
+  /// sums_in_products the weights of a moe_experts() that is one function (not UNFUSED) have a
+  /// float32 sum from the first backward on, to which the product of each gradient is added: on a
+  /// Hopper GPU without rounding it to bf16 in between. All backwards then run on one stream.
   void accumulate();
 
   /// The norm of all gradients, float32, on their device: nothing has waited for it. The step that

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "autograd/function_parts.h"
+#include "autograd/weight_gradient.h"
 #include "base/check.h"
 #include "gemm/low_precision_gemm.h"
 #include "moe8/float8.h"
@@ -76,6 +77,7 @@ struct Layer : torch::CustomClassHolder {
   std::array<bool, kInputs> needs{};    // a gradient, as far as forward knows
   std::array<at::ScalarType, kInputs> dtypes{};
   std::array<WeightId, kInputs> weights{};
+  std::array<std::weak_ptr<GradientSum>, kInputs> sums{};  // of the gradients of weights
 
   /// What forward made for backward. Not among the saved variables, which LibTorch holds until
   /// backward has ended: these go as soon as they are read, unless the graph is to be kept.
@@ -372,7 +374,7 @@ class Backward {
     grads_[kBias13] = std::move(act.bias);
     dH_ = std::move(act.dH);
     if (!needs_[kDown]) return;
-    grads_[kDown] = low_precision_gemm(layer_.grad_weight2(G, *act.A));
+    grads_[kDown] = weight_gradient(layer_.grad_weight2(G, *act.A), layer_.sums[kDown]);
     if (saved_[kDown].defined()) note_weight_gradient(saved_[kDown]);
   }
 
@@ -438,7 +440,7 @@ class Backward {
     const Operand left = layer_.has_separate_gate_up()
                              ? dH_->columns((input - kGate) * h, h, key, call_.groups)
                              : *dH_;
-    return low_precision_gemm(layer_.grad_weight13(left, X, input));
+    return weight_gradient(layer_.grad_weight13(left, X, input), layer_.sums[input]);
   }
 
   const Layer& layer_;
@@ -505,6 +507,7 @@ at::Tensor fused_experts(ExpertsCall call, const ExpertsTensors& tensors) {
     const bool is_low = weight == kDown ? is_down_low : is_gate_up_low;
     if (layer->call.is_observed && is_low) layer->weights[weight] = weight_id(all[weight]);
     note_use(all[weight]);
+    if (layer->needs[weight]) layer->sums[weight] = gradient_sum_of(all[weight]);
   }
   return FusedExperts::apply(at::TensorList(inputs), layer);
 }

@@ -141,15 +141,16 @@ std::optional<std::string> cuda_fp8_refusal(const GemmProblem& p) {
   return std::nullopt;
 }
 
-at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
+namespace {
+
+void multiply_fp8(const GemmProblem& p, const Sizes& s, const at::Tensor& out, bool adds) {
   const Launch on(p.left.device());
-  const Sizes s = sizes_of(p);
   const bool is_ready = operands_are_ready(p, Encoding::FLOAT8);
   const Form left = p.left.form(p.left_key(Encoding::FLOAT8), p.groups);
   const Form right = p.right.form(p.right_key(Encoding::FLOAT8), p.groups);
   const DeviceGroups& groups = p.groups.on_device(s.M, p.left.device());
-  const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args = args_of(p, s, out, groups, on.stream);
+  args.adds = adds;
   args.operands_are_ready = is_ready;
   args.element = float8(p.formats.left)->elem == ElemDtype::E5M2 ? cuda::GemmElement::E5M2_E4M3
                                                                  : cuda::GemmElement::E4M3;
@@ -165,7 +166,19 @@ at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
     args.padded_tokens = groups.metadata.padded_rows();
   }
   launch("cuda_fp8", args, p.left.device());
+}
+
+}  // namespace
+
+at::Tensor cuda_fp8_gemm(const GemmProblem& p) {
+  const Sizes s = sizes_of(p);
+  at::Tensor out = empty_out(p, s);
+  multiply_fp8(p, s, out, /*adds=*/false);
   return out;
+}
+
+void cuda_fp8_add(const GemmProblem& p, const at::Tensor& sum) {
+  multiply_fp8(p, sizes_of(p), sum, /*adds=*/true);
 }
 
 // ---- values in bf16 ---------------------------------------------------------
@@ -180,17 +193,18 @@ std::optional<std::string> cuda_bf16_refusal(const GemmProblem& p) {
   return std::nullopt;
 }
 
-at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
+namespace {
+
+void multiply_bf16(const GemmProblem& p, const Sizes& s, const at::Tensor& out, bool adds) {
   const Launch on(p.left.device());
-  const Sizes s = sizes_of(p);
   const bool is_ready = operands_are_ready(p, Encoding::BF16);
   const at::Tensor left_values = p.left.form(p.left_key(Encoding::BF16), p.groups).data;
   const at::Tensor right_values = p.right.form(p.right_key(Encoding::BF16), p.groups).data;
   const at::Tensor left = with_aligned_pitch(left_values);
   const at::Tensor right = with_aligned_pitch(right_values);
-  const at::Tensor out = empty_out(p, s);
   cuda::GroupedGemmArgs args =
       args_of(p, s, out, p.groups.on_device(s.M, p.left.device()), on.stream);
+  args.adds = adds;
   args.element = cuda::GemmElement::BF16;
   args.operands_are_ready = is_ready && left.is_same(left_values) && right.is_same(right_values);
   args.left = left.const_data_ptr();
@@ -198,7 +212,19 @@ at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
   args.right = right.const_data_ptr();
   args.right_pitch = right.size(-1);
   launch("cuda_bf16", args, p.left.device());
+}
+
+}  // namespace
+
+at::Tensor cuda_bf16_gemm(const GemmProblem& p) {
+  const Sizes s = sizes_of(p);
+  at::Tensor out = empty_out(p, s);
+  multiply_bf16(p, s, out, /*adds=*/false);
   return out;
+}
+
+void cuda_bf16_add(const GemmProblem& p, const at::Tensor& sum) {
+  multiply_bf16(p, sizes_of(p), sum, /*adds=*/true);
 }
 
 }  // namespace moe8

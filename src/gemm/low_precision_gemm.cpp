@@ -24,6 +24,12 @@ std::string refusals_before(const GemmProblem& problem, const GemmKernel* chosen
   return lines;
 }
 
+void log_choice(const GemmProblem& problem, const GemmKernel& kernel) {
+  if (!logs_dispatch()) return;
+  log_dispatch(
+      concat(problem.describe(), "\n  -> ", kernel.name, refusals_before(problem, &kernel)));
+}
+
 }  // namespace
 
 std::string GemmProblem::describe() const {
@@ -45,10 +51,10 @@ const std::vector<GemmKernel>& gemm_kernels() {
   static const std::vector<GemmKernel> kernels = {
       // Codes where the tensor cores take them: on Hopper by moe8's kernels; by LibTorch's what
       // those lack (E5M2 on the right), and on other GPUs.
-      {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm},
+      {"cuda_fp8", Encoding::FLOAT8, &cuda_fp8_refusal, &cuda_fp8_gemm, &cuda_fp8_add},
       {"scaled_mm", Encoding::FLOAT8, &scaled_mm_refusal, &scaled_mm_gemm},
       {"scaled_grouped_mm", Encoding::FLOAT8, &scaled_grouped_mm_refusal, &scaled_grouped_mm_gemm},
-      {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm},
+      {"cuda_bf16", Encoding::BF16, &cuda_bf16_refusal, &cuda_bf16_gemm, &cuda_bf16_add},
       // On Blackwell, where the one before refuses: MX codes.
       {"block_scaled", Encoding::BF16, &block_scaled_refusal, &block_scaled_gemm},
       // Values, multiplied by LibTorch: every product of a CPU, and what no kernel before computes
@@ -69,16 +75,30 @@ const GemmKernel& choose_gemm_kernel(const GemmProblem& problem) {
 
 at::Tensor low_precision_gemm(const GemmProblem& problem) {
   const GemmKernel& kernel = choose_gemm_kernel(problem);
-  if (logs_dispatch()) {
-    log_dispatch(
-        concat(problem.describe(), "\n  -> ", kernel.name, refusals_before(problem, &kernel)));
-  }
+  log_choice(problem, kernel);
   at::Tensor result = kernel.launch(problem);
   // A layer whose forward ran before anybody listened may have kept its input quantized only.
   if (numerics_observed() && problem.left.has_source() && problem.right.has_source()) {
     show_to_observers(problem, result);
   }
   return result;
+}
+
+void add_low_precision_gemm(GemmProblem problem, at::Tensor& sum) {
+  const GemmKernel& kernel = choose_gemm_kernel(problem);
+  if (kernel.add) problem.out_dtype = at::kFloat;
+  if (!sum.defined()) {
+    sum = low_precision_gemm(problem).to(at::kFloat);
+    return;
+  }
+  if (!kernel.add) {
+    sum.add_(low_precision_gemm(problem));
+    return;
+  }
+  if (numerics_observed()) low_precision_gemm(problem);  // observers see products by themselves
+  log_choice(problem, kernel);
+  kernel.add(problem, sum);
+  sum.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace moe8

@@ -43,6 +43,9 @@ struct GemmKernel {
   /// Nothing when it can, else why not. Asks for nothing but sizes, dtypes, devices and formats.
   std::optional<std::string> (*refusal)(const GemmProblem& problem);
   at::Tensor (*launch)(const GemmProblem& problem);
+  /// GRAD_WEIGHT, the choice not depending on out_dtype: sum = sum + product in one pass, with the
+  /// bits of adding what launch() gives in float32. Null where it has no such kernel.
+  void (*add)(const GemmProblem& problem, const at::Tensor& sum) = nullptr;
 };
 
 /// Every kernel of this build in the order of preference; the first that does not refuse runs.
@@ -56,5 +59,10 @@ const GemmKernel& choose_gemm_kernel(const GemmProblem& problem);
 /// once to out_dtype. Rows in no group are zero; an empty group's GRAD_WEIGHT is zero.
 /// Arguments are checked by src/ops; this trusts them. Deterministic.
 at::Tensor low_precision_gemm(const GemmProblem& problem);
+
+/// GRAD_WEIGHT: sum = sum + product in float32. The product of a kernel that adds is rounded to
+/// float32, of others to out_dtype as ever. The same bits whether anybody observes or not.
+/// @param sum  float32 (E, N, K), contiguous; undefined: the product becomes the sum
+void add_low_precision_gemm(GemmProblem problem, at::Tensor& sum);
 
 }  // namespace moe8

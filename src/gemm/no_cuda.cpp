@@ -20,11 +20,17 @@ std::optional<std::string> cuda_fp8_refusal(const GemmProblem&) {
 at::Tensor cuda_fp8_gemm(const GemmProblem&) {
   fail_to_launch("cuda_fp8");
 }
+void cuda_fp8_add(const GemmProblem&, const at::Tensor&) {
+  fail_to_launch("cuda_fp8");
+}
 
 std::optional<std::string> cuda_bf16_refusal(const GemmProblem&) {
   return kRefusal;
 }
 at::Tensor cuda_bf16_gemm(const GemmProblem&) {
+  fail_to_launch("cuda_bf16");
+}
+void cuda_bf16_add(const GemmProblem&, const at::Tensor&) {
   fail_to_launch("cuda_bf16");
 }
 

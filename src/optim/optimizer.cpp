@@ -14,6 +14,7 @@
 #include "device/implementation.h"
 #include "optim/engine.h"
 #include "optim/muon.h"
+#include "weights/gradient_sums.h"
 
 namespace moe8 {
 namespace {
@@ -76,6 +77,7 @@ struct Optimizer::State {
   Tensors first, second;  // undefined until the first gradient; Muon has the first alone
   at::Tensor norm;        // of clip_gradients(), for the next step
   std::unique_ptr<OptimEngine> engine;
+  std::vector<SummedWeight> summed;  // with sums_in_products: of what has masters
 
   size_t number(size_t i) const;  // of the clock
   std::vector<AdamWClock> new_clocks() const;
@@ -111,6 +113,9 @@ at::Tensor Optimizer::State::make_moment(size_t i) const {
 
 // The gradients of parameters with masters become those of the masters.
 void Optimizer::State::take_gradients() {
+  for (SummedWeight& sum : summed) {
+    if (sum.take_newer()) norm.reset();
+  }
   std::vector<size_t> second_ones;
   int64_t elements = 0;
   for (size_t i = 0; i < stepped.size(); ++i) {
@@ -190,6 +195,9 @@ Optimizer::Optimizer(std::vector<OptimizedParameter> parameters, const Optimizer
         has_master ? x.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true) : x);
   }
   s.parameters = std::move(parameters);
+  for (size_t i = 0; options.sums_in_products && i < s.stepped.size(); ++i) {
+    if (s.has_master(i)) s.summed.emplace_back(s.parameters[i].tensor, s.stepped[i]);
+  }
   s.first.resize(s.stepped.size());
   s.second.resize(s.stepped.size());
   const std::vector<AdamWClock> clocks = s.new_clocks();

@@ -111,7 +111,8 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
   conversion_ = convert(*model_, config_);
   stepper_ = crew_.is_alone()
-                 ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights)
+                 ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
+                                             config_.training.sums_in_products())
                  : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
                                              crew_.sharding(), crew_.part(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);

@@ -54,9 +54,12 @@ OptimizerOptions options_of(const OptimizerConfig& config, Weights weights) {
 
 }  // namespace
 
-Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights)
-    : alone_(
-          std::make_unique<Optimizer>(parameters_of(model, config), options_of(config, weights))) {}
+Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
+                 bool sums_in_products) {
+  OptimizerOptions options = options_of(config, weights);
+  options.sums_in_products = sums_in_products;
+  alone_ = std::make_unique<Optimizer>(parameters_of(model, config), options);
+}
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
                  const ShardingGroups& groups, const ModelPart& part)

@@ -20,14 +20,16 @@ namespace moe8 {
 /// identity.
 class Stepper {
  public:
-  Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights);
+  /// @param sums_in_products  OptimizerOptions::sums_in_products
+  Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
+          bool sums_in_products = false);
   /// Of several ranks, each of which steps a part.
   /// @param part  what this rank's model holds
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
           const ShardingGroups& groups, const ModelPart& part);
 
   /// Call it after every backward: with master weights takes the gradients from the parameters, and
-  /// adds up those of several backwards in float32.
+  /// adds up those of several backwards in float32 (Optimizer::accumulate).
   void accumulate();
 
   /// @return the norm of all gradients, a scalar on their device: nothing has waited for it. The

@@ -25,6 +25,11 @@ constexpr int64_t kStepsAlone = 2;  // of runs in turns; the second has the mome
 
 void check(const RunConfig& config, const RunOptions& options) {
   config.validate();
+  MOE8_CHECK(config.training.gradient_sums != GradientSums::PRODUCTS ||
+                 launch_from_environment().world == 1,
+             kTrain, "training.gradient_sums", "expected rounded for ",
+             launch_from_environment().world,
+             " processes, got products. They send each other rounded gradients.");
   MOE8_CHECK(!config.data.files.empty(), "config", "data.files",
              "expected at least one text file, got none. Pass --data FILE or set data.files.");
   to_fqn_config(config.conversion());  // names a recipe that there is

@@ -346,6 +346,35 @@ std::vector<int> slices_of(Gemm kind) {
   return kind == Gemm::GRAD_WEIGHT ? std::vector<int>{1, 2, 7} : std::vector<int>{1};
 }
 
+/// A product added to numbers that are there must be those numbers plus the product by itself, each
+/// in float32; `product` is the latter, with NaN in the pitch, which is to be left alone.
+void check_adding(const cuda::GroupedGemmVariant& variant, GroupedGemmArgs args, int64_t rows,
+                  const std::vector<uint8_t>& product, const std::string& what) {
+  const auto count = static_cast<size_t>(rows * args.out_pitch);
+  std::vector<float> expected(count), before(count);
+  std::memcpy(expected.data(), product.data(), product.size());
+  std::mt19937 rng(9);
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < count; ++i) {
+    before[i] = std::isnan(expected[i]) ? expected[i] : 100 * normal(rng);
+    if (!std::isnan(expected[i])) expected[i] = before[i] + expected[i];
+  }
+  std::vector<uint8_t> bytes(product.size());
+  std::memcpy(bytes.data(), before.data(), bytes.size());
+  const DeviceBuffer<uint8_t> sum(bytes);
+  args.out = sum.get();
+  args.adds = true;
+  alarm(20);
+  const cuda::LaunchStatus status = cuda::launch_grouped_gemm({.chosen = &variant}, args);
+  require(status.error, status.failed ? (what + ": " + status.failed).c_str() : "");
+  require(cudaDeviceSynchronize(), what.c_str());
+  alarm(0);
+  const std::vector<uint8_t> got = sum.host();
+  if (std::memcmp(got.data(), expected.data(), got.size()) == 0) return;
+  ++failures;
+  std::printf("FAILED %s: the sum is not what was there plus the product\n", what.c_str());
+}
+
 /// Runs every kernel that takes this product, twice into differently poisoned outputs.
 void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
@@ -393,6 +422,9 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
           const std::vector<uint8_t> result = run_twice(variant, sliced, out, which);
           worst = std::max(worst, check(p, kind, result, pitch, expected, output,
                                         limit_of(p.fill, kind, element, output), which));
+          ++runs;
+          if (kind != Gemm::GRAD_WEIGHT || output != FloatType::F32) continue;
+          check_adding(variant, sliced, shape.rows, result, which + " added");
           ++runs;
         }
       }

@@ -5,6 +5,7 @@
 
 #include <torch/torch.h>
 
+#include <atomic>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -12,6 +13,8 @@
 
 #include "cuda/graph.h"
 #include "device/cuda_backend.h"
+#include "gemm/observer.h"
+#include "moe8/experts.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -138,6 +141,75 @@ TEST_F(OptimizerOnGpu, MuonStepsAsOnACpu) {
     const auto expected = run(at::kCPU), got = run(at::kCUDA);
     for (size_t i = 0; i < shapes.size(); ++i) {
       EXPECT_GT(testing::sqnr_db(expected[i], got[i]), masters ? 30 : 20) << masters << ", " << i;
+    }
+  }
+}
+
+// ---- gradients added by the products that compute them ------------------------------
+// The gradients of a layer of experts for some batches, and the sums that were made of them.
+struct AddedGradients {
+  AddedGradients(const std::optional<Config>& config, int64_t experts, bool sums_in_products,
+                 const std::vector<int>& batches) {
+    at::manual_seed(5);
+    const auto weight = [](at::IntArrayRef sizes) {
+      return (at::randn(sizes) / 8).to(at::kBFloat16).to(at::kCUDA).requires_grad_();
+    };
+    weights = {weight({experts, 320, 128}), weight({experts, 320, 128}),
+               weight({experts, 128, 320})};
+    std::vector<OptimizedParameter> list;
+    for (const at::Tensor& w : weights) list.push_back({std::to_string(list.size()), w});
+    optimizer.emplace(list, OptimizerOptions{.sums_in_products = sums_in_products});
+    for (const int batch : batches) {
+      at::manual_seed(static_cast<uint64_t>(batch));
+      const auto random = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(at::kCUDA); };
+      const at::Tensor x = random({kTokens, 128}).to(at::kBFloat16);
+      const at::Tensor chosen = at::randint(experts, {kTokens, 2}, at::kLong).to(at::kCUDA);
+      const at::Tensor out = moe_experts(x, weights[0], weights[1], weights[2], chosen,
+                                         random({kTokens, 2}), {.config = config});
+      (out.to(at::kFloat) * random({kTokens, 128})).sum().backward();
+      for (const at::Tensor& w : weights) EXPECT_NE(w.grad().defined(), sums_in_products);
+      optimizer->accumulate();
+    }
+  }
+
+  at::Tensor sum(size_t i) const { return optimizer->stepped()[i].grad(); }
+
+  static constexpr int64_t kTokens = 1500;
+  std::vector<at::Tensor> weights;
+  std::optional<Optimizer> optimizer;
+};
+
+struct Watching final : GemmObserver {
+  Watching() { start(); }
+  ~Watching() override { stop(); }
+  void observe(const GemmProblem&, const at::Tensor&) override { ++seen; }
+  std::atomic<int> seen{0};
+};
+
+// Few experts: products in slices.
+TEST_F(OptimizerOnGpu, ProductsAddGradientsThatWereNotRounded) {
+  const std::vector<std::optional<Config>> configs{std::nullopt, FP8GroupedMMConfig{},
+                                                   MXFP8GroupedMMConfig{}};
+  for (const std::optional<Config>& config : configs) {
+    for (const int64_t experts : {2, 70}) {
+      const std::string what = c10::str(config ? to_string(*config) : "bf16", ", ", experts);
+      const AddedGradients all(config, experts, true, {1, 2, 3});
+      const AddedGradients one(config, experts, true, {1}), two(config, experts, true, {2}),
+          three(config, experts, true, {3}), rounded(config, experts, false, {1});
+      std::optional<AddedGradients> observed;
+      {
+        Watching watching;
+        observed.emplace(config, experts, true, std::vector<int>{1, 2, 3});
+        EXPECT_GT(watching.seen, 0) << what;
+      }
+      for (size_t i = 0; i < 3; ++i) {
+        const at::Tensor expected = one.sum(i) + two.sum(i) + three.sum(i);
+        EXPECT_EQ(one.sum(i).scalar_type(), at::kFloat) << what;
+        EXPECT_TRUE(same_bits(expected.cpu(), all.sum(i).cpu())) << what << ", " << i;
+        EXPECT_TRUE(same_bits(expected.cpu(), observed->sum(i).cpu())) << what << ", " << i;
+        EXPECT_TRUE(same_bits(rounded.sum(i).cpu(), one.sum(i).to(at::kBFloat16).cpu())) << what;
+        EXPECT_FALSE(at::equal(one.sum(i), rounded.sum(i).to(at::kFloat))) << what;
+      }
     }
   }
 }

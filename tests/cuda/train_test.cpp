@@ -71,11 +71,12 @@ TEST_P(TrainOnGpu, GoesOnAfterACheckpointBitForBit) {
 }
 
 // The captured steps lie between looks at the numerics, and a run may go on with another setting.
-TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
+void expect_one_result(const std::string& recipe, GradientSums sums) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder, "without");
-  config.training.recipe = GetParam();
+  config.training.recipe = recipe;
   config.training.accumulation = 2;
+  config.training.gradient_sums = sums;
   config.numerics.interval = 6;
   config.checkpoint.interval = 5;
   config.training.cuda_graph = CudaGraphs::OFF;
@@ -87,6 +88,12 @@ TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
   train(config);
   EXPECT_EQ(metrics_of(config), without);
 
+  config.output.folder = folder / "recomputed";
+  config.training.activation_checkpointing = Recompute::FULL;
+  train(config);
+  EXPECT_EQ(metrics_of(config), without);
+  config.training.activation_checkpointing = Recompute::NONE;
+
   config.output.folder = folder / "broken";
   int steps = 0;
   RunOptions stop;
@@ -97,6 +104,14 @@ TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
   resume.existing = ExistingRun::RESUME;
   train(config, resume);
   EXPECT_EQ(metrics_of(config), without);
+}
+
+TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
+  expect_one_result(GetParam(), GradientSums::ROUNDED);
+}
+
+TEST_P(TrainOnGpu, AGraphGivesTheSameBitsWhereProductsAddGradients) {
+  expect_one_result(GetParam(), GradientSums::PRODUCTS);
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, TrainOnGpu,

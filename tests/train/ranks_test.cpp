@@ -444,6 +444,14 @@ TEST(Ranks, ANumberThatDoesNotDivideTheBatchIsRefused) {
               HasSubstr("[train] training.batch_size: expected 1 x 2 sequences a step"));
 }
 
+TEST(Ranks, SumsThatRoundNothingAreRefused) {
+  const CommonFolder folder;
+  RunConfig config = config_of(folder, "run");
+  config.training.gradient_sums = GradientSums::PRODUCTS;
+  EXPECT_THAT(output_of_failure(folder, 2, [&] { go_on(config); }),
+              HasSubstr("[train] training.gradient_sums: expected rounded for 2 processes"));
+}
+
 TEST(Ranks, ANumberThatDoesNotDivideTheExpertsIsRefused) {
   const CommonFolder folder;
   RunConfig config = config_of(folder, "run");

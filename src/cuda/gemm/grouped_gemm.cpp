@@ -125,6 +125,7 @@ LaunchStatus launch_grouped_gemm(const VariantChoice& choice, const GroupedGemmA
   parts.output = FloatType::F32;
   parts.out = args.partial;
   parts.out_pitch = args.K;
+  parts.adds = false;
   const LaunchStatus multiplied = choice.chosen->launch(parts);
   if (!multiplied.ok()) return multiplied;
   return launch_sum_slices({.partial = args.partial,
@@ -132,6 +133,7 @@ LaunchStatus launch_grouped_gemm(const VariantChoice& choice, const GroupedGemmA
                             .rows = args.E * args.N,
                             .cols = args.K,
                             .output = args.output,
+                            .adds = args.adds,
                             .out = args.out,
                             .out_pitch = args.out_pitch,
                             .stream = args.stream});

@@ -74,6 +74,10 @@ struct GroupedGemmArgs {
   int slices = 1;
   float* partial = nullptr;  // [slices, E, N, K], where there are several
 
+  /// GRAD_WEIGHT in float32: out = out + product, which is rounded to float32 before. Numbers below
+  /// 2^-126 may become 0.
+  bool adds = false;
+
   const float* row_scale = nullptr;  // FP8: [M], GRAD_WEIGHT: [E, N]; multipliers
   const float* col_scale = nullptr;  // FP8: [E, N] or [E, K]; multipliers
 

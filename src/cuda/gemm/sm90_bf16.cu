@@ -16,9 +16,12 @@ using Bf16 =
 
 template <Gemm kKind, int kRows, int kCols, Schedule kSchedule, Shared kShared>
 LaunchStatus launch_kind(const GroupedGemmArgs& a) {
-  return a.output == FloatType::BF16
-             ? launch<Bf16<FloatType::BF16, kKind, kRows, kCols, kSchedule, kShared>>(a)
-             : launch<Bf16<FloatType::F32, kKind, kRows, kCols, kSchedule, kShared>>(a);
+  using ToBf16 = Bf16<FloatType::BF16, kKind, kRows, kCols, kSchedule, kShared>;
+  using ToFloat32 = Bf16<FloatType::F32, kKind, kRows, kCols, kSchedule, kShared>;
+  if constexpr (kKind == Gemm::GRAD_WEIGHT) {
+    if (a.adds) return launch<Adding<ToFloat32>>(a);
+  }
+  return a.output == FloatType::BF16 ? launch<ToBf16>(a) : launch<ToFloat32>(a);
 }
 
 template <int kRows, int kCols, Schedule kSchedule, Shared kShared>

@@ -96,13 +96,30 @@ __device__ __forceinline__ void store_patch(const uint8_t* patch, __nv_bfloat16*
   }
 }
 
-__device__ __forceinline__ void store_pair(float* out, float x, float y, int cols,
-                                           bool vector_store) {
-  if (vector_store && cols >= 2) {
-    __stcs(reinterpret_cast<float2*>(out), make_float2(x, y));
+/// Stores; or has the L2 add to what is there, so that nothing is waited for (docs/decisions/030). An
+/// element is added to once, so the order of blocks plays no part.
+template <typename C>
+__device__ __forceinline__ void put(float* out, float x) {
+  if constexpr (C::kAdds) {
+    atomicAdd(out, x);
   } else {
-    if (cols > 0) out[0] = x;
-    if (cols > 1) out[1] = y;
+    *out = x;
+  }
+}
+
+/// Two neighbours of a row.
+template <typename C>
+__device__ __forceinline__ void put_pair(float* out, float x, float y, int cols,
+                                         bool vector_store) {
+  if (vector_store && cols >= 2) {
+    if constexpr (C::kAdds) {
+      atomicAdd(reinterpret_cast<float2*>(out), make_float2(x, y));
+    } else {
+      __stcs(reinterpret_cast<float2*>(out), make_float2(x, y));
+    }
+  } else {
+    if (cols > 0) put<C>(out, x);
+    if (cols > 1) put<C>(out + 1, y);
   }
 }
 
@@ -138,8 +155,9 @@ __device__ __forceinline__ void store_rows(const Problem& p, const Target& t, in
       if constexpr (C::kOutput == FloatType::F32) {
         const int cols = t.cols - t.col - c;
         float* to = static_cast<float*>(p.out) + first + (c0 + i * 8);
-        if (lane / 4 < rows) store_pair(to, v[0], v[1], cols, p.vector_store);
-        if (lane / 4 + 8 < rows) store_pair(to + 8 * p.out_pitch, v[2], v[3], cols, p.vector_store);
+        if (lane / 4 < rows) put_pair<C>(to, v[0], v[1], cols, p.vector_store);
+        to += 8 * p.out_pitch;
+        if (lane / 4 + 8 < rows) put_pair<C>(to, v[2], v[3], cols, p.vector_store);
       } else {
         packed[i][0] = pack(v[0], v[1]);
         packed[i][1] = pack(v[2], v[3]);

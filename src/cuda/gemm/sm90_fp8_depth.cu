@@ -13,6 +13,7 @@ using Depth = Config<kElement, kOutput, Grouped::DEPTH, Major::K, Major::K, 256,
 
 template <GemmElement kElement>
 LaunchStatus launch_256x128(const GroupedGemmArgs& a) {
+  if (a.adds) return launch<Adding<Depth<kElement, FloatType::F32>>>(a);
   return a.output == FloatType::BF16 ? launch<Depth<kElement, FloatType::BF16>>(a)
                                      : launch<Depth<kElement, FloatType::F32>>(a);
 }

@@ -26,6 +26,14 @@ struct Config {
   static constexpr Schedule kSchedule = kSchedule_;
   static constexpr Shared kShared = kShared_;
   static constexpr int kPromoteBlocks = kPromoteBlocks_;
+  static constexpr bool kAdds = false;  // to what is there, instead of storing
+};
+
+/// The same instance, adding. Of float32 output.
+template <typename C>
+struct Adding : C {
+  static constexpr bool kAdds = true;
+  static_assert(C::kOutput == FloatType::F32 && C::kGrouped == Grouped::DEPTH);
 };
 
 inline constexpr int kConsumerGroups = 2;

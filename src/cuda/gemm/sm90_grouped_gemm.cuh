@@ -393,8 +393,9 @@ const char* encode_maps(const GroupedGemmArgs& a, const Problem& p, CUtensorMap&
   return done ? nullptr : "cuTensorMapEncodeTiled";
 }
 
-/// Writes zeros: what a product without contraction gives.
+/// Writes zeros, or adds none: what a product without contraction gives.
 inline LaunchStatus zero_out(const GroupedGemmArgs& a, const Problem& p) {
+  if (a.adds) return {};
   const size_t bytes = a.output == FloatType::BF16 ? 2 : 4;
   const int64_t rows = a.kind == Gemm::GRAD_WEIGHT ? a.E * p.slices * p.rows : p.rows;
   const cudaError_t error = cudaMemset2DAsync(a.out, a.out_pitch * bytes, 0, p.cols * bytes,
@@ -447,6 +448,9 @@ inline const char* refuses_any(const GroupedGemmArgs& a) {
   if (reinterpret_cast<uintptr_t>(a.left) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(a.right) % 16 != 0) {
     return "an operand is not 16-byte aligned";
+  }
+  if (a.adds && (a.kind != Gemm::GRAD_WEIGHT || a.output != FloatType::F32)) {
+    return "only float32 weight gradients are added to what is there";
   }
   if (is_fp8(a.element)) {
     // Without tokens or without groups there is no scale to point to.

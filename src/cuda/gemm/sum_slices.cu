@@ -33,8 +33,8 @@ __device__ void store(__nv_bfloat16* out, const Packet<kWidth>& x) {
   *reinterpret_cast<Rounded*>(out) = rounded;
 }
 
-/// A thread adds kWidth neighbours.
-template <int kWidth, typename Out>
+/// A thread adds kWidth neighbours. kAdds: to what is there.
+template <int kWidth, typename Out, bool kAdds>
 __global__ void __launch_bounds__(kThreads)
     sum_slices_kernel(const Packet<kWidth>* partial, int slices, int64_t rows, int64_t packets,
                       Out* out, int64_t pitch) {
@@ -49,31 +49,39 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) sum.values[j] += part.values[j];
   }
-  store(out + i / packets * pitch + i % packets * kWidth, sum);
+  Out* const to = out + i / packets * pitch + i % packets * kWidth;
+  if constexpr (kAdds) {
+    const Packet<kWidth> before = *reinterpret_cast<const Packet<kWidth>*>(to);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum.values[j] = before.values[j] + sum.values[j];
+  }
+  store(to, sum);
 }
 
-template <int kWidth, typename Out>
+template <int kWidth, typename Out, bool kAdds>
 LaunchStatus launch_packets(const SumSlicesArgs& a) {
   const int64_t packets = a.cols / kWidth;
   const int64_t blocks = (a.rows * packets + kThreads - 1) / kThreads;
   if (blocks == 0) return {};
-  return launch_early(sum_slices_kernel<kWidth, Out>, blocks, kThreads, 0, a.stream,
+  return launch_early(sum_slices_kernel<kWidth, Out, kAdds>, blocks, kThreads, 0, a.stream,
                       reinterpret_cast<const Packet<kWidth>*>(a.partial), a.slices, a.rows, packets,
                       static_cast<Out*>(a.out), a.out_pitch);
 }
 
-template <typename Out>
+template <typename Out, bool kAdds>
 LaunchStatus launch(const SumSlicesArgs& a) {
   constexpr int kWidth = 4;
   const bool whole = a.cols % kWidth == 0 && a.out_pitch % kWidth == 0 &&
                      reinterpret_cast<uintptr_t>(a.out) % (kWidth * sizeof(Out)) == 0;
-  return whole ? launch_packets<kWidth, Out>(a) : launch_packets<1, Out>(a);
+  return whole ? launch_packets<kWidth, Out, kAdds>(a) : launch_packets<1, Out, kAdds>(a);
 }
 
 }  // namespace
 
 LaunchStatus launch_sum_slices(const SumSlicesArgs& args) {
-  return args.output == FloatType::BF16 ? launch<__nv_bfloat16>(args) : launch<float>(args);
+  if (args.adds) return launch<float, true>(args);
+  return args.output == FloatType::BF16 ? launch<__nv_bfloat16, false>(args)
+                                        : launch<float, false>(args);
 }
 
 }  // namespace moe8::cuda

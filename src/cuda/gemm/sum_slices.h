@@ -12,12 +12,13 @@
 namespace moe8::cuda {
 
 /// out[r, c] = ((partial[0, r, c] + partial[1, r, c]) + partial[2, r, c]) + ... in float32, rounded
-/// once.
+/// once; or, of float32, what was there plus that.
 struct SumSlicesArgs {
   const float* partial;  // [slices, rows, cols], 16-byte aligned
   int slices;
   int64_t rows, cols;
   FloatType output;
+  bool adds = false;
   void* out;
   int64_t out_pitch;  // elements from one row to the next
   cudaStream_t stream = nullptr;

@@ -35,6 +35,8 @@ constexpr std::array<std::string_view, 4> kWords<DataTokens>{"auto", "bytes", "u
 template <>
 constexpr std::array<std::string_view, 3> kWords<TrainingDevice>{"auto", "cpu", "cuda"};
 template <>
+constexpr std::array<std::string_view, 2> kWords<GradientSums>{"rounded", "products"};
+template <>
 constexpr std::array<std::string_view, 2> kWords<SmallLinears>{"convert", "bf16"};
 template <>
 constexpr std::array<std::string_view, 3> kWords<CudaGraphs>{"auto", "on", "off"};
@@ -299,6 +301,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("training", "batch_size", c.training.batch_size, Range{1, 1 << 20});
   visit("training", "seq_len", c.training.seq_len, Range{1, 1 << 24});
   visit("training", "accumulation", c.training.accumulation, Range{1, 1 << 20});
+  visit("training", "gradient_sums", c.training.gradient_sums, kAny);
   visit("training", "seed", c.training.seed, Range{0, 9e18});
   visit("training", "weights", c.training.weights, kAny);
   visit("training", "recipe", c.training.recipe, kAny);
@@ -462,6 +465,10 @@ std::string_view to_string(CudaGraphs value) {
   return kWords<CudaGraphs>.at(static_cast<size_t>(value));
 }
 
+std::string_view to_string(GradientSums value) {
+  return kWords<GradientSums>.at(static_cast<size_t>(value));
+}
+
 std::string_view to_string(SmallLinears value) {
   return kWords<SmallLinears>.at(static_cast<size_t>(value));
 }
@@ -476,6 +483,10 @@ std::string_view to_string(MomentDtype value) {
 
 std::string_view to_string(Schedule value) {
   return kWords<Schedule>.at(static_cast<size_t>(value));
+}
+
+bool TrainingConfig::sums_in_products() const {
+  return weights == Weights::MASTER && accumulation > 1 && gradient_sums == GradientSums::PRODUCTS;
 }
 
 std::vector<ConversionRule> RunConfig::conversion() const {

@@ -36,6 +36,13 @@ std::string_view to_string(CudaGraphs value);  // "auto", "on", "off"
 /// OFF: attention may take LibTorch's cuDNN kernel, whose backward adds in no fixed order.
 enum class Deterministic { AUTO, ON, OFF };
 
+/// How the gradients of a step's batches are added up where the weights have masters. ROUNDED: when
+/// a batch's are there, rounded to bf16. PRODUCTS: those of experts by the products that compute
+/// them, OptimizerOptions::sums_in_products; of one process.
+enum class GradientSums { ROUNDED, PRODUCTS };
+
+std::string_view to_string(GradientSums value);  // "rounded", "products"
+
 /// What a recipe does with Linears whose weights are so small that a GPU multiplies them in bf16 as
 /// fast as it quantizes their operands: without_small_linears() in recipe_rules.h.
 enum class SmallLinears { CONVERT, BF16 };
@@ -95,6 +102,7 @@ struct TrainingConfig {
   int64_t batch_size = 16;  // sequences of one forward and backward
   int64_t seq_len = 256;
   int64_t accumulation = 1;  // forwards and backwards of one step
+  GradientSums gradient_sums = GradientSums::ROUNDED;
   int64_t seed = 1;
   Weights weights = Weights::MASTER;
   std::string recipe = "bf16";  // see recipe_rules.h; "custom" when [[convert]] tables decide
@@ -107,6 +115,8 @@ struct TrainingConfig {
   Recompute activation_checkpointing = Recompute::NONE;
   Deterministic deterministic = Deterministic::AUTO;
 
+  /// Whether there is anything that products add up.
+  bool sums_in_products() const;
   bool operator==(const TrainingConfig&) const = default;
 };
 

@@ -71,9 +71,11 @@ double moments_of(const RunConfig& config, const std::vector<ParameterShape>& pa
 
 // Of each parameter, at most. With masters the first backward of a step leaves bf16, which the
 // second one's come beside until both are added up in float32; those of a third come beside that.
-double gradient_bytes(const TrainingConfig& t) {
+// Where products add to float32 sums nothing comes beside.
+double gradient_bytes(const TrainingConfig& t, bool in_product) {
   if (t.weights != Weights::MASTER) return itemsize(dtype_of(t.weights));
   if (t.accumulation == 1) return kBf16;
+  if (in_product) return kFloat;
   return t.accumulation == 2 ? 2 * kBf16 : kFloat + kBf16;
 }
 
@@ -162,6 +164,19 @@ class Conversion {
     const Config* found = config(fqn);
     return found ? kept_forms(*found, dtype_, input_dtype(fqn), on_gpu_) : KeptForms{};
   }
+  bool have_one_config(const std::string& weight, const std::string& other) const {
+    const Config* const a = config(weight);
+    const Config* const b = config(other);
+    return a && b ? *a == *b : a == b;
+  }
+  /// Whether this is a weight of experts whose layer is one function (src/experts/fused.cpp).
+  bool is_of_fused_experts(const std::string& fqn) const {
+    constexpr std::string_view kExperts = ".moe.experts.";
+    const size_t at = fqn.find(kExperts);
+    if (at == std::string::npos) return false;
+    const std::string part = fqn.substr(0, at + kExperts.size());
+    return have_one_config(part + "w1", part + "w3");
+  }
 
  private:
   at::ScalarType dtype_;  // of the model
@@ -197,7 +212,7 @@ class SavedList {
         const double form = conversion_.forms(layer + *weight).of_input;
         if (form == 0) itself = itemsize(conversion_.input_dtype(layer + *weight));
         const bool is_kept = std::any_of(weights.begin(), weight, [&](const std::string& other) {
-          return have_one_config(layer + *weight, layer + other);
+          return conversion_.have_one_config(layer + *weight, layer + other);
         });
         if (form > 0 && !is_kept) add(what, form * double(elements));
       }
@@ -212,10 +227,8 @@ class SavedList {
   }
   bool gathers() const { return tensor_ > 1; }
 
-  bool have_one_config(const std::string& weight, const std::string& other) const {
-    const Config* const a = conversion_.config(weight);
-    const Config* const b = conversion_.config(other);
-    return a && b ? *a == *b : a == b;
+  bool are_fused_experts(const std::string& weight) const {
+    return conversion_.is_of_fused_experts(weight);
   }
   /// Whether a fused layer of experts keeps codes of its input, as on a GPU with kernels of moe8.
   bool keeps_codes_of_input(const std::string& weight) const {
@@ -318,7 +331,7 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   const std::string part = layer + "moe.", experts = part + "experts.";
   const double k = double(c.top_k);
   const bool shared = c.n_shared_experts > 0;
-  const bool fused = list.have_one_config(experts + "w1", experts + "w3");
+  const bool fused = list.are_fused_experts(experts + "w1");
   std::vector<std::vector<std::string>> readers{{"router.gate.weight"}};
   const std::vector<std::string> of_shared{"shared_experts.w1.weight", "shared_experts.w3.weight"};
   if (shared && !list.gathers()) readers.push_back(of_shared);
@@ -372,6 +385,18 @@ std::string layer_name(int64_t number) {
   return "layers." + std::to_string(number) + ".";
 }
 
+// ---- weights and gradients of a step ----------------------------------------------
+double gradients_of(const RunConfig& config, const std::vector<ParameterShape>& parameters,
+                    const Conversion& conversion) {
+  const bool in_products = config.training.sums_in_products();
+  double bytes = 0;
+  for (const ParameterShape& p : parameters) {
+    const bool in_product = in_products && conversion.is_of_fused_experts(p.name);
+    bytes += numel(p.shape) * gradient_bytes(config.training, in_product);
+  }
+  return bytes;
+}
+
 // Quantized forms of a converted weight, per element.
 struct FormsOfStep {
   double waiting = 0;  // at most, from forward to backward
@@ -387,7 +412,8 @@ FormsOfStep forms_of_step(const TrainingConfig& t, const KeptForms& forms) {
   }
   const bool recomputes = t.activation_checkpointing != Recompute::NONE;
   const double waiting = recomputes ? forms.of_weight : forms.of_weight - forms.of_forward;
-  return {.waiting = waiting, .beside = std::max(0.0, waiting - gradient_bytes(t))};
+  return {.waiting = waiting,
+          .beside = std::max(0.0, waiting - gradient_bytes(t, /*in_product=*/false))};
 }
 
 // What backward computes again of a block, while it goes through that.
@@ -471,9 +497,9 @@ MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held) {
   plan.weights = elements * b;
   plan.masters = masters ? elements * kFloat : 0;
   plan.optimizer = moments_of(config, parameters, masters ? kFloat : b);
-  plan.gradients = elements * gradient_bytes(t);
   const ConversionReport report = plan_conversion(config);
   const Conversion conversion(report, t);
+  plan.gradients = gradients_of(config, parameters, conversion);
   for (const ConversionRow& row : report.converted()) {
     const std::vector<int64_t> shape = held_shape({row.fqn, row.shape}, held).shape;
     plan.codes += code_bytes(*row.config, shape);

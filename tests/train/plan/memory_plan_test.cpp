@@ -199,7 +199,8 @@ void expect_planned_step(const RunConfig& config, const Batch& batch, int64_t st
   EXPECT_EQ(plan.weights, double(alive() - start - buffers));
 
   const int64_t made = alive();
-  Stepper stepper(*model, config.optimizer, config.training.weights);
+  Stepper stepper(*model, config.optimizer, config.training.weights,
+                  config.training.sums_in_products());
   EXPECT_EQ(plan.masters, double(alive() - made));
 
   double gradients = 0;
@@ -218,10 +219,13 @@ TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {
   const Batch batch;
   for (const Weights weights : {Weights::MASTER, Weights::BF16, Weights::FLOAT32}) {
     for (const int64_t accumulation : {1, 2, 3}) {
-      RunConfig config = small_config();
-      config.training.weights = weights;
-      config.training.accumulation = accumulation;
-      expect_planned_step(config, batch, alive(), alive);
+      for (const GradientSums sums : {GradientSums::ROUNDED, GradientSums::PRODUCTS}) {
+        RunConfig config = small_config();
+        config.training.weights = weights;
+        config.training.accumulation = accumulation;
+        config.training.gradient_sums = sums;
+        expect_planned_step(config, batch, alive(), alive);
+      }
     }
     for (const MomentDtype moments : {MomentDtype::FLOAT32, MomentDtype::BF16}) {
       RunConfig config = small_config();
@@ -268,6 +272,12 @@ TEST_F(MemoryPlanTest, OneBackwardNeedsNoFloat32Gradients) {
   EXPECT_EQ(plan_memory(config).gradients, 4 * parameters);
   config.training.accumulation = 3;
   EXPECT_EQ(plan_memory(config).gradients, 6 * parameters);
+  double experts = 0;  // which products add to float32 sums
+  for (const ParameterShape& p : parameter_shapes(config.model)) {
+    if (p.shape.size() == 3) experts += double(p.shape[0] * p.shape[1] * p.shape[2]);
+  }
+  config.training.gradient_sums = GradientSums::PRODUCTS;
+  EXPECT_EQ(plan_memory(config).gradients, 6 * parameters - 2 * experts);
 }
 
 double bytes_of(const at::Tensor& weight, const OperandFormat& format, int64_t axis) {
