@@ -161,7 +161,7 @@ class NumericsMonitor {
   /// What was seen so far. Products of one weight and kind are summed up (several micro-batches,
   /// a weight used twice): amax is the largest, shares and SQNRs are of all sampled values.
   NumericsReport report() const;
-  /// The same on a thread of its own, for a loop that goes on. Waits for the device before it returns.
+  /// The same on a thread of its own, for a loop that goes on: nothing waits for the device here.
   /// Destroy the monitor after the future has come true: memory that a GPU wrote goes with it.
   std::future<NumericsReport> report_later() const;
 

@@ -58,8 +58,9 @@ class NumericsMonitor::Watcher final : public GemmObserver {
 
   void observe(const GemmProblem& problem, const at::Tensor& result) override;
   void end();
-  /// All that was taken is on the host. Waits for the device.
-  void wait();
+  /// What was taken is on its way to the host.
+  void bring_to_host();
+  /// Of what is on the host or on its way there. Waits for the device.
   NumericsReport report();
 
  private:
@@ -82,7 +83,7 @@ class NumericsMonitor::Watcher final : public GemmObserver {
 
   void add(const std::string& fqn, const at::Tensor& tensor);
   void measure(const std::vector<Weight*>& weights, const ProductSample& sample);
-  void bring_to_host();
+  void wait_for_copies();
   /// The weight of a product; all of them when it was made of several (cat, stack).
   std::vector<Weight*> find(const WeightId& id);
 
@@ -157,9 +158,13 @@ void NumericsMonitor::Watcher::end() {
   bring_to_host();
 }
 
-void NumericsMonitor::Watcher::wait() {
-  bring_to_host();
-  for (const HostCopy& copy : copies_) copy.wait();
+void NumericsMonitor::Watcher::wait_for_copies() {
+  std::vector<const HostCopy*> copies;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const HostCopy& copy : copies_) copies.push_back(&copy);
+  }
+  for (const HostCopy* copy : copies) copy->wait();
 }
 
 NumericsReport NumericsMonitor::Watcher::report() {
@@ -168,6 +173,7 @@ NumericsReport NumericsMonitor::Watcher::report() {
     const std::lock_guard lock(mutex_);
     taken.swap(on_host_);
   }
+  wait_for_copies();
   for (const Taken& one : taken) measure(one.weights, one.sample);
   NumericsReport report;
   const std::lock_guard lock(mutex_);
@@ -196,12 +202,12 @@ void NumericsMonitor::stop() {
 }
 
 NumericsReport NumericsMonitor::report() const {
-  watcher_->wait();
+  watcher_->bring_to_host();
   return watcher_->report();
 }
 
 std::future<NumericsReport> NumericsMonitor::report_later() const {
-  watcher_->wait();
+  watcher_->bring_to_host();
   return std::async(std::launch::async, [watcher = watcher_]() mutable {
     stay_on_this_thread();
     const at::NoGradGuard no_grad;

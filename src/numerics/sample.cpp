@@ -152,13 +152,19 @@ ResultSample Sampler::take_blocks_of_groups(Product& p, const at::Tensor& result
   const Picks rows = spaced(result.size(1), side), columns = spaced(result.size(2), side);
   ResultSample sample{.got = allot_part(p, result, {p.indices, rows, columns})};
   const auto of_operand = [&](const at::Tensor& x, const Picks& picks) {
-    const at::Tensor to = at::empty({p.count_rows(), count_of(picks)}, x.options());
-    p.parts.push_back({x, {all(p.count_rows()), picks}, to});
+    const at::Tensor to = at::empty({count_of(p.rows), count_of(picks)}, x.options());
+    p.parts.push_back({x, {p.rows, picks}, to});
     return to;
   };
   const at::Tensor left = of_operand(p.left, rows), right = of_operand(p.right, columns);
   take_parts(std::exchange(p.parts, {}), sampling_.phase);
-  sample.expected = products_of_rows(left, right, p.rows, memory_);
+  Picks groups = p.rows;  // where they lie now
+  int64_t begin = 0;
+  for (PickedRun& group : groups) {
+    group.begin = begin;
+    begin += group.size;
+  }
+  sample.expected = products_of_rows(left, right, groups, memory_);
   return sample;
 }
 
