@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -60,14 +60,15 @@ class BuildWithLibrary(build_py):
 class PlatformWheel(bdist_wheel):
     """py3-none-manylinux_2_34_x86_64: the library knows neither Python nor torch."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = False
-
     def get_tag(self):
         machine = super().get_tag()[2].rpartition("linux_")[2]
         library = pathlib.Path(self.get_finalized_command("build_py").build_lib) / "moe8" / LIBRARY
         return "py3", "none", f"{newest_glibc(library)}_{machine}"
 
 
-setup(version=version(), cmdclass={"build_py": BuildWithLibrary, "bdist_wheel": PlatformWheel})
+class WithLibrary(Distribution):
+    def has_ext_modules(self):
+        return True
+
+
+setup(version=version(), distclass=WithLibrary, cmdclass={"build_py": BuildWithLibrary, "bdist_wheel": PlatformWheel})
