@@ -91,6 +91,20 @@ def test_model_trains(implementation):
     assert not moe8.check_conversion(model).complaints()
 
 
+def test_compiled_model_is_eager():
+    model = build("Qwen3Moe")
+    model.config.use_cache = False
+    moe8.quantize_(model, {"re:.*experts.*": "fp8_rowwise", "re:.*_proj.weight": "rowwise"}, unused="error")
+    results = []
+    torch._dynamo.reset()
+    for function in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        out = function(input_ids=IDS, labels=IDS)
+        out.loss.backward()
+        results.append([out.logits.detach()] + [p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 def test_files(tmp_path):
     model = build("Qwen3Moe")
     moe8.quantize_(model, {"re:.*experts.*": "fp8_rowwise"})
