@@ -9,6 +9,7 @@
 
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/library.h>
 
 #include <mutex>
