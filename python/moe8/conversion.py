@@ -145,7 +145,11 @@ def _configs(module):
 
 
 def _set_configs(module, configs):
-    base = getattr(type(module), _BASE, type(module))
+    current = type(module)
+    if _BASE not in vars(current) and hasattr(current, _BASE):
+        fail("quantize_", "model", f"expected a module whose class is its own, got {current.__name__}, which something "
+             "(fully_shard, parametrizations) made of a converted one. Convert, and take back, before that")
+    base = getattr(current, _BASE, current)
     module.__class__ = _converted_class(base, tuple(sorted(configs.items()))) if configs else base
     if not configs:
         module.__dict__.pop("_moe8_records", None)
@@ -337,4 +341,5 @@ def check_conversion(model: nn.Module) -> ConversionCheck:
 def dequantize_(model: nn.Module) -> None:
     """Takes the conversion of every parameter of the model back: torch's own products run again."""
     for module in model.modules():
-        _set_configs(module, {})
+        if _configs(module):
+            _set_configs(module, {})

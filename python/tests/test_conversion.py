@@ -208,6 +208,16 @@ def test_functional_call_and_optimizers():
     assert torch.equal(torch.func.functional_call(model, weights, (x,)), before)
 
 
+def test_classes_made_of_converted_ones_are_left_alone():
+    linear = nn.Linear(8, 8)
+    moe8.quantize_(linear, "rowwise")
+    linear.__class__ = type("FSDPLinear", (type(linear),), {})  # as fully_shard does
+    assert moe8.quantize_(linear, "rowwise").rows[0].config == "rowwise"
+    with pytest.raises(moe8.Error, match="got FSDPLinear, which something"):
+        moe8.dequantize_(linear)
+    assert type(linear).__name__ == "FSDPLinear" and isinstance(linear.weight, ConvertedWeight)
+
+
 def test_torchao_configs():
     class KernelPreference:
         value = "auto"
