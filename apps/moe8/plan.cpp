@@ -37,6 +37,8 @@ struct PlanArguments {
   int64_t world = 1;
   int64_t expert = 0;  // 0: as in the config
   int64_t tensor = 0;  // likewise
+  int64_t machine = ConfigPlan().machine;
+  double network = ConfigPlan().network_bytes / 1e9;
   bool json = false;
 };
 
@@ -97,7 +99,9 @@ void plan_checkpoint(const PlanArguments& options) {
 void plan_config(const PlanArguments& options) {
   ConfigPlan plan{.config = load_with_overrides(options.config, options.overrides),
                   .recipes = training_recipes(),
-                  .world = options.world};
+                  .world = options.world,
+                  .machine = options.machine,
+                  .network_bytes = options.network * 1e9};
   if (options.expert > 0) plan.config.parallel.expert = options.expert;
   if (options.tensor > 0) plan.config.parallel.tensor = options.tensor;
   plan.config.validate();
@@ -160,7 +164,8 @@ void add_plan_command(CLI::App& app) {
   CLI::Option* world =
       command
           ->add_option("--world", options->world,
-                       "Also what each of so many processes holds, and sends in a step")
+                       "Also what each of so many processes holds, and sends in a step; of GPUs "
+                       "an estimate of its time")
           ->check(CLI::Range(1, 1 << 20))
           ->type_name("RANKS")
           ->needs(config);
@@ -175,6 +180,18 @@ void add_plan_command(CLI::App& app) {
                    "Over how many dense weights are spread, instead of parallel.tensor")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("RANKS")
+      ->needs(world);
+  command
+      ->add_option("--gpus-per-machine", options->machine,
+                   "Of --world, neighbours that NVLink joins")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->needs(world);
+  command
+      ->add_option("--network", options->network,
+                   "What a GPU sends to other machines in a second, GB")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
       ->needs(world);
   command->add_flag("--json", options->json, "Print JSON instead of tables");
   command->footer(

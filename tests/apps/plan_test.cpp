@@ -312,7 +312,12 @@ TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
   // Seven eighths of what all hold, three quarters of half of the experts, of which four are alike.
   EXPECT_NEAR(rank["weights_sent"].get<double>(),
               (one["weights"].get<double>() - experts) * 7 / 8 + experts / 2 * 3 / 4, 1.0);
-  EXPECT_THAT(with({"--world", "8"}).out, HasSubstr("one rank of 8"));
+  EXPECT_EQ(rank["weights_sent_across"], 0);
+  EXPECT_GT(rank["step_ms"]["total"].get<double>(), rank["step_ms"]["compute"].get<double>());
+  const Ran pairs = with({"--world", "8", "--gpus-per-machine", "2", "--network", "25"});
+  EXPECT_THAT(pairs.out, HasSubstr("one rank of 8"));
+  EXPECT_THAT(pairs.out, HasSubstr("of it to other machines"));
+  EXPECT_THAT(pairs.out, HasSubstr("time of a step on H200s, estimated"));
   EXPECT_THAT(with({"--world", "3"}).err, HasSubstr("that 3 data-parallel ranks can share"));
   EXPECT_THAT(with({"--world", "8", "--expert", "3"}).err, HasSubstr("parallel.expert"));
 }

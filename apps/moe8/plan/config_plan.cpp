@@ -15,6 +15,7 @@
 #include "nn/parameter_counts.h"
 #include "train/plan/memory_plan.h"
 #include "train/plan/rank_plan.h"
+#include "train/plan/step_time.h"
 
 namespace moe8 {
 namespace {
@@ -212,8 +213,38 @@ std::string gpu_table(const ConfigPlan& plan) {
 }
 
 // ---- ranks ------------------------------------------------------------------
+std::string sent_text(const Sent& sent) {
+  const std::string all = bytes_text(sent.bytes);
+  return sent.across > 0 ? concat(all, ", ", bytes_text(sent.across), " of it to other machines")
+                         : all;
+}
+
+std::string ms_text(double ms) {
+  return fixed_digits(ms, ms < 10 ? 1 : 0) + " ms";
+}
+
+// Of GPUs: nobody has measured what CPUs send each other.
+Rows time_rows(const ConfigPlan& plan, const RankPlan& rank) {
+  if (plan.config.training.device != TrainingDevice::CUDA) return {};
+  const StepTime time =
+      plan_step_time(plan.config, rank, h200_rates(plan.config, plan.network_bytes));
+  const auto tokens = double(plan.config.training.batch_size * plan.config.training.accumulation *
+                             plan.config.training.seq_len);
+  Rows rows{{"time of a step on H200s, estimated", ms_text(time.total())}};
+  const auto add = [&](const char* what, double ms) {
+    if (ms > 0) rows.push_back({what, ms_text(ms)});
+  };
+  add("  forward and backward", time.compute);
+  add("  waiting for tokens of other ranks", time.tokens);
+  add("  waiting for activations", time.activations);
+  add("  waiting for gradients", time.gradients);
+  add("  optimizer, weights on their way", time.update);
+  rows.push_back({"tokens/s of all ranks", with_commas(std::llround(tokens / time.total() * 1e3))});
+  return rows;
+}
+
 std::string rank_table(const ConfigPlan& plan) {
-  const RankPlan rank = plan_rank(plan.config, plan.world);
+  const RankPlan rank = plan_rank(plan.config, plan.world, plan.machine);
   Rows rows{{concat("one rank of ", plan.world), "bytes"}};
   const auto add = [&](const char* what, double bytes) {
     if (bytes > 0) rows.push_back({what, bytes_text(bytes)});
@@ -226,10 +257,14 @@ std::string rank_table(const ConfigPlan& plan) {
   add("quantized weights", rank.weight_forms);
   add("saved for backward", rank.saved);
   add("total", rank.total());
-  add("sent a step: gradients", rank.gradients_sent);
-  add("sent a step: weights", rank.weights_sent);
-  add("sent a step: activations, in tensor groups", rank.activations_sent);
-  add("sent a step: tokens, in expert groups", rank.tokens_sent);
+  const auto add_sent = [&](const char* what, const Sent& sent) {
+    if (sent.bytes > 0) rows.push_back({what, sent_text(sent)});
+  };
+  add_sent("sent a step: gradients", rank.gradients);
+  add_sent("sent a step: weights", rank.weights_sent);
+  add_sent("sent a step: activations, in tensor groups", rank.activations);
+  add_sent("sent a step: tokens, in expert groups", rank.tokens);
+  for (std::vector<std::string>& row : time_rows(plan, rank)) rows.push_back(std::move(row));
   const ParallelConfig& parallel = plan.config.parallel;
   return concat("a step: ", rank.rounds, " x ", rank.rows, " sequences on each rank, experts over ",
                 parallel.expert,
@@ -289,7 +324,7 @@ std::string to_json(const ConfigPlan& plan) {
       {"conversion", nlohmann::json::parse(plan_conversion(plan.config).to_json())},
       {"memory", memory}};
   if (plan.world > 1) {
-    const RankPlan rank = plan_rank(plan.config, plan.world);
+    const RankPlan rank = plan_rank(plan.config, plan.world, plan.machine);
     json["rank"] = {{"world", rank.world},
                     {"rounds", rank.rounds},
                     {"rows", rank.rows},
@@ -301,10 +336,21 @@ std::string to_json(const ConfigPlan& plan) {
                     {"quantized_weights", rank.weight_forms},
                     {"saved", rank.saved},
                     {"total", rank.total()},
-                    {"gradients_sent", rank.gradients_sent},
-                    {"weights_sent", rank.weights_sent},
-                    {"activations_sent", rank.activations_sent},
-                    {"tokens_sent", rank.tokens_sent}};
+                    {"gradients_sent", rank.gradients.bytes},
+                    {"gradients_sent_across", rank.gradients.across},
+                    {"weights_sent", rank.weights_sent.bytes},
+                    {"weights_sent_across", rank.weights_sent.across},
+                    {"activations_sent", rank.activations.bytes},
+                    {"activations_sent_across", rank.activations.across},
+                    {"tokens_sent", rank.tokens.bytes},
+                    {"tokens_sent_across", rank.tokens.across}};
+    if (plan.config.training.device == TrainingDevice::CUDA) {
+      const StepTime time =
+          plan_step_time(plan.config, rank, h200_rates(plan.config, plan.network_bytes));
+      json["rank"]["step_ms"] = {{"total", time.total()},       {"compute", time.compute},
+                                 {"tokens", time.tokens},       {"activations", time.activations},
+                                 {"gradients", time.gradients}, {"update", time.update}};
+    }
   }
   return json.dump(2) + "\n";
 }

@@ -14,6 +14,8 @@ struct ConfigPlan {
   RunConfig config;                  // with the recipe or rules to show
   std::vector<std::string> recipes;  // whose memory to estimate, besides the config's own
   int64_t world = 1;                 // ranks; of more than one, what each holds and sends
+  int64_t machine = 8;               // ranks of one machine
+  double network_bytes = 50e9;       // that a rank sends in a second to other machines
 };
 
 std::string to_table(const ConfigPlan& plan);

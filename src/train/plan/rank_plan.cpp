@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "base/check.h"
+#include "dist/layout.h"
 #include "experts/token_wire.h"
 #include "moe8/sharded_optimizer.h"
 #include "moe8/tensor_parallel.h"
@@ -16,21 +18,30 @@ namespace {
 
 constexpr double kFloat32 = 4;
 
-// What a rank holds of parameters that the same ranks hold, and how many these are.
+// Of a group that has rank 0, the share of the others that are on other machines.
+double share_across(const std::vector<int64_t>& group, int64_t machine) {
+  const auto away = std::ranges::count_if(group, [&](int64_t rank) { return rank >= machine; });
+  return group.size() > 1 ? double(away) / double(group.size() - 1) : 0;
+}
+
+// What a rank holds of parameters that the same ranks hold, and who these are.
 struct Held {
   double elements = 0;
   double largest = 0;  // of them, those of one parameter
   double ranks = 1;
+  double across = 0;  // share_across()
 
+  Held(const std::vector<int64_t>& group, int64_t machine)
+      : ranks(double(group.size())), across(share_across(group, machine)) {}
   double stepped() const { return elements / ranks; }
   // Of what n ranks hold alike each sends the others' share when each steps a part.
   double sent() const { return elements * (ranks - 1) / ranks; }
 };
 
-std::array<Held, 3> held_by(const RunConfig& config, int64_t world) {
+std::array<Held, 3> held_by(const RunConfig& config, const LayoutGroups& groups, int64_t machine) {
   const ParallelConfig& p = config.parallel;
-  Held whole{.ranks = double(world)}, experts{.ranks = double(world / p.expert)},
-      parts{.ranks = double(world / p.tensor)};
+  Held whole(groups.world, machine), experts(groups.expert_data, machine),
+      parts(groups.data, machine);
   for (const ParameterShape& parameter : parameter_shapes(config.model)) {
     double count = 1;
     for (const int64_t size : held_shape(parameter, p).shape) count *= double(size);
@@ -94,11 +105,13 @@ double tokens_sent(const RunConfig& config, double tokens, double width) {
 
 }  // namespace
 
-RankPlan plan_rank(const RunConfig& config, int64_t world) {
+RankPlan plan_rank(const RunConfig& config, int64_t world, int64_t machine) {
   const ParallelConfig& parallel = config.parallel;
   MOE8_CHECK(world >= 1 && world % (parallel.expert * parallel.tensor) == 0, "plan", "--world",
              "expected a multiple of parallel.expert x tensor = ", parallel.expert, " x ",
              parallel.tensor, ", got ", world);
+  const LayoutGroups groups =
+      layout_groups({.expert = parallel.expert, .tensor = parallel.tensor}, world, 0);
   const TrainingConfig& t = config.training;
   const BatchShare share(t.batch_size, t.accumulation, world / parallel.tensor);
   RunConfig own = config;  // what a rank computes at once
@@ -118,10 +131,11 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
   plan.masters = whole.masters / double(world);
   plan.optimizer = whole.optimizer / double(world);
   double shared = 0, bucket = double(sharding.bucket_elements);
-  for (const Held& held : held_by(config, world)) {
+  for (const Held& held : held_by(config, groups, machine)) {
     // A gradient that is added to no other stays as backward left it.
     plan.sums += held.stepped() * (held.ranks * rounds > 1 ? kFloat32 : width);
-    plan.weights_sent += width * held.sent();
+    plan.weights_sent.bytes += width * held.sent();
+    plan.weights_sent.across += width * held.sent() * held.across;
     if (held.ranks == 1) continue;
     shared += held.elements;
     bucket = std::max(bucket, held.largest);  // a parameter is not cut
@@ -132,10 +146,14 @@ RankPlan plan_rank(const RunConfig& config, int64_t world) {
   // In whole where ranks share sums: what backward frees of forms is not where a part's sums lie.
   plan.weight_forms = world > 1 ? one.waiting_forms : one.weight_forms;
   plan.saved = one.saved();
-  plan.gradients_sent = plan.weights_sent * rounds;
+  plan.gradients = {plan.weights_sent.bytes * rounds, plan.weights_sent.across * rounds};
   const double tokens = double(share.rows()) * double(t.seq_len);
-  plan.activations_sent = rounds * activations_sent(config, tokens, width);
-  plan.tokens_sent = rounds * tokens_sent(config, tokens / double(parallel.tensor), width);
+  const auto in_group = [&](double bytes, const std::vector<int64_t>& group) {
+    return Sent{rounds * bytes, rounds * bytes * share_across(group, machine)};
+  };
+  plan.activations = in_group(activations_sent(config, tokens, width), groups.tensor);
+  plan.tokens =
+      in_group(tokens_sent(config, tokens / double(parallel.tensor), width), groups.expert);
   return plan;
 }
 

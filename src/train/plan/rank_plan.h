@@ -8,6 +8,13 @@
 
 namespace moe8 {
 
+/// Bytes that a rank sends in a step.
+struct Sent {
+  double bytes = 0;
+  double across = 0;  // of them, to ranks of other machines
+  double inside() const { return bytes - across; }
+};
+
 /// Bytes of one rank, the mean of all; parts are cut between rows, so that one holds a little more.
 struct RankPlan {
   int64_t world = 1;
@@ -23,14 +30,14 @@ struct RankPlan {
   double total() const {
     return weights + masters + optimizer + sums + travelling + weight_forms + saved;
   }
-  // Sent in a step.
-  double gradients_sent = 0;
-  double weights_sent = 0;
-  double activations_sent = 0;  // in the tensor group
-  double tokens_sent = 0;       // in the expert group, when each expert gets as many
+  Sent gradients;
+  Sent weights_sent;
+  Sent activations;  // in the tensor group
+  Sent tokens;       // in the expert group, when each expert gets as many
 };
 
+/// @param machine  ranks of a machine: as many neighbours, from a multiple of it on
 /// @throws c10::Error as plan_memory(), and when the batch or the experts cannot be dealt out.
-RankPlan plan_rank(const RunConfig& config, int64_t world);
+RankPlan plan_rank(const RunConfig& config, int64_t world, int64_t machine = 8);
 
 }  // namespace moe8

@@ -134,7 +134,7 @@ void expect_planned(const RunConfig& config, int64_t world, const Counted& mean)
   // Beside them numbers of a few bytes per parameter.
   EXPECT_GE(mean.stepper, plan.masters + plan.optimizer);
   EXPECT_LT(mean.stepper, 1.05 * (plan.masters + plan.optimizer));
-  const double sent = plan.gradients_sent + plan.activations_sent;
+  const double sent = plan.gradients.bytes + plan.activations.bytes;
   if (config.parallel.expert == 1) {
     EXPECT_EQ(mean.sent_in_backward, sent);
     // Offsets and counts of experts and the loss with its number of tokens are left out.
@@ -145,7 +145,7 @@ void expect_planned(const RunConfig& config, int64_t world, const Counted& mean)
     EXPECT_GT(mean.sent_in_backward, sent);
   }
   // Ranks send as much as the one that has most.
-  EXPECT_GE(mean.sent_after, plan.weights_sent);
+  EXPECT_GE(mean.sent_after, plan.weights_sent.bytes);
 }
 
 struct Split {
@@ -223,6 +223,26 @@ TEST_F(RankPlanTest, AGpuCountsQuantizedWeightsThatBackwardWaitsFor) {
   config.training.activation_checkpointing = Recompute::NONE;
   config.training.accumulation = 8;  // two backwards of each rank
   EXPECT_EQ(plan_rank(config, 4).weight_forms, both);
+}
+
+TEST_F(RankPlanTest, KnowsWhatLeavesTheMachine) {
+  RunConfig config = small_config();
+  config.parallel.expert = 8;
+  config.parallel.tensor = 2;
+  const RankPlan of_8 = plan_rank(config, 64, 8), of_64 = plan_rank(config, 64, 64);
+  EXPECT_EQ(of_64.gradients.bytes, of_8.gradients.bytes);
+  EXPECT_EQ(of_64.gradients.across, 0);
+  // Of rank 0's seven others 2, 4 and 6 have experts in its machine.
+  EXPECT_DOUBLE_EQ(of_8.tokens.across, of_8.tokens.bytes * 4 / 7);
+  EXPECT_GT(of_8.activations.bytes, 0);
+  EXPECT_EQ(of_8.activations.across, 0);
+  // Of those that hold the same experts, 1, 16, 17, 32, ... are six elsewhere; of all 56, of every
+  // second one 28.
+  config.model.dim = config.model.dense_hidden_dim = 8;
+  config.model.hidden_dim = 1 << 16;
+  config.model.n_shared_experts = 0;
+  const Sent experts = plan_rank(config, 64, 8).gradients;
+  EXPECT_NEAR(experts.across / experts.bytes, 6.0 / 7, 1e-3);
 }
 
 TEST_F(RankPlanTest, SaysWhatDoesNotDivide) {
