@@ -30,6 +30,8 @@ int main(int argc, char** argv) {
   moe8::add_demo_command(app);
   moe8::add_train_command(app);
   moe8::add_tokenize_command(app);
+  moe8::add_eval_command(app);
+  moe8::add_generate_command(app);
   moe8::add_export_command(app);
   moe8::add_compare_command(app);
   moe8::add_recipes_command(app);

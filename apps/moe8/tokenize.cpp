@@ -130,6 +130,9 @@ void add_tokenize_command(CLI::App& app) {
       ->type_name("TEXT");
   command->add_option("--format", options->format, "What the files are, whatever their names")
       ->check(CLI::IsMember({"text", "jsonl"}));
+  command->add_flag(
+      "--answers", job.documents.answers,
+      "Lines with prompt and completion, or text and spans: training counts answers alone");
   command->add_flag("--special-tokens", job.add_special_tokens,
                     "Also the tokens that the tokenizer puts around a text");
   command->add_flag("--megatron", job.megatron, "Also tokens.idx, for Megatron's indexed datasets");

@@ -50,6 +50,12 @@ enum class ExpertsImplementation {
   UNFUSED,  // at::_grouped_mm and LibTorch's operations, each with its own gradient
 };
 
+/// Weights of low rank beside those of a product, as LoRA trains them: x W^T + scale (x a^T) b^T.
+struct ExpertAdapter {
+  at::Tensor a{};  // [E, r, in]; undefined, as b: none
+  at::Tensor b{};  // [E, out, r]
+};
+
 /// Everything of moe_experts beside tensors that every call has.
 struct ExpertsOptions {
   GateUpLayout gate_up = GateUpLayout::HALVES;  // of w1 where w3 is undefined
@@ -61,6 +67,11 @@ struct ExpertsOptions {
   at::Tensor b1{};  // [E, h], or [E, 2h] where w3 is undefined; each bias may be undefined
   at::Tensor b3{};  // [E, h]; undefined where w3 is
   at::Tensor b2{};  // [E, d]
+
+  /// Of w1, w3 and w2, in high precision, and only where gate and up are two weights. UNFUSED alone
+  /// computes them.
+  ExpertAdapter adapter1{}, adapter3{}, adapter2{};
+  double adapter_scale = 1;
 
   /// Of all three weights, a grouped one. Not set: that with which each weight was converted, and
   /// for weights that were not high precision.

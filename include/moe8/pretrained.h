@@ -21,6 +21,13 @@ class TransformerImpl;
 /// @throws c10::Error naming the key that is missing, wrong, or an option that moe8 does not compute.
 TransformerConfig read_pretrained_config(const std::string& folder);
 
+/// float32 where all of the folder's tensors are in it, else bf16.
+/// @throws c10::Error naming a file that is missing or no safetensors file.
+at::ScalarType pretrained_dtype(const std::string& folder);
+
+/// The tokens of the folder's config.json and generation_config.json that end a text (eos_token_id).
+std::vector<int64_t> pretrained_end_tokens(const std::string& folder);
+
 /// Copies the folder's weights into a model of its config, which may differ in max_seq_len and in the
 /// coefficients of training. Of experts over several ranks each reads its own. Weights are converted
 /// to the model's dtype; MXFP4 (gpt-oss) and FP8 with scales of 128 x 128 blocks (DeepSeek-V3) are

@@ -15,6 +15,7 @@
 
 #include "moe8/expert_parallel.h"
 #include "moe8/experts.h"
+#include "moe8/generate.h"
 #include "moe8/model_ops.h"
 #include "moe8/parallel.h"
 #include "moe8/recompute.h"
@@ -58,8 +59,12 @@ TORCH_MODULE(FeedForward);
 
 /// What the positions of a sequence are to attention.
 struct Positions {
-  torch::Tensor freqs;   // [S, rotary width / 2] complex64: how each turns, see rotary_frequencies
-  torch::Tensor window;  // [S, S]: 0 where a query sees a key, else -inf; undefined: all before it
+  torch::Tensor freqs;  // [S, rotary width / 2] complex64: how each turns, see rotary_frequencies
+  // [S, K] or [B, 1, S, K]: 0 where a query sees a key, else -inf; undefined: all up to it
+  torch::Tensor window;
+  LayerCache* cache =
+      nullptr;         // earlier positions, to which these are added; K counts them as well
+  int64_t newest = 0;  // of the keys only so many, the newest, are seen; 0: all
 };
 
 /// Causal attention with rotary positions; n_kv_heads may be fewer than n_heads. Norms, biases, sinks
@@ -109,7 +114,10 @@ class LatentAttentionImpl : public torch::nn::Module {
   torch::nn::Linear wkv_b{nullptr}, wo{nullptr};
 
  private:
+  struct Projected;
   torch::Tensor queries(const torch::Tensor& x);
+  torch::Tensor attend(const Projected& of, const Positions& positions);
+  torch::Tensor attend_latent(const Projected& of, const Positions& positions);
 
   int64_t heads_, plain_, rotary_, values_, rank_;
   RotaryPairs pairs_;
@@ -163,6 +171,9 @@ class ExpertsImpl : public torch::nn::Module {
 
   torch::Tensor w1, w2, w3;  // [E, hidden, dim], [E, dim, hidden], [E, hidden, dim]
   torch::Tensor b1, b2, b3;  // [E, hidden], [E, dim], [E, hidden]; undefined without biases
+  // Beside w1, w2 and w3, undefined unless add_lora() of moe8/lora.h made them.
+  ExpertAdapter lora1, lora2, lora3;
+  double lora_scale = 1;
 
  private:
   ExpertsOptions options() const;
@@ -236,6 +247,13 @@ class TransformerBlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(TransformerBlock);
 
+/// What a forward may have beside its tokens.
+struct ForwardOptions {
+  KvCache* cache = nullptr;    // positions before those of the tokens, which are added to it
+  bool last_position = false;  // logits of the last position alone
+  torch::Tensor documents{};   // [B, S] int64: attention stays among positions of equal numbers
+};
+
 /// The whole model: tokens to logits.
 class TransformerImpl : public torch::nn::Module {
  public:
@@ -260,6 +278,9 @@ class TransformerImpl : public torch::nn::Module {
   ///                sequence_part(tensor_group(), tokens)
   /// @throws c10::Error when shape or dtype of tokens is wrong.
   torch::Tensor forward(const torch::Tensor& tokens);
+  /// With a cache only without gradients, and without a tensor group.
+  /// @throws c10::Error also when the cache has no room for the tokens.
+  torch::Tensor forward_with(const torch::Tensor& tokens, const ForwardOptions& options);
 
   /// Fresh weights as at construction, and zero buffers.
   void init_weights(uint64_t seed);
@@ -275,7 +296,8 @@ class TransformerImpl : public torch::nn::Module {
   torch::nn::Linear output{nullptr};  // with tied_embeddings of their weight, and no parameter
 
  private:
-  std::vector<Positions> positions_of_layers(const torch::Tensor& tokens);
+  std::vector<Positions> positions_of_layers(const torch::Tensor& tokens,
+                                             const ForwardOptions& options);
 
   TransformerConfig config_;
   Group tensor_group_;

@@ -24,6 +24,8 @@ struct ExpertsRequest {
   ColumnCodes column_codes = ColumnCodes::AUTO;  // as asked for; call.column_codes: as chosen
   bool has_own_config = false;  // ExpertsOptions::config: of all weights, whatever they are tagged
   std::optional<Config> gate, up, down;  // not set: high precision. up as gate where they are one
+  ExpertAdapter adapter1{}, adapter3{}, adapter2{};
+  double adapter_scale = 1;
 };
 
 struct ExpertsImplementationEntry {

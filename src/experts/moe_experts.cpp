@@ -101,6 +101,27 @@ void check_scores(const at::Tensor& scores, const ExpertOrder& order) {
              order.experts.device(), " as experts, got ", describe(scores));
 }
 
+void check_adapter(const char* argument, const ExpertAdapter& adapter, const at::Tensor& w,
+                   bool is_joined) {
+  const auto& [a, b] = adapter;
+  if (!a.defined() && !b.defined()) return;
+  MOE8_CHECK(!is_joined, kMoeExperts, argument, "expected none where w1 is gate and up");
+  const bool fits = a.defined() && b.defined() && a.dim() == 3 && b.dim() == 3 &&
+                    a.size(0) == w.size(0) && b.size(0) == w.size(0) && a.size(2) == w.size(2) &&
+                    b.size(1) == w.size(1) && a.size(1) == b.size(2) && a.size(1) >= 1 &&
+                    a.device() == w.device() && b.device() == w.device();
+  MOE8_CHECK(fits, kMoeExperts, argument, "expected a [", w.size(0), ", r, ", w.size(2),
+             "] and b [", w.size(0), ", ", w.size(1), ", r] on ", w.device(), ", got ", describe(a),
+             " and ", describe(b));
+}
+
+void check_adapters(const ExpertsOptions& o, const Arguments& a) {
+  const bool is_joined = !a.w3.defined();
+  check_adapter("options.adapter1", o.adapter1, a.w1, is_joined);
+  check_adapter("options.adapter3", o.adapter3, is_joined ? a.w1 : a.w3, is_joined);
+  check_adapter("options.adapter2", o.adapter2, a.w2, is_joined);
+}
+
 template <typename Enum>
 void check_enumerator(const char* field, Enum value, Enum last) {
   MOE8_CHECK(static_cast<int>(value) >= 0 && value <= last, kMoeExperts, field,
@@ -191,8 +212,8 @@ ExpertsRequest request_of(const Arguments& a, const ExpertOrder& order, const at
                          .bias13 = joined_bias(a),
                          .bias2 = a.b2.defined() ? a.b2.to(at::kFloat) : a.b2,
                          .scores = scores.defined() ? scores.to(at::kFloat) : scores};
-  return {
-      std::move(call), std::move(tensors), o.column_codes, o.config.has_value(), gate, up, down};
+  return {std::move(call), std::move(tensors), o.column_codes, o.config.has_value(), gate, up, down,
+          o.adapter1,      o.adapter3,         o.adapter2,     o.adapter_scale};
 }
 
 // ---- what FUSED refuses ---------------------------------------------------------------
@@ -228,6 +249,9 @@ std::optional<std::string> fused_refusal(const ExpertsRequest& r) {
   const ExpertsTensors& t = r.tensors;
   for (const auto& [argument, w] : {std::pair{"w1", t.w1}, {"w3", t.w3}, {"w2", t.w2}}) {
     if (auto refusal = weight_refusal(argument, w, r.has_own_config)) return refusal;
+  }
+  for (const ExpertAdapter& adapter : {r.adapter1, r.adapter3, r.adapter2}) {
+    if (adapter.a.defined()) return "weights of low rank stand beside its own";
   }
   if (r.gate != r.up) return "w1 and w3 have different configs";
   if (t.w3.defined() && t.w1.scalar_type() != t.w3.scalar_type()) {
@@ -303,6 +327,7 @@ void check_call(const Arguments& a, const ExpertOrder& order, bool is_whole,
   check_tensors(a);
   check_order(order, a, is_whole);
   check_scores(scores, order);
+  check_adapters(options, a);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ class Unfused {
     at::Tensor rows = permute_tokens(t_.x, call_.order);
     if (scales_inputs) rows = (rows * scores_by_row()).to(call_.x_dtype);
     const at::Tensor A = activation(rows).to(call_.hidden_dtype);
-    const at::Tensor Y = product(A, t_.w2, request_.down);
+    const at::Tensor Y = product(A, t_.w2, request_.down, request_.adapter2);
     std::optional<at::Tensor> weights;
     if (t_.scores.defined() && !scales_inputs) weights = t_.scores;
     return combine_rows(with_bias(Y, t_.bias2), call_.order, weights, call_.x_dtype);
@@ -80,20 +80,31 @@ class Unfused {
     return bias.defined() ? AddGroupBias::apply(rows, bias, call_.order.offs) : rows;
   }
 
-  // LibTorch leaves rows in no group as they were in memory.
+  at::Tensor product(const at::Tensor& rows, const at::Tensor& W,
+                     const std::optional<Config>& config, const ExpertAdapter& adapter) const {
+    const at::Tensor out = product(rows, W, config);
+    if (!adapter.a.defined()) return out;
+    const at::Tensor low = high_product(rows, adapter.a);
+    return out + (high_product(low, adapter.b) * request_.adapter_scale).to(out.scalar_type());
+  }
+
   at::Tensor product(const at::Tensor& rows, const at::Tensor& W,
                      const std::optional<Config>& config) const {
-    const at::Tensor W_t = W.transpose(-2, -1);
     if (request_.has_own_config) {
-      return grouped_product(kMoeExperts, rows, W_t, call_.order.offs, *config,
+      return grouped_product(kMoeExperts, rows, W.transpose(-2, -1), call_.order.offs, *config,
                              out_dtype_of(*config, rows.scalar_type()));
     }
-    const bool is_high = !config.has_value();
-    if (is_high && !fits_grouped_mm(W)) {
-      return low_precision_mm(rows, W, call_.order.offs, TrainingFormats{}, W.scalar_type());
-    }
-    const at::Tensor left = is_high ? rows.to(W.scalar_type()) : rows;
-    const at::Tensor out = at::_grouped_mm(left, W_t, call_.order.offs);
+    return config ? hooked_product(rows, W) : high_product(rows, W);
+  }
+
+  at::Tensor high_product(const at::Tensor& rows, const at::Tensor& W) const {
+    if (fits_grouped_mm(W)) return hooked_product(rows.to(W.scalar_type()), W);
+    return low_precision_mm(rows, W, call_.order.offs, TrainingFormats{}, W.scalar_type());
+  }
+
+  // LibTorch leaves rows in no group as they were in memory.
+  at::Tensor hooked_product(const at::Tensor& rows, const at::Tensor& W) const {
+    const at::Tensor out = at::_grouped_mm(rows, W.transpose(-2, -1), call_.order.offs);
     return in_groups_.defined() ? at::where(in_groups_, out, at::zeros({}, out.options())) : out;
   }
 
@@ -101,8 +112,8 @@ class Unfused {
   at::Tensor activation(const at::Tensor& rows) const {
     at::Tensor gate, up;
     if (t_.w3.defined()) {
-      gate = product(rows, t_.w1, request_.gate);
-      up = product(rows, t_.w3, request_.up);
+      gate = product(rows, t_.w1, request_.gate, request_.adapter1);
+      up = product(rows, t_.w3, request_.up, request_.adapter3);
       if (t_.bias13.defined()) {
         const int64_t h = call_.hidden;
         gate = with_bias(gate, t_.bias13.narrow(1, 0, h));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "moe8/pretrained.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -161,6 +162,28 @@ void copy_beside(const std::string& from, const std::string& to, OrderedJson& co
 
 TransformerConfig read_pretrained_config(const std::string& folder) {
   return read_hf_config(folder);
+}
+
+at::ScalarType pretrained_dtype(const std::string& folder) {
+  const HfFiles files(folder);
+  const std::vector<std::string> names = files.names();
+  const bool all = std::ranges::all_of(
+      names, [&](const std::string& name) { return files.entry(name).dtype == "F32"; });
+  return all ? at::kFloat : at::kBFloat16;
+}
+
+std::vector<int64_t> pretrained_end_tokens(const std::string& folder) {
+  std::vector<int64_t> tokens;
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    if (!fs::is_regular_file(fs::path(folder) / name)) continue;
+    const OrderedJson json = OrderedJson::parse(read_hf_file(folder, name), nullptr, false);
+    if (!json.is_object() || !json.contains("eos_token_id")) continue;
+    const OrderedJson& end = json["eos_token_id"];  // one, or a list
+    for (const OrderedJson& token : end.is_array() ? end : OrderedJson::array({end})) {
+      if (token.is_number_integer()) tokens.push_back(token.get<int64_t>());
+    }
+  }
+  return tokens;
 }
 
 void load_pretrained(TransformerImpl& model, const std::string& folder) {

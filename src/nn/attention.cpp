@@ -27,6 +27,8 @@
 namespace moe8 {
 namespace {
 
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -84,6 +86,11 @@ std::optional<at::Tensor> mask_of(const at::Tensor& window) {
   return window.defined() ? std::optional(window) : std::nullopt;
 }
 
+// A kernel's own mask of earlier positions; a single query sees all keys.
+bool is_causal(const at::Tensor& q, const std::optional<at::Tensor>& window) {
+  return !window && q.size(2) > 1;
+}
+
 std::optional<double> scale_of(double scale) {
   return scale > 0 ? std::optional(scale) : std::nullopt;
 }
@@ -95,7 +102,7 @@ struct CpuAttentionWithSinks : torch::autograd::Function<CpuAttentionWithSinks> 
                             const at::Tensor& v, const at::Tensor& sinks,
                             const std::optional<at::Tensor>& window, double scale) {
     const auto [of_keys, log_sums] = at::_scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, /*dropout_p=*/0.0, /*is_causal=*/!window, window, scale_of(scale));
+        q, k, v, /*dropout_p=*/0.0, is_causal(q, window), window, scale_of(scale));
     const at::Tensor all = with_sinks(log_sums, sinks);
     const at::Tensor share = (log_sums - all).exp_().unsqueeze(3);
     const at::Tensor out = (of_keys * share).to(q.scalar_type());
@@ -113,7 +120,7 @@ struct CpuAttentionWithSinks : torch::autograd::Function<CpuAttentionWithSinks> 
     const double scale = ctx->saved_data["scale"].toDouble();
     std::tie(results[0], results[1], results[2]) =
         at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            grads[0], q, saved[1], saved[2], out, all, /*dropout_p=*/0.0, /*is_causal=*/!window,
+            grads[0], q, saved[1], saved[2], out, all, /*dropout_p=*/0.0, is_causal(q, window),
             window, scale_of(scale));
     // A softmax whose value is 0: minus its weight times what the other values are worth.
     const at::Tensor worth = (grads[0].to(at::kFloat) * out).sum(3);
@@ -130,17 +137,18 @@ struct CpuAttentionWithSinks : torch::autograd::Function<CpuAttentionWithSinks> 
 // By operations: a column for the sink, which is dropped after the softmax.
 at::Tensor composed_with_sinks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                const AttentionOptions& options) {
-  const int64_t length = q.size(2), groups = k.size(1);
+  const int64_t queries = q.size(2), keys = k.size(2), groups = k.size(1);
   const double scale = options.scale > 0 ? options.scale : 1 / std::sqrt(double(q.size(3)));
-  const at::Tensor mask =
-      options.window.defined() ? options.window : window_mask(length, length, q.options());
+  at::Tensor mask =
+      options.window.defined() ? options.window : window_mask(queries, keys, keys, q.options());
+  if (mask.dim() == 4) mask = mask.unsqueeze(1);
   const at::Tensor grouped = q.unflatten(1, {groups, -1});  // [B, K, H/K, S, D]
   const at::Tensor logits =
       at::matmul(grouped, k.unsqueeze(2).transpose(3, 4)).to(at::kFloat) * scale + mask;
   std::vector<int64_t> sizes = logits.sizes().vec();
   sizes.back() = 1;
   const at::Tensor sink = options.sinks.to(at::kFloat).view({1, groups, -1, 1, 1}).expand(sizes);
-  const at::Tensor weights = at::softmax(at::cat({logits, sink}, -1), -1).narrow(-1, 0, length);
+  const at::Tensor weights = at::softmax(at::cat({logits, sink}, -1), -1).narrow(-1, 0, keys);
   return at::matmul(weights.to(v.scalar_type()), v.unsqueeze(2)).flatten(1, 2);
 }
 
@@ -151,10 +159,19 @@ bool takes_cpu_kernel(const at::Tensor& q, const at::Tensor& v) {
 
 }  // namespace
 
-at::Tensor window_mask(int64_t length, int64_t window, const at::TensorOptions& options) {
-  constexpr double kNever = -std::numeric_limits<double>::infinity();
-  const at::Tensor never = at::full({length, length}, kNever, options);
-  return never.triu(1).add_(never.tril(-window));
+at::Tensor window_mask(int64_t queries, int64_t keys, int64_t window,
+                       const at::TensorOptions& options) {
+  const at::Tensor never = at::full({queries, keys}, kNever, options);
+  const int64_t before = keys - queries;
+  return never.triu(1 + before).add_(never.tril(before - window));
+}
+
+at::Tensor document_mask(const at::Tensor& documents, int64_t window,
+                         const at::TensorOptions& options) {
+  const int64_t length = documents.size(1);
+  const at::Tensor others = documents.unsqueeze(2).ne(documents.unsqueeze(1));  // [B, S, S]
+  const at::Tensor mask = window_mask(length, length, window, options);
+  return mask.unsqueeze(0).masked_fill(others, kNever).unsqueeze(1);
 }
 
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -164,7 +181,7 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
   const std::optional<at::Tensor> window = mask_of(options.window);
   if (!options.sinks.defined()) {
     return at::scaled_dot_product_attention(q, k, v, window, /*dropout_p=*/0.0,
-                                            /*is_causal=*/!window, scale_of(options.scale),
+                                            is_causal(q, window), scale_of(options.scale),
                                             /*enable_gqa=*/q.size(1) != k.size(1));
   }
   if (!takes_cpu_kernel(q, v)) return composed_with_sinks(q, k, v, options);

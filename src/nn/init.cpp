@@ -17,6 +17,8 @@
 namespace moe8 {
 namespace {
 
+thread_local bool without_init = false;
+
 // Everything below is made of IEEE operations, which no compiler may fuse (-ffp-contract=off): the
 // standard library's log and erf differ from machine to machine in their last bits.
 
@@ -79,6 +81,7 @@ void fill(T* data, int64_t first, int64_t count, uint64_t key, Value value) {
 
 template <typename Value>
 void fill(at::Tensor& parameter, at::Generator& generator, int64_t first, Value value) {
+  if (without_init) return;
   const torch::NoGradGuard no_grad;
   uint64_t key = 0;
   {
@@ -96,6 +99,13 @@ void fill(at::Tensor& parameter, at::Generator& generator, int64_t first, Value 
 }
 
 }  // namespace
+
+WithoutInit::WithoutInit() {
+  without_init = true;
+}
+WithoutInit::~WithoutInit() {
+  without_init = false;
+}
 
 torch::nn::Linear linear_without_bias(int64_t in, int64_t out) {
   return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));

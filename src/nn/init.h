@@ -21,6 +21,16 @@ torch::nn::Linear linear_with_bias(int64_t in, int64_t out);
 /// Of those that have one.
 void zero_biases_(std::initializer_list<torch::nn::Linear*> linears);
 
+/// While it lives, models that this thread makes get no random weights: others are copied into them
+/// at once. What the parameters hold until then is not known.
+class WithoutInit {
+ public:
+  WithoutInit();
+  ~WithoutInit();
+  WithoutInit(const WithoutInit&) = delete;
+  WithoutInit& operator=(const WithoutInit&) = delete;
+};
+
 /// Fills `parameter` from a normal distribution with mean 0, cut off at 3 std. Takes one number from
 /// `generator`; with it, every element follows from its position alone (Philox), so that all
 /// threads of the CPU share the work. Made in float32, then rounded.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gemm/torch_gemm.h"
+#include "nn/lora.h"
 #include "weights/tags.h"
 
 namespace moe8 {
@@ -56,9 +57,11 @@ torch::Tensor linear(const torch::Tensor& x, torch::nn::Linear& module) {
   const bool in_float32 = x.is_cpu() && x.scalar_type() == at::kBFloat16 &&
                           weight.scalar_type() == at::kBFloat16 && !cpu_prefers_bf16() &&
                           !find_tag(weight);
-  if (!in_float32) return module(x);
+  if (!in_float32) return with_lora(module(x), x, module);
   const torch::Tensor& bias = module->bias;
-  return LinearInFloat32::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
+  return with_lora(
+      LinearInFloat32::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt), x,
+      module);
 }
 
 }  // namespace moe8

@@ -110,6 +110,8 @@ ExpertsImpl::ExpertsImpl(const TransformerConfig& c, const Group& group)
 ExpertsOptions ExpertsImpl::options() const {
   ExpertsOptions options = fixed_;
   options.b1 = b1, options.b2 = b2, options.b3 = b3;
+  options.adapter1 = lora1, options.adapter2 = lora2, options.adapter3 = lora3;
+  options.adapter_scale = lora_scale;
   return options;
 }
 

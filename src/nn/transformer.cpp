@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cmath>
+#include <tuple>
 
 #include "autograd/shared_input.h"
 #include "base/check.h"
@@ -86,8 +87,12 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const Positions& po
   };
   const RotatedHeads rotated = rotary_embedding(
       normed(q_norm, projected_q), normed(k_norm, projected_k), positions.freqs, pairs_);
-  const torch::Tensor q = rotated.q.transpose(1, 2), k = rotated.k.transpose(1, 2);
-  const torch::Tensor v = projected_v.transpose(1, 2);
+  const torch::Tensor q = rotated.q.transpose(1, 2);
+  torch::Tensor k = rotated.k.transpose(1, 2), v = projected_v.transpose(1, 2);
+  if (positions.cache) {
+    std::tie(k, v) = positions.cache->append(k, v);
+    k = newest_keys(k, positions.newest), v = newest_keys(v, positions.newest);
+  }
   const torch::Tensor out =
       causal_attention(q, k, v, {.scale = scale_, .window = positions.window, .sinks = sinks});
   const torch::Tensor rows = out.transpose(1, 2).reshape({all.size(0), all.size(1), -1});
@@ -196,32 +201,81 @@ void TransformerImpl::init_weights(uint64_t seed) {
   trunc_normal_(output->weight, generator, std);  // of tied embeddings as well
 }
 
-// Layers with windows share one mask; a window that holds the sequence is none.
-std::vector<Positions> TransformerImpl::positions_of_layers(const torch::Tensor& tokens) {
-  const int64_t length = tokens.size(1);
-  const Positions all{.freqs = freqs_.narrow(0, 0, length), .window = {}};
-  std::vector<Positions> list(layers->size(), all);
-  if (config_.sliding_window == 0 || config_.sliding_window >= length) return list;
-  const at::TensorOptions options = tok_embeddings->weight.options().requires_grad(false);
-  const torch::Tensor window = window_mask(length, config_.sliding_window, options);
-  for (size_t layer = 0; layer < list.size(); ++layer) {
-    if (config_.window_of(static_cast<int64_t>(layer)) > 0) list[layer].window = window;
+namespace {
+
+void check_tokens(const torch::Tensor& tokens, int64_t earlier, int64_t most) {
+  MOE8_CHECK(tokens.dim() == 2 && tokens.scalar_type() == at::kLong, "Transformer", "tokens",
+             "expected int64 [batch, sequence], got ", tokens.scalar_type(), " ", tokens.sizes());
+  MOE8_CHECK(tokens.numel() > 0 && earlier + tokens.size(1) <= most, "Transformer", "tokens",
+             "expected 1 to max_seq_len = ", most, " positions, got ", tokens.sizes(),
+             earlier > 0 ? concat(" after ", earlier) : "");
+}
+
+void check_options(const torch::Tensor& tokens, const ForwardOptions& options, const Group& group) {
+  const KvCache* const cache = options.cache;
+  MOE8_CHECK(!cache || !at::GradMode::is_enabled(), "Transformer", "cache",
+             "expected none where gradients are recorded. Use torch::NoGradGuard.");
+  MOE8_CHECK((!cache && !options.last_position) || group.size() == 1, "Transformer", "cache",
+             "expected one rank in the tensor group, got ", group.size());
+  MOE8_CHECK(!cache || cache->length() + tokens.size(1) <= cache->capacity(), "Transformer",
+             "cache", "expected room for ", tokens.size(1), " positions, got ",
+             cache ? cache->capacity() - cache->length() : 0);
+  const torch::Tensor& documents = options.documents;
+  MOE8_CHECK(!documents.defined() || (!cache && documents.scalar_type() == at::kLong &&
+                                      documents.sizes() == tokens.sizes()),
+             "Transformer", "documents", "expected int64 ", tokens.sizes(),
+             cache ? " and no cache beside it" : "", ", got ", documents.scalar_type(), " ",
+             documents.sizes());
+}
+
+}  // namespace
+
+// Layers with windows share one mask; a window that holds all keys is none. One query after kept
+// positions needs no mask: it sees the newest keys.
+std::vector<Positions> TransformerImpl::positions_of_layers(const torch::Tensor& tokens,
+                                                            const ForwardOptions& options) {
+  const int64_t earlier = options.cache ? options.cache->length() : 0;
+  const int64_t queries = tokens.size(1), keys = earlier + queries;
+  const at::TensorOptions plain = tok_embeddings->weight.options().requires_grad(false);
+  const auto mask_of = [&](int64_t window) -> torch::Tensor {
+    if (options.documents.defined()) return document_mask(options.documents, window, plain);
+    const bool is_plain = window >= keys && earlier == 0;
+    return is_plain || queries == 1 ? torch::Tensor() : window_mask(queries, keys, window, plain);
+  };
+  const int64_t window = config_.sliding_window;
+  const bool has_windows = window > 0 && window < keys;
+  const torch::Tensor of_all = mask_of(keys);
+  const torch::Tensor of_window = has_windows ? mask_of(window) : torch::Tensor();
+  std::vector<Positions> list;
+  for (size_t layer = 0; layer < layers->size(); ++layer) {
+    const bool has_window = has_windows && config_.window_of(static_cast<int64_t>(layer)) > 0;
+    list.push_back({.freqs = freqs_.narrow(0, earlier, queries),
+                    .window = has_window ? of_window : of_all,
+                    .cache = options.cache ? &options.cache->layers_.at(layer) : nullptr,
+                    .newest = has_window && queries == 1 ? window : 0});
   }
   return list;
 }
 
 torch::Tensor TransformerImpl::forward(const torch::Tensor& tokens) {
-  MOE8_CHECK(tokens.dim() == 2 && tokens.scalar_type() == at::kLong, "Transformer", "tokens",
-             "expected int64 [batch, sequence], got ", tokens.scalar_type(), " ", tokens.sizes());
-  MOE8_CHECK(tokens.numel() > 0 && tokens.size(1) <= config_.max_seq_len, "Transformer", "tokens",
-             "expected 1 to max_seq_len = ", config_.max_seq_len, " positions, got ",
-             tokens.sizes());
+  return forward_with(tokens, {});
+}
+
+torch::Tensor TransformerImpl::forward_with(const torch::Tensor& tokens,
+                                            const ForwardOptions& options) {
+  KvCache* const cache = options.cache;
+  check_tokens(tokens, cache ? cache->length() : 0, config_.max_seq_len);
+  check_options(tokens, options, tensor_group_);
+  if (cache && cache->layers_.empty()) {
+    cache->layers_.assign(layers->size(), LayerCache(cache->capacity()));
+  }
   if (freqs_.device() != tokens.device()) freqs_ = freqs_.to(tokens.device());
-  const std::vector<Positions> positions = positions_of_layers(tokens);
+  const std::vector<Positions> positions = positions_of_layers(tokens, options);
   torch::Tensor x = tok_embeddings(sequence_part(tensor_group_, tokens));
   for (size_t layer = 0; layer < layers->size(); ++layer) {
     x = layers->at<TransformerBlockImpl>(layer).forward(x, positions[layer], recompute_);
   }
+  if (options.last_position) x = x.narrow(1, x.size(1) - 1, 1);
   return linear(norm(x), output);
 }
 

@@ -29,6 +29,55 @@ void check_is_plain_text(const InputFile& file) {
              "expected text, got a zstd file. Unpack it: unzstd FILE");
 }
 
+// ---- spans ------------------------------------------------------------------
+struct Span {
+  size_t begin, end;  // bytes
+};
+
+// Where characters begin, and the end of the text.
+std::vector<size_t> character_begins(std::string_view text) {
+  std::vector<size_t> begins;
+  for (size_t i = 0; i < text.size(); ++i) {
+    constexpr unsigned kContinuation = 0x80, kMask = 0xC0;
+    if ((static_cast<unsigned char>(text[i]) & kMask) != kContinuation) begins.push_back(i);
+  }
+  begins.push_back(text.size());
+  return begins;
+}
+
+// [[7, 12], ...] in characters; nothing when it is no such list.
+std::optional<std::vector<Span>> spans_of(const nlohmann::json& json, std::string_view text) {
+  if (!json.is_array()) return std::nullopt;
+  const std::vector<size_t> begins = character_begins(text);
+  std::vector<Span> spans;
+  uint64_t last = 0;
+  for (const auto& one : json) {
+    const bool is_pair = one.is_array() && one.size() == 2 && one[0].is_number_unsigned() &&
+                         one[1].is_number_unsigned();
+    if (!is_pair) return std::nullopt;
+    const auto begin = one[0].get<uint64_t>(), end = one[1].get<uint64_t>();
+    if (begin < last || end < begin || end >= begins.size()) return std::nullopt;
+    spans.push_back({begins[begin], begins[end]});
+    last = end;
+  }
+  return spans;
+}
+
+std::vector<TextPiece> cut_at(const std::string& text, const std::vector<Span>& spans) {
+  std::vector<TextPiece> pieces;
+  size_t at = 0;
+  const auto add = [&](size_t end, bool counts) {
+    if (end > at) pieces.push_back({text.substr(at, end - at), counts});
+    at = end;
+  };
+  for (const Span& span : spans) {
+    add(span.begin, false);
+    add(span.end, true);
+  }
+  add(text.size(), false);
+  return pieces;
+}
+
 }  // namespace
 
 DocumentReader::DocumentReader(const std::vector<std::string>& paths, DocumentOptions options)
@@ -113,13 +162,23 @@ std::vector<RawDocument> DocumentReader::read(DocumentPlace& place, uint64_t byt
   return documents;
 }
 
-std::string DocumentReader::text_of(const RawDocument& document) const {
-  if (document.format == DocumentFormat::TEXT) return document.bytes;
-  const auto refuse = [&](std::string_view got) {
-    fail(kReaderOp, concat(files_[document.file].path(), ":", document.line),
-         concat("expected a JSON object with a text under '", printable(options_.key), "', got ",
-                got));
-  };
+void DocumentReader::refuse(const RawDocument& document, const std::string& expected,
+                            const std::string& got) const {
+  fail(kReaderOp, concat(files_[document.file].path(), ":", document.line),
+       concat("expected ", expected, ", got ", got));
+}
+
+std::vector<TextPiece> DocumentReader::pieces_of(const RawDocument& document) const {
+  if (document.format == DocumentFormat::TEXT) {
+    if (options_.answers) refuse(document, "JSON lines beside --answers", "text");
+    return {{document.bytes}};
+  }
+  const std::string one_text =
+      concat("a JSON object with a text under '", printable(options_.key), "'");
+  const std::string expected = options_.answers
+                                   ? concat("an object with prompt and completion, or with '",
+                                            printable(options_.key), "' and spans")
+                                   : one_text;
   nlohmann::json json;
   try {
     json = nlohmann::json::parse(document.bytes);
@@ -127,13 +186,33 @@ std::string DocumentReader::text_of(const RawDocument& document) const {
     std::string_view what = error.what();
     if (const size_t end = what.find("] "); end != std::string_view::npos)
       what.remove_prefix(end + 2);
-    refuse(printable(what.substr(0, 200)));
+    refuse(document, expected, printable(what.substr(0, 200)));
   }
-  if (!json.is_object()) refuse(json.type_name());
-  const auto text = json.find(options_.key);
-  if (text == json.end()) refuse("an object without it. Name the key: --key NAME");
-  if (!text->is_string()) refuse(concat("a value of type ", text->type_name()));
-  return text->get<std::string>();
+  if (!json.is_object()) refuse(document, expected, json.type_name());
+  const auto text_at = [&](const std::string& key) {
+    const auto text = json.find(key);
+    if (text == json.end()) {
+      const bool is_chat = json.contains("messages");
+      refuse(document, expected,
+             is_chat ? "messages. Render them with the model's chat template first; docs/text.md"
+             : options_.answers            ? concat("an object without '", printable(key), "'")
+             : json.contains("completion") ? "one with a completion. Say --answers"
+                                           : "an object without it. Name the key: --key NAME");
+    }
+    if (!text->is_string()) {
+      refuse(document, expected, concat("a value of type ", text->type_name()));
+    }
+    return text->get<std::string>();
+  };
+  if (!options_.answers) return {{text_at(options_.key)}};
+  if (!json.contains("spans")) return {{text_at("prompt"), false}, {text_at("completion"), true}};
+  const std::string text = text_at(options_.key);
+  const auto spans = spans_of(json["spans"], text);
+  if (!spans) {
+    refuse(document, "spans [[begin, end], ...] within the text, in rising order",
+           printable(json["spans"].dump().substr(0, 200)));
+  }
+  return cut_at(text, *spans);
 }
 
 }  // namespace moe8

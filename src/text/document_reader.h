@@ -19,6 +19,16 @@ struct DocumentOptions {
   std::optional<DocumentFormat> format{};
   std::string key = "text";  // of the text in a line of JSON
   std::string separator{};   // between the documents of a text file; empty: a file is one
+  /// Lines of JSON say which part of a document a loss counts, see pieces_of().
+  bool answers = false;
+};
+
+/// A part of a document's text.
+struct TextPiece {
+  std::string text{};
+  bool counts = true;  // in a loss
+
+  bool operator==(const TextPiece&) const = default;
 };
 
 /// As it stands in a file: a text, or a line of JSON.
@@ -52,11 +62,17 @@ class DocumentReader {
   /// behind them. None: all are read. Blank lines of JSON lines and empty texts are none.
   std::vector<RawDocument> read(DocumentPlace& place, uint64_t bytes);
 
-  /// The text of a document. @throws c10::Error "[tokenize] FILE:LINE: expected ..., got ...".
-  std::string text_of(const RawDocument& document) const;
+  /// The text of a document: one piece, or with DocumentOptions::answers several, of
+  ///   {"prompt": "...", "completion": "..."}   the second counts
+  ///   {"text": "...", "spans": [[7, 12], ...]} what is in spans counts: from a character to before
+  ///                                            another, as Python numbers them, in rising order
+  /// @throws c10::Error "[tokenize] FILE:LINE: expected ..., got ...".
+  std::vector<TextPiece> pieces_of(const RawDocument& document) const;
 
  private:
   DocumentFormat format_of(size_t file) const;
+  [[noreturn]] void refuse(const RawDocument& document, const std::string& expected,
+                           const std::string& got) const;
   // The bytes from `at` to the next `separator` or the file's end; `next` is behind that.
   std::string until(const InputFile& file, uint64_t at, std::string_view separator, uint64_t& next);
   void refill(const InputFile& file, uint64_t at);

@@ -268,6 +268,10 @@ TokenSource TokenSource::open_index(const std::string& path) {
   };
   check_size(source.file_, index.tokens, static_cast<uint64_t>(width_of(index.type)));
   check_size(*source.ends_, index.documents, sizeof(uint64_t));
+  if (index.answers) {
+    source.answers_.emplace(kTokensOp, (folder / kAnswersFile).string());
+    check_size(*source.answers_, index.tokens, sizeof(uint8_t));
+  }
   return source;
 }
 
@@ -304,6 +308,17 @@ void TokenSource::read(uint64_t begin, std::span<uint32_t> ids, uint32_t limit) 
     MOE8_CHECK(id < limit, kTokensOp, path(), "expected ids below ", limit,
                ", the model's vocabulary, got ", id, " at token ", begin + i,
                ". The file is of another tokenizer, or of another type than ", name_of(type_));
+  }
+}
+
+void TokenSource::read_answers(uint64_t begin, std::span<uint8_t> is_answer) const {
+  MOE8_CHECK(answers_ && begin <= size_ && is_answer.size() <= size_ - begin, kTokensOp, path(),
+             "expected a range below ", size_, " of a file with answers, got ", is_answer.size(),
+             " from ", begin);
+  answers_->read(is_answer.data(), is_answer.size(), begin);
+  for (const uint8_t value : is_answer) {
+    MOE8_CHECK(value <= 1, kTokensOp, answers_->path(), "expected bytes 0 and 1, got ",
+               static_cast<int>(value), ": the file is damaged");
   }
 }
 
@@ -348,6 +363,7 @@ std::string to_json(const TokenIndex& index) {
                                  {"tokenizer", index.tokenizer}, {"end_token", nullptr},
                                  {"replaced", index.replaced},   {"job", index.job}};
   if (index.end_token) json["end_token"] = *index.end_token;
+  if (index.answers) json["answers"] = true;
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -387,6 +403,10 @@ TokenIndex parse_token_index(std::string_view text, const std::string& where) {
   }
   if (const auto replaced = json.find("replaced"); replaced != json.end()) {
     index.replaced = number("replaced", kMost);
+  }
+  if (const auto answers = json.find("answers"); answers != json.end()) {
+    if (!answers->is_boolean()) refuse("true or false as 'answers'");
+    index.answers = answers->get<bool>();
   }
   if (const auto job = json.find("job"); job != json.end()) index.job = word("job");
   return index;

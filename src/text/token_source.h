@@ -61,6 +61,11 @@ class TokenSource {
   /// @throws c10::Error naming the file when they do not rise or end elsewhere.
   std::vector<uint64_t> document_ends() const;
 
+  /// True where the files say which tokens are answers: those that a loss counts.
+  bool has_answers() const { return answers_.has_value(); }
+  /// Of each token from `begin` on 1 where it is part of an answer, else 0.
+  void read_answers(uint64_t begin, std::span<uint8_t> is_answer) const;
+
  private:
   static constexpr const char* kBytes = "bytes";
   TokenSource(InputFile file, TokenType type, std::string format);
@@ -79,6 +84,7 @@ class TokenSource {
   std::optional<uint64_t> documents_;
   // Ends, eight bytes each, or Megatron's lengths, four bytes each, and which of these begin documents.
   std::optional<InputFile> ends_;
+  std::optional<InputFile> answers_;  // a byte per token
   bool is_megatron_ = false;
   uint64_t sequences_ = 0;
 };
@@ -87,6 +93,7 @@ class TokenSource {
 inline constexpr const char* kIndexFile = "index.json";
 inline constexpr const char* kTokensFile = "tokens.bin";
 inline constexpr const char* kDocumentsFile = "documents.u64";
+inline constexpr const char* kAnswersFile = "answers.u8";
 inline constexpr const char* kMegatronFile = "tokens.idx";
 
 /// What index.json holds.
@@ -98,6 +105,7 @@ struct TokenIndex {
   std::string tokenizer;                   // fingerprint
   std::optional<std::string> end_token{};  // behind every document
   uint64_t replaced = 0;                   // bytes that were no UTF-8: how many U+FFFD they became
+  bool answers = false;                    // there is a byte per token: 1 of answers, else 0
   std::string job{};                       // what the files were made of, as text (tokenize_job.h)
 };
 

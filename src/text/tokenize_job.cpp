@@ -50,6 +50,7 @@ std::string description_of(const TokenizeJob& job, const DocumentReader& reader,
     json["format"] = *job.documents.format == DocumentFormat::TEXT ? "text" : "jsonl";
   }
   if (end) json["end_token"] = *end;
+  if (job.documents.answers) json["answers"] = true;  // jobs from before have no such key
   for (const InputFile& file : reader.files()) {
     struct stat status {};
     ::fstat(file.descriptor(), &status);
@@ -59,23 +60,6 @@ std::string description_of(const TokenizeJob& job, const DocumentReader& reader,
                              {"changed_ns", status.st_mtim.tv_nsec}});
   }
   return json.dump(-1, ' ', false, JobJson::error_handler_t::replace);
-}
-
-// "eos_token": "<|endoftext|>" or {"content": "<|endoftext|>", ...} of tokenizer_config.json.
-std::optional<std::string> configured_end(const std::string& tokenizer) {
-  std::error_code ignored;
-  const bool is_folder = fs::is_directory(tokenizer, ignored);
-  const fs::path folder = is_folder ? fs::path(tokenizer) : fs::path(tokenizer).parent_path();
-  const std::string path = (folder / "tokenizer_config.json").string();
-  if (!fs::is_regular_file(path, ignored)) return std::nullopt;
-  const auto json = nlohmann::json::parse(read_text_file(kTokenizeOp, path), nullptr, false);
-  if (!json.is_object() || !json.contains("eos_token")) return std::nullopt;
-  const auto& token = json["eos_token"];
-  if (token.is_string()) return token.get<std::string>();
-  if (token.is_object() && token.contains("content") && token["content"].is_string()) {
-    return token["content"].get<std::string>();
-  }
-  return std::nullopt;
 }
 
 std::vector<std::string> special_tokens(const Tokenizer& tokenizer) {
@@ -162,7 +146,9 @@ class FolderLock {
 
 class OutFolder {
  public:
-  OutFolder(const std::string& folder, std::string job) : folder_(folder), job_(std::move(job)) {
+  OutFolder(const std::string& folder, std::string job, bool has_answers)
+      : folder_(folder), job_(std::move(job)) {
+    if (has_answers) names_.emplace_back(kAnswersFile);
     std::error_code error;
     fs::create_directories(folder, error);
     MOE8_CHECK(!error, kTokenizeOp, folder, "expected to make a folder, got: ", error.message());
@@ -211,9 +197,9 @@ class OutFolder {
 
   // The names that count, the index last.
   void finish(const TokenIndex& index) const {
-    for (const char* name : {kTokensFile, kDocumentsFile}) {
+    for (const std::string& name : names_) {
       std::error_code error;
-      fs::rename(path(std::string(name) + kUnfinished), path(name), error);
+      fs::rename(path(name + kUnfinished), path(name), error);
       MOE8_CHECK(!error, kTokenizeOp, path(name),
                  "expected to rename the finished file, got: ", error.message());
     }
@@ -231,9 +217,9 @@ class OutFolder {
   }
   // A start that was stopped while it gave the files their names.
   void take_names_back() const {
-    for (const char* name : {kTokensFile, kDocumentsFile}) {
+    for (const std::string& name : names_) {
       std::error_code ignored;
-      const std::string unfinished = path(std::string(name) + kUnfinished);
+      const std::string unfinished = path(name + kUnfinished);
       if (!fs::exists(unfinished, ignored)) fs::rename(path(name), unfinished, ignored);
     }
   }
@@ -241,9 +227,9 @@ class OutFolder {
     std::error_code error;
     for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
       const std::string name = it->path().filename();
-      const bool own = name == std::string(kTokensFile) + kUnfinished ||
-                       name == std::string(kDocumentsFile) + kUnfinished ||
-                       (name.starts_with(".moe8-") && name.ends_with(".tmp"));
+      const bool unfinished = std::ranges::any_of(
+          names_, [&](const std::string& own) { return name == own + kUnfinished; });
+      const bool own = unfinished || (name.starts_with(".moe8-") && name.ends_with(".tmp"));
       MOE8_CHECK(own, kTokenizeOp, folder_, "expected a new or an empty folder, got one with '",
                  printable(name), "'");
     }
@@ -251,6 +237,7 @@ class OutFolder {
 
   std::string folder_;
   std::string job_;
+  std::vector<std::string> names_{kTokensFile, kDocumentsFile};  // of files that grow
   std::optional<FolderLock> lock_;
 };
 
@@ -272,8 +259,8 @@ class Encoding {
   }
 
   // The tokens of every document.
-  std::vector<std::vector<uint32_t>> encode(const std::vector<RawDocument>& documents) {
-    std::vector<std::vector<uint32_t>> ids(documents.size());
+  std::vector<EncodedDocument> encode(const std::vector<RawDocument>& documents) {
+    std::vector<EncodedDocument> encoded(documents.size());
     std::atomic<size_t> next{0};
     size_t failed = documents.size();  // the first document that is none
     std::exception_ptr error;
@@ -281,8 +268,8 @@ class Encoding {
     const auto work = [&](Worker& worker) {
       for (size_t i = next++; i < documents.size(); i = next++) {
         try {
-          worker.encoder.encode(reader_.text_of(documents[i]), ids[i], options_);
-          if (end_) ids[i].push_back(*end_);
+          encoded[i] =
+              encode_pieces(worker.encoder, reader_.pieces_of(documents[i]), end_, options_);
         } catch (...) {
           const std::scoped_lock lock(mutex);
           if (i < failed) error = std::current_exception();
@@ -298,7 +285,7 @@ class Encoding {
       work(*workers_.front());
     }
     if (error) std::rethrow_exception(error);
-    return ids;
+    return encoded;
   }
 
   uint64_t replaced() const {
@@ -324,21 +311,27 @@ void append_tokens(std::string& bytes, const std::vector<uint32_t>& ids, TokenTy
 
 // Reads, encodes and writes rounds until everything is read.
 Place run_rounds(DocumentReader& reader, Encoding& encoding, const OutFolder& folder, Place place,
-                 TokenType type, const std::function<void(const TokenizeProgress&)>& progress) {
+                 TokenType type, bool has_answers,
+                 const std::function<void(const TokenizeProgress&)>& progress) {
   const auto width = static_cast<uint64_t>(width_of(type));
   GrowingFile tokens(folder.path(std::string(kTokensFile) + kUnfinished), place.tokens * width);
   GrowingFile ends(folder.path(std::string(kDocumentsFile) + kUnfinished),
                    place.documents * sizeof(uint64_t));
+  std::optional<GrowingFile> answers;
+  if (has_answers) {
+    answers.emplace(folder.path(std::string(kAnswersFile) + kUnfinished), place.tokens);
+  }
   const uint64_t round = std::min(kBytesPerRound * encoding.threads(), kMostOfARound);
   const uint64_t before = reader.bytes_before(place.next);
   const uint64_t replaced_before = place.replaced;
   folder.keep(place);
   while (place.next.file < reader.files().size()) {
     const std::vector<RawDocument> documents = reader.read(place.next, round);
-    std::string token_bytes, end_bytes;
-    for (const auto& ids : encoding.encode(documents)) {
-      append_tokens(token_bytes, ids, type);
-      place.tokens += ids.size();
+    std::string token_bytes, end_bytes, answer_bytes;
+    for (const EncodedDocument& document : encoding.encode(documents)) {
+      append_tokens(token_bytes, document.ids, type);
+      answer_bytes.append(document.is_answer.begin(), document.is_answer.end());
+      place.tokens += document.ids.size();
       ++place.documents;
       end_bytes.append(reinterpret_cast<const char*>(&place.tokens), sizeof place.tokens);
     }
@@ -347,6 +340,10 @@ Place run_rounds(DocumentReader& reader, Encoding& encoding, const OutFolder& fo
     ends.append(end_bytes.data(), end_bytes.size());
     tokens.sync();
     ends.sync();
+    if (answers) {
+      answers->append(answer_bytes.data(), answer_bytes.size());
+      answers->sync();
+    }
     folder.keep(place);
     if (progress) {
       progress({.bytes = reader.bytes_before(place.next),
@@ -361,12 +358,46 @@ Place run_rounds(DocumentReader& reader, Encoding& encoding, const OutFolder& fo
 
 }  // namespace
 
+// "eos_token": "<|endoftext|>" or {"content": "<|endoftext|>", ...}
+std::optional<std::string> configured_end(const std::string& tokenizer) {
+  std::error_code ignored;
+  const bool is_folder = fs::is_directory(tokenizer, ignored);
+  const fs::path folder = is_folder ? fs::path(tokenizer) : fs::path(tokenizer).parent_path();
+  const std::string path = (folder / "tokenizer_config.json").string();
+  if (!fs::is_regular_file(path, ignored)) return std::nullopt;
+  const auto json = nlohmann::json::parse(read_text_file(kTokenizeOp, path), nullptr, false);
+  if (!json.is_object() || !json.contains("eos_token")) return std::nullopt;
+  const auto& token = json["eos_token"];
+  if (token.is_string()) return token.get<std::string>();
+  if (token.is_object() && token.contains("content") && token["content"].is_string()) {
+    return token["content"].get<std::string>();
+  }
+  return std::nullopt;
+}
+
+EncodedDocument encode_pieces(TokenEncoder& encoder, const std::vector<TextPiece>& pieces,
+                              std::optional<uint32_t> end, const EncodeOptions& options) {
+  EncodedDocument made;
+  for (const TextPiece& piece : pieces) {
+    encoder.encode(piece.text, made.ids, options);
+    made.is_answer.resize(made.ids.size(), piece.counts ? 1 : 0);
+  }
+  if (end) {
+    made.ids.push_back(*end);
+    made.is_answer.push_back(pieces.empty() || pieces.back().counts ? 1 : 0);
+  }
+  return made;
+}
+
 TokenIndex tokenize_files(const TokenizeJob& job,
                           const std::function<void(const TokenizeProgress&)>& progress) {
   const Tokenizer tokenizer(job.tokenizer);
   const std::optional<std::string> end = end_of(job, tokenizer);
   DocumentReader reader(job.files, job.documents);
-  const OutFolder folder(job.out, description_of(job, reader, tokenizer, end));
+  const bool has_answers = job.documents.answers;
+  MOE8_CHECK(!has_answers || !job.add_special_tokens, kTokenizeOp, "--special-tokens",
+             "expected none beside --answers: rendered text has its special tokens in it");
+  const OutFolder folder(job.out, description_of(job, reader, tokenizer, end), has_answers);
   const auto write_megatron = [&] {
     if (!job.megatron) return;
     const TokenSource written = TokenSource::open(job.out);
@@ -380,7 +411,8 @@ TokenIndex tokenize_files(const TokenizeJob& job,
   const TokenType type =
       tokenizer.vocabulary_size() <= kTwoBytes ? TokenType::UINT16 : TokenType::UINT32;
   Encoding encoding(job, reader, tokenizer, end);
-  const Place place = run_rounds(reader, encoding, folder, folder.begin(), type, progress);
+  const Place place =
+      run_rounds(reader, encoding, folder, folder.begin(), type, has_answers, progress);
   TokenIndex index{.type = type,
                    .tokens = place.tokens,
                    .documents = place.documents,
@@ -388,6 +420,7 @@ TokenIndex tokenize_files(const TokenizeJob& job,
                    .tokenizer = tokenizer.fingerprint(),
                    .end_token = end,
                    .replaced = place.replaced,
+                   .answers = has_answers,
                    .job = folder.job()};
   folder.finish(index);
   write_megatron();

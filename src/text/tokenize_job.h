@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "moe8/tokenizer.h"
 #include "text/document_reader.h"
 #include "text/token_source.h"
 
@@ -31,6 +32,20 @@ struct TokenizeProgress {
   uint64_t tokens = 0, documents = 0;
   uint64_t bytes_before = 0;  // done by an earlier start
 };
+
+/// "eos_token" of the tokenizer_config.json beside a tokenizer, a file or folder; nothing where it
+/// says none.
+std::optional<std::string> configured_end(const std::string& tokenizer);
+
+/// The tokens of a document, of which 1 stands beside those that a loss counts: each piece is encoded
+/// by itself, as a prompt is that a model is asked to go on with.
+struct EncodedDocument {
+  std::vector<uint32_t> ids;
+  std::vector<uint8_t> is_answer;
+};
+/// @param end  a token behind the text, which counts where the last piece does
+EncodedDocument encode_pieces(TokenEncoder& encoder, const std::vector<TextPiece>& pieces,
+                              std::optional<uint32_t> end, const EncodeOptions& options = {});
 
 /// Runs to the end, or goes on where an earlier start of the same job was stopped: everything up to a
 /// place is on the disk before the place is written down. The files are the same bytes for any

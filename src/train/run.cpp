@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <ctime>
+#include <map>
 #include <numeric>
+#include <set>
 #include <span>
 
 #include "base/check.h"
@@ -17,11 +19,15 @@
 #include "device/cuda_device.h"
 #include "device/implementation.h"
 #include "dist/activity.h"
+#include "moe8/lora.h"
 #include "moe8/model_ops.h"
 #include "moe8/pretrained.h"
 #include "moe8/version.h"
+#include "nn/init.h"
 #include "train/agree.h"
+#include "train/config/trained_parameters.h"
 #include "train/expert_load.h"
+#include "train/model_source.h"
 #include "train/report/flops.h"
 #include "train/run_header.h"
 #include "train/schedule.h"
@@ -40,27 +46,22 @@ double tokens_of_a_step(const TrainingConfig& t) {
 // A scalar on the model's device, of this rank's positions. Copies there do not wait for it.
 torch::Tensor loss_of(TransformerImpl& model, const Batch& batch) {
   const torch::Device device = model.tok_embeddings->weight.device();
-  const auto moved = [&](const at::Tensor& x) { return x.to(device, /*non_blocking=*/true); };
+  const auto moved = [&](const at::Tensor& x) {
+    return x.defined() ? x.to(device, /*non_blocking=*/true) : x;
+  };
   const at::Tensor targets = sequence_part(model.tensor_group(), moved(batch.targets));
-  return cross_entropy(model.forward(moved(batch.tokens)), targets, {.overwrite_logits = true});
+  const at::Tensor logits =
+      model.forward_with(moved(batch.tokens), {.documents = moved(batch.documents)});
+  return cross_entropy(logits, targets, {.ignore_index = kNoTarget, .overwrite_logits = true});
 }
 
 // On the model's device, through pinned memory: nothing waits for the copy.
 Batch moved(const Batch& batch, const at::Device& device) {
   if (device.is_cpu()) return batch;
   const auto move = [&](const at::Tensor& x) {
-    return x.pin_memory().to(device, /*non_blocking=*/true);
+    return x.defined() ? x.pin_memory().to(device, /*non_blocking=*/true) : x;
   };
-  return {move(batch.tokens), move(batch.targets)};
-}
-
-ConversionReport convert(TransformerImpl& model, const RunConfig& config) {
-  const FqnToConfig keys = to_fqn_config(config.conversion());
-  if (keys.empty()) return {};
-  // What does not run in low precision ends the run after its first step: check_products.
-  ConversionReport report = quantize_(model, keys, {.unused = Unused::IGNORE});
-  log_info("conversion\n" + report.to_table());
-  return report;
+  return {move(batch.tokens), move(batch.targets), move(batch.documents), move(batch.counted)};
 }
 
 // A run must not go on in another precision than its config says.
@@ -68,6 +69,27 @@ void check_products(const TransformerImpl& model) {
   const std::string complaints = check_conversion(model).to_line();
   MOE8_CHECK(complaints.empty(), kTrain, "convert", complaints,
              " Training stopped after the first step.");
+}
+
+// All that the run does not train: with lora everything, beside which adapters are added.
+void freeze(TransformerImpl& model, const RunConfig& config) {
+  if (config.lora.rank > 0) {
+    return add_lora(model, config.lora.options(), static_cast<uint64_t>(config.training.seed));
+  }
+  if (config.optimizer.frozen.empty()) return;
+  std::set<std::string> trained;
+  for (const TrainedParameter& one : trained_parameters(config)) trained.insert(one.parameter.name);
+  for (const auto& parameter : model.named_parameters()) {
+    if (!trained.contains(parameter.key())) parameter.value().requires_grad_(false);
+  }
+}
+
+std::map<std::string, double> rates_of(const RunConfig& config) {
+  std::map<std::string, double> rates;
+  for (const TrainedParameter& one : trained_parameters(config)) {
+    if (one.rate != 1) rates[one.parameter.name] = one.rate;
+  }
+  return rates;
 }
 
 // CPU time of all threads of this process so far.
@@ -99,20 +121,26 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   const LongWork reads_files;
   const Settings now = settings();
   check_tokens();
+  check_ranks();
   data_.check_sizes(config_.training.batch_size, config_.training.seq_len);
   text_ = data_.fingerprints();
   crew_.check_same(shared_settings());
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
-  model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
-                       crew_.expert(), crew_.tensor());
+  {
+    std::optional<WithoutInit> weights_come;
+    if (!config_.from.empty()) weights_come.emplace();
+    model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
+                         crew_.expert(), crew_.tensor());
+  }
   model_->set_recompute(config_.training.activation_checkpointing);
   begin_with_published();
   weigh_router_losses(*model_, 1.0 / static_cast<double>(share_.losses()));
   if (device_.is_cuda()) model_->to(device_);  // made on the CPU: the same weights everywhere
-  conversion_ = convert(*model_, config_);
+  freeze(*model_, config_);
+  conversion_ = convert_model(*model_, config_.conversion());
   stepper_ = crew_.is_alone()
                  ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
-                                             config_.training.sums_in_products())
+                                             config_.training.sums_in_products(), rates_of(config_))
                  : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
                                              crew_.sharding(), crew_.part(config_.model));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
@@ -129,6 +157,17 @@ void Run::check_tokens() const {
              "expected token files for the model of model.from, got text. Make them "
              "with: moe8 tokenize FILE... --tokenizer ",
              config_.from, " --out DIR");
+}
+
+// What several ranks share out is trained as a whole, and their losses are those of equal parts.
+void Run::check_ranks() const {
+  const OptimizerConfig& o = config_.optimizer;
+  const bool in_part = config_.lora.rank > 0 || !o.frozen.empty() || !o.rates.empty();
+  MOE8_CHECK(!in_part || crew_.is_alone(), kTrain, "ranks",
+             "expected one process beside lora, optimizer.frozen and optimizer.rates, got ",
+             crew_.size());
+  MOE8_CHECK(!data_.counts_some() || crew_.tensor().size() == 1, kTrain, "parallel.tensor",
+             "expected 1 where some targets do not count, got ", crew_.tensor().size());
 }
 
 // Weights of model.from. A run that goes on after a checkpoint has its own.
@@ -165,8 +204,21 @@ std::vector<Batch> Run::next_batches() {
                                               t.batch_size, t.seq_len, piece.rows),
                             device_));
   }
+  if (data_.counts_some()) weigh(batches);
   state_.next_batch += t.accumulation;
   return batches;
+}
+
+// Each counted token of the step, whoever computes it, weighs the same in its loss.
+void Run::weigh(std::vector<Batch>& batches) const {
+  const TrainingConfig& t = config_.training;
+  int64_t counted = 0;
+  for (int64_t i = 0; i < t.accumulation; ++i) {
+    counted += data_.train_counted(static_cast<uint64_t>(t.seed), state_.next_batch + i,
+                                   t.batch_size, t.seq_len);
+  }
+  const auto all = static_cast<double>(std::max<int64_t>(counted, 1));
+  for (Batch& batch : batches) batch.counted = batch.counted / all;
 }
 
 // What this rank's batches add to the loss of the step, in float64 on the device; their gradients are
@@ -176,7 +228,10 @@ torch::Tensor Run::forward_backward(const std::vector<Batch>& batches, StepClock
   std::vector<torch::Tensor> losses;
   for (const Batch& batch : batches) {
     if (clock) clock->start(StepClock::Part::FORWARD);
-    const torch::Tensor loss = loss_of(*model_, batch) / static_cast<double>(share_.losses());
+    const torch::Tensor mean = loss_of(*model_, batch);
+    const torch::Tensor loss = batch.counted.defined()
+                                   ? mean * batch.counted  // its share of the step's
+                                   : mean / static_cast<double>(share_.losses());
     losses.push_back(loss.detach().to(at::kDouble));
     if (clock) clock->start(StepClock::Part::BACKWARD);
     loss.backward();
@@ -223,7 +278,7 @@ bool Run::runs_as_graph(int64_t step) {
     if (*wants_graph_) {
       std::vector<torch::Tensor> holders = model_->parameters();
       if (config_.training.weights == Weights::MASTER) {
-        holders.insert(holders.end(), stepper_->stepped().begin(), stepper_->stepped().end());
+        for (torch::Tensor& stepped : stepper_->stepped()) holders.push_back(std::move(stepped));
       }
       graph_.emplace(std::move(holders));
     }
@@ -455,6 +510,7 @@ std::string Run::ranks_text() const {
   return text;
 }
 
+// Where targets count in part, the mean over those that do.
 double validation_loss(TransformerImpl& model, const TextData& data, const TrainingConfig& config,
                        const Group& ranks) {
   const torch::NoGradGuard no_grad;
@@ -464,18 +520,27 @@ double validation_loss(TransformerImpl& model, const TextData& data, const Train
                                    data.validation_batches(config.batch_size, config.seq_len));
   const at::Device device = model.tok_embeddings->weight.device();
   const torch::Tensor losses = at::zeros({batches}, at::TensorOptions(device).dtype(at::kDouble));
+  const torch::Tensor weights = at::zeros_like(losses);  // where batches have some
   // Every rank computes as often, as experts of other ranks may be needed; the last ones in vain.
   for (int64_t first = 0; first < batches; first += ranks.size()) {
     const int64_t own = first + ranks.rank(), i = own < batches ? own : first;
-    const torch::Tensor loss =
-        loss_of(model, data.validation_batch(i, config.batch_size, config.seq_len));
-    if (own < batches) losses[own].copy_(loss);
+    const Batch batch = data.validation_batch(i, config.batch_size, config.seq_len);
+    const torch::Tensor loss = loss_of(model, batch);
+    if (own >= batches) continue;
+    losses[own].copy_(loss);
+    if (batch.counted.defined()) weights[own].copy_(batch.counted);
   }
   model.train(was_training);
   all_reduce_(ranks, losses);  // each is one rank's
   // Or the mean of those that the ranks of a tensor group have of equal parts.
   all_reduce_(model.tensor_group(), losses);
   losses.div_(model.tensor_group().size());
+  if (data.counts_some()) {
+    all_reduce_(ranks, weights);
+    const std::vector<double> sums =
+        StepReadout({losses.mul(weights).sum(), weights.sum()}).values();
+    return sums[0] / sums[1];
+  }
   const std::vector<double> values = StepReadout({losses}).values();
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(batches);
 }

@@ -82,6 +82,7 @@ class Run {
 
   std::vector<std::pair<std::string, std::string>> shared_settings() const;
   void check_tokens() const;
+  void check_ranks() const;
   void begin_with_published();
   void open_folder();
   void take_folder();
@@ -116,6 +117,7 @@ class Run {
   LaunchedStep launch();
   torch::Tensor backward(int64_t number, StepClock& clock);
   std::vector<Batch> next_batches();
+  void weigh(std::vector<Batch>& batches) const;
   torch::Tensor forward_backward(const std::vector<Batch>& batches, StepClock* clock);
   std::vector<torch::Tensor> numbers_of_all(const torch::Tensor& losses);
   bool runs_as_graph(int64_t step);

@@ -3,11 +3,14 @@
 
 #include <ATen/Parallel.h>
 
+#include <functional>
 #include <map>
+#include <numeric>
 
 #include "base/nearest.h"
 #include "base/plain_text.h"
 #include "device/cuda_device.h"
+#include "train/config/trained_parameters.h"
 
 namespace moe8 {
 namespace {
@@ -25,6 +28,10 @@ std::string recipe_of(const Config& config) {
     if (info.config == config) return info.name;
   }
   return "a config of its own";
+}
+
+int64_t elements_of(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
 
 // "9 weights in mxfp8_rceil, 3 in bf16": the weights of so many dimensions that products could
@@ -60,13 +67,24 @@ std::vector<std::string> header_of(const RunConfig& config, const ConversionRepo
                                    const c10::Device& device) {
   const ParameterCounts counts = count_parameters(config.model);
   const TrainingConfig& t = config.training;
-  return {"  model    " + amount(counts.total) + " parameters, " + amount(counts.active) +
-              " of them active for a token",
-          "  steps    " + std::to_string(t.steps) + " of " +
-              std::to_string(t.accumulation * t.batch_size * t.seq_len) + " tokens, on " +
-              device_text(device),
-          "  experts  " + family(config, conversion, 3),
-          "  linears  " + family(config, conversion, 2), "  folder   " + config.output.folder};
+  std::vector<std::string> lines{"  model    " + amount(counts.total) + " parameters, " +
+                                     amount(counts.active) + " of them active for a token",
+                                 "  steps    " + std::to_string(t.steps) + " of " +
+                                     std::to_string(t.accumulation * t.batch_size * t.seq_len) +
+                                     " tokens, on " + device_text(device),
+                                 "  experts  " + family(config, conversion, 3),
+                                 "  linears  " + family(config, conversion, 2)};
+  if (config.lora.rank > 0 || !config.optimizer.frozen.empty()) {
+    int64_t trained = 0;
+    for (const TrainedParameter& one : trained_parameters(config)) {
+      trained += elements_of(one.parameter.shape);
+    }
+    lines.push_back("  trained  " + amount(trained) + " parameters" +
+                    (config.lora.rank > 0 ? concat(" of adapters, rank ", config.lora.rank)
+                                          : std::string(", the others are frozen")));
+  }
+  lines.push_back("  folder   " + config.output.folder);
+  return lines;
 }
 
 }  // namespace moe8

@@ -5,6 +5,8 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <array>
+
 #include "base/log.h"
 #include "base/plain_text.h"
 #include "device/implementation.h"
@@ -12,17 +14,29 @@
 namespace moe8 {
 namespace {
 
+// What a batch has: some parts of it are not always there.
+std::array<at::Tensor Batch::*, 4> parts_of_batches() {
+  return {&Batch::tokens, &Batch::targets, &Batch::documents, &Batch::counted};
+}
+
 void copy_into(Batch& to, const Batch& from) {
-  to.tokens.copy_(from.tokens, /*non_blocking=*/true);
-  to.targets.copy_(from.targets, /*non_blocking=*/true);
+  for (at::Tensor Batch::*part : parts_of_batches()) {
+    if ((from.*part).defined()) (to.*part).copy_(from.*part, /*non_blocking=*/true);
+  }
+}
+
+Batch empty_like(const Batch& batch) {
+  Batch made;
+  for (at::Tensor Batch::*part : parts_of_batches()) {
+    if ((batch.*part).defined()) made.*part = at::empty_like(batch.*part);
+  }
+  return made;
 }
 
 }  // namespace
 
 void StepGraph::capture(const std::vector<Batch>& batches, const Work& work) {
-  for (const Batch& batch : batches) {
-    inputs_.push_back({at::empty_like(batch.tokens), at::empty_like(batch.targets)});
-  }
+  for (const Batch& batch : batches) inputs_.push_back(empty_like(batch));
   const c10::Device device = holders_.front().device();
   // What other steps left in the allocator's hands is of use to the graph only as free memory.
   c10::getDeviceAllocator(device.type())->emptyCache();

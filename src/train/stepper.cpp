@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/stepper.h"
 
+#include <ATen/ops/stack.h>
+
 #include "train/update_rules.h"
 
 namespace moe8 {
@@ -11,6 +13,7 @@ std::vector<OptimizedParameter> parameters_of(const torch::nn::Module& model,
   std::vector<OptimizedParameter> parameters;
   for (const auto& named : model.named_parameters()) {
     const torch::Tensor& parameter = named.value();
+    if (!parameter.requires_grad()) continue;
     parameters.push_back(
         {.name = named.key(),
          .tensor = parameter,
@@ -55,10 +58,19 @@ OptimizerOptions options_of(const OptimizerConfig& config, Weights weights) {
 }  // namespace
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-                 bool sums_in_products) {
+                 bool sums_in_products, const std::map<std::string, double>& rates) {
   OptimizerOptions options = options_of(config, weights);
   options.sums_in_products = sums_in_products;
-  alone_ = std::make_unique<Optimizer>(parameters_of(model, config), options);
+  std::map<double, std::vector<OptimizedParameter>> by_rate;
+  int64_t number = 0;
+  for (OptimizedParameter& parameter : parameters_of(model, config)) {
+    const auto rate = rates.find(parameter.name);
+    parameter.number = number++;  // whatever the other rates are
+    by_rate[rate == rates.end() ? 1 : rate->second].push_back(std::move(parameter));
+  }
+  for (auto& [rate, parameters] : by_rate) {
+    alone_.push_back({rate, std::make_unique<Optimizer>(std::move(parameters), options)});
+  }
 }
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
@@ -67,27 +79,46 @@ Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weight
                                                  options_of(config, weights), groups)) {}
 
 void Stepper::accumulate() {
-  alone_ ? alone_->accumulate() : shared_->accumulate();
+  if (shared_) return shared_->accumulate();
+  for (const Rated& one : alone_) one.optimizer->accumulate();
 }
 
+// All gradients have one norm, whatever their rates.
 torch::Tensor Stepper::clip_gradients() {
-  return alone_ ? alone_->clip_gradients() : shared_->clip_gradients();
+  if (shared_) return shared_->clip_gradients();
+  if (alone_.size() == 1) return alone_.front().optimizer->clip_gradients();
+  std::vector<torch::Tensor> norms;
+  for (const Rated& one : alone_) norms.push_back(one.optimizer->clip_gradients());
+  const torch::Tensor norm = at::stack(norms).norm();
+  for (const Rated& one : alone_) one.optimizer->clip_gradients(norm);
+  return norm;
 }
 
 void Stepper::set_learning_rate(double learning_rate) {
-  alone_ ? alone_->set_learning_rate(learning_rate) : shared_->set_learning_rate(learning_rate);
+  if (shared_) return shared_->set_learning_rate(learning_rate);
+  for (const Rated& one : alone_) one.optimizer->set_learning_rate(one.rate * learning_rate);
 }
 
 void Stepper::step() {
-  alone_ ? alone_->step() : shared_->step();
+  if (shared_) return shared_->step();
+  for (const Rated& one : alone_) one.optimizer->step();
+}
+
+std::vector<torch::Tensor> Stepper::stepped() const {
+  std::vector<torch::Tensor> all;
+  for (const Rated& one : alone_) {
+    const std::vector<torch::Tensor>& own = one.optimizer->stepped();
+    all.insert(all.end(), own.begin(), own.end());
+  }
+  return all;
 }
 
 std::vector<TensorPiece> Stepper::state() const {
   std::vector<TensorPiece> pieces;
-  if (alone_) {
-    for (auto& [name, tensor] : alone_->state()) pieces.push_back(piece_of(name, 0, tensor));
-    return pieces;
+  for (const Rated& one : alone_) {
+    for (auto& [name, tensor] : one.optimizer->state()) pieces.push_back(piece_of(name, 0, tensor));
   }
+  if (!shared_) return pieces;
   for (const OwnedRows& rows : shared_->state()) pieces.push_back(piece_of(rows));
   return pieces;
 }
@@ -103,12 +134,12 @@ void Stepper::restore(const PieceReader& files) {
   const auto is_there = [&](const std::string& name) {
     return files.contains(name) || name.starts_with("master.");
   };
-  if (alone_) {
-    alone_->restore([&](const std::string& name, const at::Tensor& like) {
+  for (const Rated& one : alone_) {
+    one.optimizer->restore([&](const std::string& name, const at::Tensor& like) {
       return is_there(name) ? read_like(files, name, like) : at::Tensor();
     });
-    return;
   }
+  if (!shared_) return;
   shared_->restore([&](const OwnedRows& rows) {
     return is_there(rows.name) ? read_piece(files, piece_of(rows)) : at::Tensor();
   });

@@ -4,7 +4,9 @@
 
 #include <torch/nn/module.h>
 
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "moe8/optimizer.h"
@@ -20,9 +22,11 @@ namespace moe8 {
 /// identity.
 class Stepper {
  public:
+  /// Steps the parameters that require a gradient.
   /// @param sums_in_products  OptimizerOptions::sums_in_products
+  /// @param rates             factors on the learning rate by name; others have 1
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-          bool sums_in_products = false);
+          bool sums_in_products = false, const std::map<std::string, double>& rates = {});
   /// Of several ranks, each of which steps a part.
   /// @param part  what this rank's model holds
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
@@ -56,12 +60,18 @@ class Stepper {
   /// This rank's part of the parameters. Of several ranks only.
   std::vector<TensorPiece> owned() const;
 
-  /// What is stepped, in the order of model.parameters(): masters, or the parameters themselves.
-  /// The next step reads their grad(). Of one rank only.
-  const std::vector<torch::Tensor>& stepped() const { return alone_->stepped(); }
+  /// What is stepped: masters, or the parameters themselves. The next step reads their grad(). Of one
+  /// rank only.
+  std::vector<torch::Tensor> stepped() const;
 
  private:
-  std::unique_ptr<Optimizer> alone_;  // one of the two
+  /// Of the parameters with one factor.
+  struct Rated {
+    double rate;
+    std::unique_ptr<Optimizer> optimizer;
+  };
+
+  std::vector<Rated> alone_;  // one of the two
   std::unique_ptr<ShardedOptimizer> shared_;
 };
 

@@ -2,7 +2,7 @@
 #include "train/text_data.h"
 
 #include <ATen/core/PhiloxRNGEngine.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <cmath>
@@ -66,18 +66,6 @@ int64_t draw_below(at::Philox4_32& random, int64_t n) {
                               64);
 }
 
-Batch empty_batch(int64_t batch_size, int64_t seq_len) {
-  return {at::empty({batch_size, seq_len}, at::kLong), at::empty({batch_size, seq_len}, at::kLong)};
-}
-
-void fill_row(const Batch& batch, int64_t row, const std::vector<uint32_t>& window) {
-  const auto seq_len = static_cast<int64_t>(window.size()) - 1;
-  auto* tokens = batch.tokens.mutable_data_ptr<int64_t>() + row * seq_len;
-  auto* targets = batch.targets.mutable_data_ptr<int64_t>() + row * seq_len;
-  std::copy(window.begin(), window.end() - 1, tokens);
-  std::copy(window.begin() + 1, window.end(), targets);
-}
-
 // Shares of files are counted in as many parts as a double counts exactly.
 constexpr uint64_t kAllShares = uint64_t{1} << 53U;
 
@@ -109,6 +97,9 @@ TextData::TextData(const DataConfig& config, int64_t vocabulary) : vocabulary_(v
              "expected more than 0 and less than 1, got ", fraction);
   for (const std::string& path : config.files) open(path, config.tokens);
   check_one_tokenizer();
+  packs_documents_ = config.windows == DataWindows::DOCUMENTS;
+  parts_documents_ = !config.attention_across_documents;
+  find_documents();
   split(fraction);
   set_weights(config.weights);
 }
@@ -144,14 +135,45 @@ void TextData::check_one_tokenizer() const {
   }
 }
 
+// Where documents matter every file has to say where they end.
+void TextData::find_documents() {
+  counts_some_ = packs_documents_ || parts_documents_ ||
+                 std::ranges::any_of(files_, &TokenSource::has_answers);
+  if (!packs_documents_ && !parts_documents_) return;
+  for (const TokenSource& file : files_) {
+    MOE8_CHECK(file.documents().value_or(0) > 0, kTextData,
+               packs_documents_ ? "data.windows" : "data.attention_across_documents",
+               "expected files that say where documents end, as those of moe8 tokenize do, got ",
+               file.path(), " (", file.format(), ")");
+    ends_.push_back(file.document_ends());
+  }
+}
+
 void TextData::split(double validation_fraction) {
   for (size_t i = 0; i < files_.size(); ++i) {
     const auto size = static_cast<int64_t>(files_[i].size());
     const auto held_out = std::ceil(validation_fraction * static_cast<double>(size));
     const int64_t validation = std::min(static_cast<int64_t>(held_out), size);
-    train_.push_back({i, 0, size - validation});
-    validation_.push_back({i, size - validation, validation});
+    if (packs_documents_) {
+      split_at_document(i, static_cast<uint64_t>(size - validation));
+    } else {
+      train_.push_back({i, 0, size - validation});
+      validation_.push_back({i, size - validation, validation});
+    }
   }
+}
+
+// The document that holds the border is the last to train on, or the first for validation where there
+// is none behind it.
+void TextData::split_at_document(size_t file, uint64_t border) {
+  const std::vector<uint64_t>& ends = ends_[file];
+  const auto found = std::ranges::lower_bound(ends, std::max<uint64_t>(border, 1));
+  const size_t behind = static_cast<size_t>(found - ends.begin()) + 1;
+  const size_t documents = std::min(behind, ends.size() - 1);
+  const int64_t begin = documents == 0 ? 0 : static_cast<int64_t>(ends[documents - 1]);
+  const auto size = static_cast<int64_t>(files_[file].size());
+  train_.push_back({file, 0, begin, 0, documents});
+  validation_.push_back({file, begin, size - begin, documents, ends.size()});
 }
 
 void TextData::set_weights(const std::vector<double>& weights) {
@@ -192,11 +214,101 @@ const char* TextData::unit() const {
   return files_.front().is_bytes() ? "bytes" : "tokens";
 }
 
-std::vector<uint32_t> TextData::read(const Window& window, int64_t seq_len) const {
-  std::vector<uint32_t> tokens(static_cast<size_t>(seq_len) + 1);
+// ---- windows ----------------------------------------------------------------
+std::vector<uint32_t> TextData::read(const Window& window) const {
+  std::vector<uint32_t> tokens(static_cast<size_t>(window.count));
   files_[window.file].read(static_cast<uint64_t>(window.begin), tokens,
                            static_cast<uint32_t>(vocabulary_));
   return tokens;
+}
+
+// Of each token of a window 1 where it counts as a target.
+std::vector<uint8_t> TextData::counts_of(const Window& window) const {
+  std::vector<uint8_t> counts(static_cast<size_t>(window.count), 1);
+  if (counts.empty()) return counts;
+  const TokenSource& file = files_[window.file];
+  if (file.has_answers()) file.read_answers(static_cast<uint64_t>(window.begin), counts);
+  counts.front() = 0;
+  if (ends_.empty()) return counts;
+  const std::vector<uint64_t>& ends = ends_[window.file];
+  const auto begin = static_cast<uint64_t>(window.begin);
+  for (auto end = std::ranges::upper_bound(ends, begin);
+       end != ends.end() && *end - begin < counts.size(); ++end) {
+    counts[*end - begin] = 0;  // the first of the next document
+  }
+  return counts;
+}
+
+// The number of each position's document; that of padding is another one.
+std::vector<int64_t> TextData::documents_of(const Window& window, int64_t seq_len) const {
+  std::vector<int64_t> numbers(static_cast<size_t>(seq_len), -1);
+  const std::vector<uint64_t>& ends = ends_[window.file];
+  auto end = std::ranges::upper_bound(ends, static_cast<uint64_t>(window.begin));
+  for (int64_t i = 0; i < std::min(window.count, seq_len); ++i) {
+    while (static_cast<uint64_t>(window.begin + i) >= *end) ++end;
+    numbers[static_cast<size_t>(i)] = end - ends.begin();
+  }
+  return numbers;
+}
+
+Batch TextData::batch_of(const std::vector<Window>& windows, int64_t seq_len) const {
+  const auto rows = static_cast<int64_t>(windows.size());
+  const auto filled = [&](int64_t value) { return at::full({rows, seq_len}, value, at::kLong); };
+  Batch batch{filled(0), filled(kNoTarget)};
+  if (parts_documents_) batch.documents = filled(-1);
+  const auto row_of = [&](const at::Tensor& x, size_t row) {
+    return x.mutable_data_ptr<int64_t>() + static_cast<int64_t>(row) * seq_len;
+  };
+  int64_t counted = 0;
+  for (size_t row = 0; row < windows.size(); ++row) {
+    const std::vector<uint32_t> ids = read(windows[row]);
+    if (ids.empty()) continue;  // an empty document at the end
+    const auto seen = std::min(ids.size(), static_cast<size_t>(seq_len));
+    std::copy_n(ids.begin(), seen, row_of(batch.tokens, row));
+    int64_t* const targets = row_of(batch.targets, row);
+    if (!counts_some_) {
+      std::copy(ids.begin() + 1, ids.end(), targets);
+      continue;
+    }
+    const std::vector<uint8_t> counts = counts_of(windows[row]);
+    for (size_t i = 1; i < ids.size(); ++i) {
+      if (counts[i] == 0) continue;
+      targets[i - 1] = ids[i];
+      ++counted;
+    }
+    if (parts_documents_) {
+      std::ranges::copy(documents_of(windows[row], seq_len), row_of(batch.documents, row));
+    }
+  }
+  if (!counts_some_) return batch;
+  batch.counted = at::full({}, static_cast<double>(counted), at::kFloat);
+  if (counted == 0) *row_of(batch.targets, 0) = 0;
+  return batch;
+}
+
+// Documents from number `first` on that fit as a whole, or as much as fits of the first.
+TextData::Window TextData::of_documents(const Part& part, size_t first, int64_t seq_len) const {
+  const std::vector<uint64_t>& ends = ends_[part.file];
+  const uint64_t begin = first == 0 ? 0 : ends[first - 1];
+  const uint64_t most = begin + static_cast<uint64_t>(seq_len) + 1;
+  uint64_t end = std::min(ends[first], most);
+  for (size_t next = first + 1; next < part.end_document && ends[next] <= most; ++next) {
+    end = ends[next];
+  }
+  return {part.file, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin)};
+}
+
+// How many windows a part can begin, and one of them.
+int64_t TextData::starts_of(const Part& part, int64_t seq_len) const {
+  if (packs_documents_) return static_cast<int64_t>(part.end_document - part.first_document);
+  return starts_in(part.size, seq_len);
+}
+
+TextData::Window TextData::window_at(const Part& part, int64_t start, int64_t seq_len) const {
+  if (packs_documents_) {
+    return of_documents(part, part.first_document + static_cast<size_t>(start), seq_len);
+  }
+  return {part.file, part.begin + start, seq_len + 1};
 }
 
 void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
@@ -207,6 +319,13 @@ void TextData::check_sizes(int64_t batch_size, int64_t seq_len) const {
 // ---- training ---------------------------------------------------------------
 void TextData::check_training(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
+  if (packs_documents_) {
+    for (const Part& part : train_) {
+      MOE8_CHECK(part.end_document > 0, kTextData, files_[part.file].path(),
+                 "expected at least two documents, of which one is for validation, got one");
+    }
+    return;
+  }
   int64_t longest = 0;
   for (const Part& part : train_) longest = std::max(longest, part.size);
   MOE8_CHECK(longest > seq_len, kTextData, "training text", "expected at least ", seq_len + 1, " ",
@@ -228,13 +347,29 @@ Batch TextData::train_batch(uint64_t seed, int64_t index, int64_t batch_size, in
   MOE8_CHECK(rows.first >= 0 && rows.count >= 1 && rows.first + rows.count <= batch_size, kTextData,
              "rows", "expected some of ", batch_size, ", got ", rows.count, " from ", rows.first,
              " on");
+  return batch_of(draw_windows(seed, index, rows, seq_len), seq_len);
+}
+
+std::vector<TextData::Window> TextData::draw_windows(uint64_t seed, int64_t index, Rows rows,
+                                                     int64_t seq_len) const {
   at::Philox4_32 random(seed, static_cast<uint64_t>(index));
-  const Batch batch = empty_batch(rows.count, seq_len);
+  std::vector<Window> windows;
   for (int64_t row = 0; row < rows.first + rows.count; ++row) {
     const Window window = draw_window(random, seq_len);
-    if (row >= rows.first) fill_row(batch, row - rows.first, read(window, seq_len));
+    if (row >= rows.first) windows.push_back(window);
   }
-  return batch;
+  return windows;
+}
+
+int64_t TextData::train_counted(uint64_t seed, int64_t index, int64_t batch_size,
+                                int64_t seq_len) const {
+  if (!counts_some_) return batch_size * seq_len;
+  int64_t counted = 0;
+  for (const Window& window : draw_windows(seed, index, {0, batch_size}, seq_len)) {
+    const std::vector<uint8_t> counts = counts_of(window);
+    counted += std::count(counts.begin(), counts.end(), uint8_t{1});
+  }
+  return counted;
 }
 
 TextData::Window TextData::draw_window(at::Philox4_32& random, int64_t seq_len) const {
@@ -243,18 +378,37 @@ TextData::Window TextData::draw_window(at::Philox4_32& random, int64_t seq_len) 
     const auto file =
         static_cast<size_t>(std::ranges::upper_bound(shares_, share) - shares_.begin());
     const Part& part = train_[file];
-    return {part.file, part.begin + draw_below(random, starts_in(part.size, seq_len))};
+    return window_at(part, draw_below(random, starts_of(part, seq_len)), seq_len);
   }
   int64_t starts = 0;
-  for (const Part& part : train_) starts += starts_in(part.size, seq_len);
+  for (const Part& part : train_) starts += starts_of(part, seq_len);
   int64_t start = draw_below(random, starts);
   auto part = train_.begin();
-  for (; start >= starts_in(part->size, seq_len); ++part) start -= starts_in(part->size, seq_len);
-  return {part->file, part->begin + start};
+  for (; start >= starts_of(*part, seq_len); ++part) start -= starts_of(*part, seq_len);
+  return window_at(*part, start, seq_len);
 }
 
 // ---- validation -------------------------------------------------------------
+const std::vector<TextData::Window>& TextData::validation_documents(int64_t seq_len) const {
+  auto& [length, windows] = packed_validation_;
+  if (length == seq_len) return windows;
+  windows.clear();
+  for (const Part& part : validation_) {
+    for (size_t next = part.first_document; next < part.end_document;) {
+      const Window& window = windows.emplace_back(of_documents(part, next, seq_len));
+      const auto end = static_cast<uint64_t>(window.begin + window.count);
+      while (next < part.end_document && ends_[part.file][next] <= end) ++next;
+      const bool was_cut =
+          next < part.end_document && (next == 0 ? 0 : ends_[part.file][next - 1]) < end;
+      if (was_cut) ++next;
+    }
+  }
+  length = seq_len;
+  return windows;
+}
+
 int64_t TextData::validation_windows(int64_t seq_len) const {
+  if (packs_documents_) return static_cast<int64_t>(validation_documents(seq_len).size());
   int64_t windows = 0;
   for (const Part& part : validation_) windows += (part.size - 1) / seq_len;
   return windows;
@@ -262,6 +416,10 @@ int64_t TextData::validation_windows(int64_t seq_len) const {
 
 void TextData::check_validation(int64_t batch_size, int64_t seq_len) const {
   check_positive(batch_size, seq_len);
+  MOE8_CHECK(!packs_documents_ || validation_windows(seq_len) >= batch_size, kTextData,
+             "validation text", "expected documents that fill at least one batch of ", batch_size,
+             " windows of ", seq_len, ", got ", validation_windows(seq_len), " windows",
+             ". Give more documents, a larger data.validation_fraction, or lower the batch size.");
   MOE8_CHECK(validation_windows(seq_len) >= batch_size, kTextData, "validation text",
              "expected at least ", batch_size * seq_len + 1, " ", unit(), " for one batch of ",
              batch_size, " windows of ", seq_len, ", got ", validation_tokens(), " in ",
@@ -270,9 +428,10 @@ void TextData::check_validation(int64_t batch_size, int64_t seq_len) const {
 }
 
 TextData::Window TextData::validation_window(int64_t index, int64_t seq_len) const {
+  if (packs_documents_) return validation_documents(seq_len)[static_cast<size_t>(index)];
   auto part = validation_.begin();
   for (; index >= (part->size - 1) / seq_len; ++part) index -= (part->size - 1) / seq_len;
-  return {part->file, part->begin + index * seq_len};
+  return {part->file, part->begin + index * seq_len, seq_len + 1};
 }
 
 int64_t TextData::validation_batches(int64_t batch_size, int64_t seq_len) const {
@@ -284,11 +443,11 @@ Batch TextData::validation_batch(int64_t index, int64_t batch_size, int64_t seq_
   const int64_t batches = validation_batches(batch_size, seq_len);
   MOE8_CHECK(index >= 0 && index < batches, kTextData, "index", "expected 0 to ", batches - 1,
              ", got ", index);
-  const Batch batch = empty_batch(batch_size, seq_len);
+  std::vector<Window> windows;
   for (int64_t row = 0; row < batch_size; ++row) {
-    fill_row(batch, row, read(validation_window(index * batch_size + row, seq_len), seq_len));
+    windows.push_back(validation_window(index * batch_size + row, seq_len));
   }
-  return batch;
+  return batch_of(windows, seq_len);
 }
 
 // ---- bigrams ----------------------------------------------------------------
@@ -299,7 +458,7 @@ std::vector<double> TextData::bigram_table() const {
     // Pieces share a byte, as every byte but the first and the last belongs to two pairs.
     for (int64_t at = 0; at + 1 < part.size; at += kPiece) {
       const int64_t last = std::min(kPiece, part.size - 1 - at);
-      const std::vector<uint32_t> bytes = read({part.file, part.begin + at}, last);
+      const std::vector<uint32_t> bytes = read({part.file, part.begin + at, last + 1});
       for (size_t i = 1; i < bytes.size(); ++i) ++pairs[kByteVocabulary * bytes[i - 1] + bytes[i]];
     }
   }
@@ -313,7 +472,7 @@ double TextData::bigram_loss(int64_t batches, int64_t batch_size, int64_t seq_le
   const std::vector<double> table = bigram_table();
   double sum = 0;
   for (int64_t index = 0; index < batches * batch_size; ++index) {
-    const std::vector<uint32_t> window = read(validation_window(index, seq_len), seq_len);
+    const std::vector<uint32_t> window = read(validation_window(index, seq_len));
     for (size_t i = 1; i < window.size(); ++i)
       sum += table[kByteVocabulary * window[i - 1] + window[i]];
   }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "text/token_source.h"
@@ -19,8 +20,16 @@ inline constexpr int64_t kByteVocabulary = 256;
 
 struct Batch {
   at::Tensor tokens;   // [batch_size, seq_len] int64
-  at::Tensor targets;  // the same windows one token later
+  at::Tensor targets;  // the same windows one token later; kNoTarget where none counts
+  /// A number per document and position, undefined where attention looks across documents.
+  at::Tensor documents{};
+  /// How many targets count, a float32 scalar; undefined where all do. Where none does, one stands in
+  /// targets all the same, so that there is a loss to multiply by 0.
+  at::Tensor counted{};
 };
+
+/// Of Batch::targets, as cross_entropy passes it over.
+inline constexpr int64_t kNoTarget = -100;
 
 /// Consecutive sequences of a batch.
 struct Rows {
@@ -33,7 +42,10 @@ struct Rows {
 /// The tokens of one or several files, read as they are needed: text, whose bytes are the tokens, or
 /// token files (text/token_source.h) of one tokenizer. The last `validation_fraction` of each file is
 /// for validation, the rest for training; no window crosses from one file or part into another, but
-/// windows do cross from one document into the next. A file that others shorten meanwhile is a
+/// windows do cross from one document into the next, unless DataWindows::DOCUMENTS lets them begin
+/// with one: then the parts are whole documents. Targets count where they are part of an answer, in
+/// files that say so (TokenSource::has_answers); the first token of a document does not where windows
+/// begin with documents or attention ends with them. A file that others shorten meanwhile is a
 /// c10::Error that names it, from every function that reads.
 ///
 /// Nothing here has state: a training batch is a function of (seed, index, sizes), so a run resumes
@@ -68,8 +80,13 @@ class TextData {
   Batch train_batch(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len,
                     Rows rows = {}) const;
 
-  /// Full batches of consecutive windows, in which each token is a target once; what is left over at
-  /// the end is dropped, so that all batches weigh the same in a mean.
+  /// How many targets of a training batch count: all, or what Batch::counted of its rows adds up to.
+  int64_t train_counted(uint64_t seed, int64_t index, int64_t batch_size, int64_t seq_len) const;
+  /// Batches say which targets count.
+  bool counts_some() const { return counts_some_; }
+
+  /// Full batches of consecutive windows, in which each token is a target once, or of whole documents;
+  /// what is left over at the end is dropped.
   int64_t validation_batches(int64_t batch_size, int64_t seq_len) const;
   Batch validation_batch(int64_t index, int64_t batch_size, int64_t seq_len) const;
 
@@ -84,14 +101,19 @@ class TextData {
     size_t file;
     int64_t begin;
     int64_t size;
+    // Of windows of documents: the numbers of the first, and of that behind the last.
+    size_t first_document = 0, end_document = 0;
   };
   struct Window {
     size_t file;
     int64_t begin;
+    int64_t count;  // of tokens, the last of which is a target alone
   };
 
   void open(const std::string& path, DataTokens tokens);
   void split(double validation_fraction);
+  void split_at_document(size_t file, uint64_t border);
+  void find_documents();
   void check_one_tokenizer() const;
   void set_weights(const std::vector<double>& weights);
   void check_training(int64_t batch_size, int64_t seq_len) const;
@@ -99,13 +121,27 @@ class TextData {
   int64_t validation_windows(int64_t seq_len) const;
   Window validation_window(int64_t index, int64_t seq_len) const;
   Window draw_window(at::Philox4_32& random, int64_t seq_len) const;
-  std::vector<uint32_t> read(const Window& window, int64_t seq_len) const;  // seq_len + 1 tokens
+  std::vector<Window> draw_windows(uint64_t seed, int64_t index, Rows rows, int64_t seq_len) const;
+  int64_t starts_of(const Part& part, int64_t seq_len) const;
+  Window window_at(const Part& part, int64_t start, int64_t seq_len) const;
+  Window of_documents(const Part& part, size_t first, int64_t seq_len) const;
+  const std::vector<Window>& validation_documents(int64_t seq_len) const;
+  std::vector<uint32_t> read(const Window& window) const;
+  std::vector<uint8_t> counts_of(const Window& window) const;
+  std::vector<int64_t> documents_of(const Window& window, int64_t seq_len) const;
+  Batch batch_of(const std::vector<Window>& windows, int64_t seq_len) const;
   std::vector<double> bigram_table() const;
 
   int64_t vocabulary_ = kByteVocabulary;
+  bool packs_documents_ = false;             // windows begin with documents
+  bool parts_documents_ = false;             // attention ends with them
+  bool counts_some_ = false;                 // not all targets
+  std::vector<std::vector<uint64_t>> ends_;  // of the documents of each file, where they matter
   std::vector<TokenSource> files_;
   std::vector<Part> train_;  // one per file, as the next
   std::vector<Part> validation_;
+  // Of windows of documents, of the length that was asked for last.
+  mutable std::pair<int64_t, std::vector<Window>> packed_validation_;
   std::vector<uint64_t> shares_;  // with weights: where each file's part of 2^64 - 1 ends
 };
 

@@ -32,8 +32,8 @@ TEST(Command, HelpListsTheCommands) {
   const Ran ran = run_moe8({"--help"});
   EXPECT_EQ(ran.status, 0);
   EXPECT_EQ(ran.err, "");
-  for (const char* name : {"demo", "train", "tokenize", "export", "compare", "recipes", "plan",
-                           "conformance", "doctor", "completion"}) {
+  for (const char* name : {"demo", "train", "tokenize", "eval", "generate", "export", "compare",
+                           "recipes", "plan", "conformance", "doctor", "completion"}) {
     EXPECT_THAT(ran.out, HasSubstr(name));
   }
 }
@@ -55,8 +55,9 @@ TEST(Command, Version) {
 }
 
 TEST(Command, WrongUsageIsOneLineAndTwo) {
-  expect_usage_error({"xyz"},
-                     "expected a command (demo, train, tokenize, export, compare, recipes, ");
+  expect_usage_error(
+      {"xyz"},
+      "expected a command (demo, train, tokenize, eval, generate, export, compare, recipes, ");
   expect_usage_error({"conformence"}, "got 'conformence'. Did you mean 'conformance'? See");
   expect_usage_error({"trian", "--config", "x"}, "Did you mean 'train'?");
   expect_usage_error({"help", "trian"}, "Did you mean 'train'?");

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Runs docs/tutorial.md as a reader would: every ```sh block in order, in one shell. A ```text block
+# Runs a page of docs/ as a reader would: every ```sh block in order, in one shell. A ```text block
 # after one shows some of its output: each line must occur, in that order, numbers aside.
-#   tutorial_test.sh ROOT MOE8 PROGRAM        PROGRAM: the tutorial's C++ block, built
+#   tutorial_test.sh ROOT PAGE MOE8 PROGRAM        PROGRAM: the tutorial's C++ block, built
 set -eu
-root=$1 moe8=$2 program=$3
+root=$1 page=$2 moe8=$3 program=$4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/bin" "$work/clone/mine/build"
@@ -19,7 +19,7 @@ awk -v folder="$work" '
   /^```text$/ { file = folder "/text-" n; next }
   /^```/ { file = ""; next }
   file { print > file }
-' "$root/docs/tutorial.md"
+' "$root/$page"
 
 # The page's reader has the clone in /home/me/moe8. The sign of a difference is a part of the number:
 # which of two close losses is the smaller one depends on the CPU.

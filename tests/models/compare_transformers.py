@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """moe8's published models beside Hugging Face's transformers, or exit status 1.
 
-  compare_transformers.py PROGRAM              PROGRAM is test_pretrained_check
+  compare_transformers.py PROGRAM MOE8         PROGRAM is test_pretrained_check, MOE8 the command
   compare_transformers.py --record FOLDER      small cases for pretrained_test.cpp
 
 Tiny models of every family with random weights, in float32: logits and the gradients of all weights
 agree within 1e-4 of the largest; every file that moe8 writes holds the tensors of the one it read, bit
-for bit; and transformers computes the same bits from it. Run by a Python that has torch, transformers
+for bit; and transformers computes the same bits from it. `moe8 generate` gives the tokens of its generate(),
+with and without a cache, and `moe8 eval` its loss. Run by a Python that has torch, transformers
 and safetensors (./dev test --hf installs them).
 """
 import argparse
@@ -178,7 +179,38 @@ def run(program, folder):
     subprocess.run([program, folder], check=True)
 
 
-def compare(program, name, folder):
+def compare_generated(moe8, model, folder, name):
+    """Greedy, past the windows: kept keys and values on both sides, then none on moe8's."""
+    prompt = batch_of(model)[0][:1]
+    with torch.no_grad():
+        wanted = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40,
+                                use_cache=True, eos_token_id=None, pad_token_id=0)[0, prompt.shape[1]:].tolist()
+    words = [moe8, "generate", folder / "model", "--prompt-tokens", ",".join(map(str, prompt[0].tolist())),
+             "--max-tokens", "40", "--ignore-end"]
+    for more in ([], ["--no-cache"]):
+        got = subprocess.run(words + more, check=True, capture_output=True, text=True).stdout
+        check([int(token) for token in got.split()] == wanted, f"{name}: generate {more}: {got} is not {wanted}")
+
+
+def compare_losses(moe8, model, folder, name):
+    """Windows of 30 of 700 tokens, each token but the first of them counted once."""
+    length = 30
+    tokens = torch.randint(model.config.vocab_size, (701,), generator=torch.Generator().manual_seed(SEED))
+    tokens.to(torch.uint16).numpy().tofile(folder / "tokens.bin")
+    nats = 0
+    with torch.no_grad():
+        for begin in range(0, 700, length):
+            window = tokens[begin:begin + length + 1]
+            logits = logits_of(model, window[None, :-1])[0]
+            nats += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    words = [moe8, "eval", folder / "model", "--data", folder / "tokens.bin", "--tokens", "uint16",
+             "--seq-len", str(length), "--json"]
+    row, = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    check(row["tokens"] == 700 and abs(row["loss"] - nats / 700) < 1e-4,
+          f"{name}: eval gives {row['loss']}, transformers {nats / 700}")
+
+
+def compare(program, moe8, name, folder):
     model, tokens = make(name, folder)
     run(program, folder)
     original = load_file(folder / "model/model.safetensors")
@@ -187,7 +219,10 @@ def compare(program, name, folder):
     again.set_experts_implementation("eager")
     before, after = logits_of(model.eval(), tokens), logits_of(again.eval(), tokens)
     check(torch.equal(before, after), f"{name}: transformers computes other logits from the export")
-    print(f"{name}: {len(original)} tensors the same bits, transformers the same logits", flush=True)
+    compare_generated(moe8, model, folder, name)
+    compare_losses(moe8, model, folder, name)
+    print(f"{name}: {len(original)} tensors the same bits, transformers the same logits, tokens and loss",
+          flush=True)
 
 
 def record(folder):
@@ -208,6 +243,7 @@ def record(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", nargs="?")
+    parser.add_argument("moe8", nargs="?")
     parser.add_argument("--record", type=pathlib.Path)
     parser.add_argument("--only")
     arguments = parser.parse_args()
@@ -220,7 +256,7 @@ def main():
         if arguments.only and arguments.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            compare(arguments.program, name, pathlib.Path(folder))
+            compare(arguments.program, arguments.moe8, name, pathlib.Path(folder))
     if not arguments.only or arguments.only in "mxfp4":
         with tempfile.TemporaryDirectory() as folder:
             whole = make_mxfp4(pathlib.Path(folder))

@@ -57,7 +57,7 @@ TEST(Attention, SinksWindowsAndScalesAreTheirFormula) {
           for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
             const Inputs in = exact.to(dtype);
             AttentionOptions options{.scale = scale, .window = {}, .sinks = {}};
-            if (window < 11) options.window = window_mask(11, window, at::dtype(dtype));
+            if (window < 11) options.window = window_mask(11, 11, window, at::dtype(dtype));
             if (has_sinks) options.sinks = in.sinks;
             const at::Tensor out = causal_attention(in.q, in.k, in.v, options);
             out.backward(grad.to(dtype));

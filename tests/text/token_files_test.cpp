@@ -280,6 +280,87 @@ TEST_F(TokenizeJobTest, TheEndTokenIsAskedForOrConfigured) {
   EXPECT_EQ(tokenize_files(job_).end_token, std::nullopt);
 }
 
+// ---- answers ------------------------------------------------------------------
+std::vector<TextPiece> pieces_of(const TemporaryFolder& folder, const std::string& line) {
+  const DocumentReader reader({folder.write("one.jsonl", "")}, {.answers = true});
+  return reader.pieces_of({.line = 1, .format = DocumentFormat::JSON_LINES, .bytes = line});
+}
+
+TEST_F(TokenizeJobTest, AnswersAreCompletionsOrSpansOfCharacters) {
+  const auto pieces = [&](const std::string& line) { return pieces_of(folder_, line); };
+  EXPECT_EQ(pieces(R"({"prompt": "a?", "completion": "b"})"),
+            (std::vector<TextPiece>{{"a?", false}, {"b", true}}));
+  // "é" is one character and two bytes.
+  EXPECT_EQ(pieces(R"({"text": "é1é2é3", "spans": [[1, 2], [3, 5]]})"),
+            (std::vector<TextPiece>{
+                {"é", false}, {"1", true}, {"é", false}, {"2é", true}, {"3", false}}));
+  EXPECT_EQ(pieces(R"({"text": "ab", "spans": []})"), (std::vector<TextPiece>{{"ab", false}}));
+  EXPECT_EQ(pieces(R"({"text": "ab", "spans": [[0, 2]]})"), (std::vector<TextPiece>{{"ab", true}}));
+  for (const char* spans :
+       {"[[0, 3]]", "[[1, 0]]", "[[0, 2], [1, 2]]", "[[-1, 1]]", "[0, 1]", "1"}) {
+    const std::string line = std::string(R"({"text": "ab", "spans": )") + spans + "}";
+    EXPECT_THAT(error_of([&] { pieces(line); }),
+                AllOf(HasSubstr("one.jsonl:1: expected spans [[begin, end], ...] within the text"),
+                      HasSubstr("in rising order, got ")));
+  }
+  EXPECT_THAT(error_of([&] { pieces(R"({"prompt": "a"})"); }),
+              HasSubstr("expected an object with prompt and completion, or with 'text' and spans, "
+                        "got an object without 'completion'"));
+  EXPECT_THAT(error_of([&] { pieces(R"({"messages": []})"); }),
+              HasSubstr("got messages. Render them with the model's chat template first"));
+}
+
+TEST_F(TokenizeJobTest, AnswersLieBesideTheTokens) {
+  job_.files = {folder_.write("x.jsonl", R"({"prompt": "one two", "completion": " three"}
+{"text": "four five", "spans": [[0, 4]]}
+)")};
+  EXPECT_THAT(error_of([&] { tokenize_files(job_); }),
+              HasSubstr("got one with a completion. Say --answers"));
+  job_.documents.answers = true;
+  const TokenIndex index = tokenize_files(to("answers"));
+  EXPECT_TRUE(index.answers);
+  const TokenSource source = TokenSource::open(folder_ / "answers");
+  const Tokenizer tokenizer(job_.tokenizer);
+  Ids expected;
+  std::vector<uint8_t> counts;
+  const auto add = [&](std::string_view text, bool is_answer) {
+    for (const uint32_t id : tokenizer.encode(text)) expected.push_back(id);
+    counts.resize(expected.size(), is_answer ? 1 : 0);
+  };
+  const auto end = [&](bool is_answer) {
+    expected.push_back(*tokenizer.id_of("word"));
+    counts.push_back(is_answer ? 1 : 0);
+  };
+  add("one two", false);
+  add(" three", true);
+  end(true);
+  add("four", true);
+  add(" five", false);
+  end(false);
+  EXPECT_EQ(all_of(source), expected);
+  std::vector<uint8_t> found(source.size());
+  source.read_answers(0, found);
+  EXPECT_EQ(found, counts);
+  job_.documents.answers = false;
+  job_.files = {folder_.write("y.txt", "plain")};
+  EXPECT_FALSE(tokenize_files(to("plain")).answers);
+  EXPECT_FALSE(TokenSource::open(folder_ / "plain").has_answers());
+
+  std::filesystem::resize_file(folder_ / "answers/answers.u8", 3);
+  EXPECT_THAT(error_of([&] { TokenSource::open(folder_ / "answers"); }),
+              HasSubstr("answers.u8: expected "));
+  folder_.write("answers/answers.u8", std::string(source.size(), '\x02'));
+  EXPECT_THAT(error_of([&] { TokenSource::open(folder_ / "answers").read_answers(0, found); }),
+              HasSubstr("expected bytes 0 and 1, got 2: the file is damaged"));
+  job_.documents.answers = true;
+  job_.add_special_tokens = true;
+  EXPECT_THAT(error_of([&] { tokenize_files(to("special")); }),
+              HasSubstr("expected none beside --answers"));
+  job_.add_special_tokens = false;
+  EXPECT_THAT(error_of([&] { tokenize_files(to("text")); }),
+              HasSubstr("y.txt:1: expected JSON lines beside --answers, got text"));
+}
+
 TEST_F(TokenizeJobTest, FilesThatAreNoTextAreRefused) {
   job_.files = {folder_.write("x.gz", "\x1F\x8B binary")};
   EXPECT_THAT(error_of([&] { tokenize_files(job_); }), HasSubstr("expected text, got a gzip file"));

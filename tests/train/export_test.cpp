@@ -106,8 +106,10 @@ TEST_F(ExportTest, TextIsRefusedForAPublishedModel) {
 }
 
 TEST_F(ExportTest, WhatCannotBeExported) {
-  EXPECT_THAT(error_of([&] { export_run(folder_ / "none", folder_ / "out"); }),
-              HasSubstr("expected the folder of a run or a checkpoint, with run.toml, got none"));
+  EXPECT_THAT(
+      error_of([&] { export_run(folder_ / "none", folder_ / "out"); }),
+      HasSubstr("expected the folder of a run or a checkpoint, with run.toml, or of a published "
+                "model, with config.json, got none"));
   RunConfig config = testing::tiny_config(folder_);
   config.training.steps = 1;
   train(config, {});

@@ -19,6 +19,7 @@
 #include "models/hf_config.h"
 #include "nn/model_settings.h"
 #include "train/config/recipe_rules.h"
+#include "train/config/trained_parameters.h"
 
 namespace moe8 {
 namespace {
@@ -32,6 +33,8 @@ template <>
 constexpr std::array<std::string_view, 3> kWords<Weights>{"master", "bf16", "float32"};
 template <>
 constexpr std::array<std::string_view, 4> kWords<DataTokens>{"auto", "bytes", "uint16", "uint32"};
+template <>
+constexpr std::array<std::string_view, 2> kWords<DataWindows>{"anywhere", "documents"};
 template <>
 constexpr std::array<std::string_view, 3> kWords<TrainingDevice>{"auto", "cpu", "cuda"};
 template <>
@@ -106,6 +109,14 @@ void assign(const toml::node& node, std::vector<double>& value, const std::strin
   value.clear();
   if (!node.is_array()) wrong(name, "an array of numbers", describe(node), at);
   for (const toml::node& item : *node.as_array()) assign(item, value.emplace_back(), name, at);
+}
+void assign(const toml::node& node, std::map<std::string, double>& value, const std::string& name,
+            const std::string& at) {
+  value.clear();
+  if (!node.is_table()) wrong(name, "a table of numbers", describe(node), at);
+  for (const auto& [key, item] : *node.as_table()) {
+    assign(item, value[std::string(key.str())], name, at);
+  }
 }
 using Words = std::span<const std::string_view>;
 template <typename Enum>
@@ -203,6 +214,12 @@ std::string toml_of(const std::vector<double>& value) {
   for (const double item : value) items.push_back(toml_of(item));
   return items.empty() ? "[]" : concat("[ ", join(items), " ]");
 }
+std::string toml_of(const std::map<std::string, double>& value) {
+  std::vector<std::string> items;
+  items.reserve(value.size());
+  for (const auto& [key, item] : value) items.push_back(concat(toml_of(key), " = ", toml_of(item)));
+  return items.empty() ? "{}" : concat("{ ", join(items), " }");
+}
 template <typename Enum>
 requires std::is_enum_v<Enum> std::string toml_of(Enum value) {
   return toml_of(std::string(to_string(value)));
@@ -234,6 +251,11 @@ void check_range(const T& value, const Range& range, const std::string& name,
     for (const double item : value) check_range(item, range, name, position);
   } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
     for (const std::string& item : value) check_utf8(item, name, position);
+  } else if constexpr (std::is_same_v<T, std::map<std::string, double>>) {
+    for (const auto& [key, item] : value) {
+      check_utf8(key, name, position);
+      check_range(item, range, name, position);
+    }
   }
 }
 
@@ -284,6 +306,8 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("data", "tokens", c.data.tokens, kAny);
   visit("data", "weights", c.data.weights, kNotNegative);
   visit("data", "validation_fraction", c.data.validation_fraction, Range{0, 0.9, false});
+  visit("data", "windows", c.data.windows, kAny);
+  visit("data", "attention_across_documents", c.data.attention_across_documents, kAny);
   visit("optimizer", "kind", c.optimizer.kind, kAny);
   visit("optimizer", "learning_rate", c.optimizer.learning_rate, kPositive);
   visit("optimizer", "min_learning_rate", c.optimizer.min_learning_rate, kNotNegative);
@@ -297,6 +321,11 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("optimizer", "weight_decay", c.optimizer.weight_decay, kNotNegative);
   visit("optimizer", "max_grad_norm", c.optimizer.max_grad_norm, kNotNegative);
   visit("optimizer", "moments", c.optimizer.moments, kAny);
+  visit("optimizer", "frozen", c.optimizer.frozen, kAny);
+  visit("optimizer", "rates", c.optimizer.rates, kPositive);
+  visit("lora", "rank", c.lora.rank, kCountOrZero);
+  visit("lora", "alpha", c.lora.alpha, kAny);
+  visit("lora", "targets", c.lora.targets, kAny);
   visit("training", "steps", c.training.steps, kCount);
   visit("training", "batch_size", c.training.batch_size, Range{1, 1 << 20});
   visit("training", "seq_len", c.training.seq_len, Range{1, 1 << 24});
@@ -457,6 +486,10 @@ std::string_view to_string(DataTokens value) {
   return kWords<DataTokens>.at(static_cast<size_t>(value));
 }
 
+std::string_view to_string(DataWindows value) {
+  return kWords<DataWindows>.at(static_cast<size_t>(value));
+}
+
 std::string_view to_string(TrainingDevice value) {
   return kWords<TrainingDevice>.at(static_cast<size_t>(value));
 }
@@ -522,6 +555,23 @@ void check_tensor_parallel(const RunConfig& config) {
              ", got muon. Muon steps whole matrices; parallel.expert spreads stacks of them.");
 }
 
+// What is trained in part, on ranks that share it out whole.
+void check_fine_tuning(const RunConfig& config) {
+  const bool is_in_part =
+      config.lora.rank > 0 || !config.optimizer.frozen.empty() || !config.optimizer.rates.empty();
+  MOE8_CHECK(!is_in_part || config.parallel.expert * config.parallel.tensor == 1, kRunConfig,
+             "parallel",
+             "expected expert = 1 and tensor = 1 beside lora, optimizer.frozen and "
+             "optimizer.rates, got ",
+             config.parallel.expert, " and ", config.parallel.tensor);
+  MOE8_CHECK(config.lora.rank == 0 || config.optimizer.frozen.empty(), kRunConfig,
+             "optimizer.frozen", "expected none beside lora, which freezes the whole model");
+  MOE8_CHECK(config.data.attention_across_documents || config.parallel.tensor == 1, kRunConfig,
+             "data.attention_across_documents",
+             "expected true beside parallel.tensor = ", config.parallel.tensor, ", got false");
+  trained_parameters(config);  // that every key names one
+}
+
 }  // namespace
 
 void RunConfig::validate() const {
@@ -547,6 +597,7 @@ void RunConfig::validate() const {
                  : "none beside schedule = \"" + std::string(to_string(optimizer.schedule)) + "\"",
              ", got ", optimizer.decay_steps, ". It goes with schedule = \"wsd\".");
   check_tensor_parallel(*this);
+  check_fine_tuning(*this);
   MOE8_CHECK(model.n_experts % parallel.expert == 0, kRunConfig, "parallel.expert",
              "expected a divisor of model.n_experts = ", model.n_experts, ", got ",
              parallel.expert);

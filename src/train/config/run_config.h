@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "convert/conversion_rules.h"
+#include "moe8/lora.h"
 #include "moe8/optimizer.h"
 #include "moe8/recompute.h"
 #include "moe8/transformer_config.h"
@@ -55,12 +57,21 @@ enum class DataTokens { AUTO, BYTES, UINT16, UINT32 };
 
 std::string_view to_string(DataTokens value);  // "auto", "bytes", "uint16", "uint32"
 
+/// Where the sequences of a batch begin. ANYWHERE: at every token alike, and run on into the next
+/// document. DOCUMENTS: where a document begins; it and those behind it that fit as a whole make a
+/// sequence, what remains is padded. A longer document is cut.
+enum class DataWindows { ANYWHERE, DOCUMENTS };
+
+std::string_view to_string(DataWindows value);  // "anywhere", "documents"
+
 struct DataConfig {
   std::vector<std::string> files;
   DataTokens tokens = DataTokens::AUTO;
   /// How often each file is drawn from, relative to the others. Empty: by its size.
   std::vector<double> weights{};
   double validation_fraction = 0.05;
+  DataWindows windows = DataWindows::ANYWHERE;
+  bool attention_across_documents = true;  // false: a token sees those of its own document
 
   bool operator==(const DataConfig&) const = default;
 };
@@ -93,8 +104,22 @@ struct OptimizerConfig {
   double weight_decay = 0.1;
   double max_grad_norm = 1.0;                       // 0: gradients are not clipped
   MomentDtype moments = MomentDtype::LIKE_WEIGHTS;  // "auto"
+  /// Parameters that stay as they are: names, or "re:" and a pattern of whole names.
+  std::vector<std::string> frozen{};
+  /// Factors on the learning rate of parameters, by such keys. None is named by two.
+  std::map<std::string, double> rates{};
 
   bool operator==(const OptimizerConfig&) const = default;
+};
+
+/// Adapters that are trained in place of the model (moe8/lora.h).
+struct LoraConfig {
+  int64_t rank = 0;  // 0: none
+  double alpha = 16;
+  std::vector<std::string> targets = LoraOptions().targets;
+
+  LoraOptions options() const { return {rank, alpha, targets}; }
+  bool operator==(const LoraConfig&) const = default;
 };
 
 struct TrainingConfig {
@@ -163,6 +188,7 @@ struct RunConfig {
   TransformerConfig model;
   DataConfig data;
   OptimizerConfig optimizer;
+  LoraConfig lora;
   TrainingConfig training;
   ParallelConfig parallel;
   CheckpointConfig checkpoint;

@@ -9,6 +9,8 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <set>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
@@ -21,6 +23,7 @@
 #include "gemm/low_precision_gemm.h"
 #include "moe8/mx.h"
 #include "moe8/tensor_parallel.h"
+#include "train/config/trained_parameters.h"
 #include "train/update_rules.h"
 
 namespace moe8 {
@@ -184,12 +187,20 @@ class Conversion {
   std::unordered_map<std::string, Config> configs_;
 };
 
+// Adapters of experts are computed by src/experts/unfused.cpp alone.
+bool adapts_experts(const RunConfig& config) {
+  if (config.lora.rank == 0) return false;
+  const auto shapes = lora_shapes(config.model, config.lora.options());
+  return std::ranges::any_of(shapes,
+                             [](const ParameterShape& one) { return one.shape.size() == 3; });
+}
+
 // ---- saved activations ------------------------------------------------------
 // Adds up the kinds of one layer over all layers; a kind keeps its place in the list.
 class SavedList {
  public:
-  explicit SavedList(Conversion conversion, int64_t tensor)
-      : conversion_(std::move(conversion)), tensor_(tensor) {}
+  SavedList(Conversion conversion, int64_t tensor, bool adapts_experts)
+      : conversion_(std::move(conversion)), tensor_(tensor), adapts_experts_(adapts_experts) {}
 
   void add(const std::string& what, double bytes) {
     for (SavedTensor& row : rows_) {
@@ -226,6 +237,7 @@ class SavedList {
     add_input(what, tensor_ * elements, layer, readers);
   }
   bool gathers() const { return tensor_ > 1; }
+  bool adapts_experts() const { return adapts_experts_; }
 
   bool are_fused_experts(const std::string& weight) const {
     return conversion_.is_of_fused_experts(weight);
@@ -243,6 +255,7 @@ class SavedList {
  private:
   Conversion conversion_;
   int64_t tensor_;
+  bool adapts_experts_;
   std::vector<SavedTensor> rows_;
 };
 
@@ -331,7 +344,7 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   const std::string part = layer + "moe.", experts = part + "experts.";
   const double k = double(c.top_k);
   const bool shared = c.n_shared_experts > 0;
-  const bool fused = list.are_fused_experts(experts + "w1");
+  const bool fused = list.are_fused_experts(experts + "w1") && !list.adapts_experts();
   std::vector<std::vector<std::string>> readers{{"router.gate.weight"}};
   const std::vector<std::string> of_shared{"shared_experts.w1.weight", "shared_experts.w3.weight"};
   if (shared && !list.gathers()) readers.push_back(of_shared);
@@ -348,6 +361,18 @@ void add_moe(SavedList& list, const TransformerConfig& c, const std::string& lay
   if (list.gathers()) list.add_gathered_input("shared experts: input", c.dim, part, {of_shared});
   add_hidden(list, "shared experts: hidden rows", c.hidden_dim * c.n_shared_experts,
              part + "shared_experts.", ".weight");
+}
+
+// Of each adapter its input, though others may keep it as well, and what A makes of it.
+void add_adapters(SavedList& list, const RunConfig& config) {
+  if (config.lora.rank == 0) return;
+  const auto k = double(config.model.top_k);
+  for (const ParameterShape& one : lora_shapes(config.model, config.lora.options())) {
+    const bool is_of_experts = one.shape.size() == 3;
+    // A [rank, in] reads an input, B [out, rank] what A made.
+    list.add("adapters",
+             (is_of_experts ? k : 1) * list.model_itemsize() * double(one.shape.back()));
+  }
 }
 
 // ---- weights as codes ---------------------------------------------------------
@@ -388,7 +413,7 @@ std::string layer_name(int64_t number) {
 // ---- weights and gradients of a step ----------------------------------------------
 double gradients_of(const RunConfig& config, const std::vector<ParameterShape>& parameters,
                     const Conversion& conversion) {
-  const bool in_products = config.training.sums_in_products();
+  const bool in_products = config.training.sums_in_products() && config.lora.rank == 0;
   double bytes = 0;
   for (const ParameterShape& p : parameters) {
     const bool in_product = in_products && conversion.is_of_fused_experts(p.name);
@@ -421,7 +446,7 @@ double recomputed_bytes(const RunConfig& config, const Conversion& conversion, i
                         int64_t tensor) {
   const Recompute recompute = config.training.activation_checkpointing;
   if (recompute == Recompute::NONE) return 0;
-  SavedList list(conversion, tensor);
+  SavedList list(conversion, tensor, adapts_experts(config));
   const std::string layer = layer_name(number);
   if (recompute == Recompute::FULL) add_attention_half(list, config.model, layer);
   add_other_half(list, config.model, number, layer);
@@ -435,7 +460,8 @@ double recomputed_bytes(const RunConfig& config, const Conversion& conversion, i
 std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t tensor) {
   const TransformerConfig& c = config.model;
   const Recompute recompute = config.training.activation_checkpointing;
-  SavedList list(Conversion(plan_conversion(config), config.training), tensor);
+  SavedList list(Conversion(plan_conversion(config), config.training), tensor,
+                 adapts_experts(config));
   for (int64_t number = 0; number < c.n_layers; ++number) {
     const std::string layer = layer_name(number);
     if (recompute != Recompute::FULL) add_attention_half(list, c, layer);
@@ -449,6 +475,7 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t ten
   add_norm(list, c.dim);
   list.add_input("output projection: input", c.dim, "", {{"output.weight"}});
   list.add("loss: log-probabilities", kFloat * double(c.vocab_size));
+  add_adapters(list, config);
   return list.take();
 }
 
@@ -484,28 +511,37 @@ ParameterShape held_shape(const ParameterShape& whole, const ParallelConfig& par
 
 MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held) {
   const TrainingConfig& t = config.training;
-  std::vector<ParameterShape> parameters;
   double elements = 0;
   for (const ParameterShape& whole : parameter_shapes(config.model)) {
-    parameters.push_back(held_shape(whole, held));
-    elements += numel(parameters.back().shape);
+    elements += numel(held_shape(whole, held).shape);
   }
+  std::vector<ParameterShape> trained;
+  std::set<std::string> names;
+  double stepped = 0;
+  for (const TrainedParameter& one : trained_parameters(config)) {
+    names.insert(one.parameter.name);
+    trained.push_back(held_shape(one.parameter, held));
+    stepped += numel(trained.back().shape);
+  }
+  if (config.lora.rank > 0) elements += stepped;  // adapters, beside the model
   const at::ScalarType dtype = dtype_of(t.weights);
   const double b = itemsize(dtype);
   const bool masters = t.weights == Weights::MASTER;
   MemoryPlan plan;
   plan.weights = elements * b;
-  plan.masters = masters ? elements * kFloat : 0;
-  plan.optimizer = moments_of(config, parameters, masters ? kFloat : b);
+  plan.masters = masters ? stepped * kFloat : 0;
+  plan.optimizer = moments_of(config, trained, masters ? kFloat : b);
   const ConversionReport report = plan_conversion(config);
   const Conversion conversion(report, t);
-  plan.gradients = gradients_of(config, parameters, conversion);
+  plan.gradients = gradients_of(config, trained, conversion);
   for (const ConversionRow& row : report.converted()) {
     const std::vector<int64_t> shape = held_shape({row.fqn, row.shape}, held).shape;
     plan.codes += code_bytes(*row.config, shape);
     const FormsOfStep forms = forms_of_step(t, conversion.forms(row.fqn));
-    plan.weight_forms += forms.beside * numel(shape);
-    plan.waiting_forms += forms.waiting * numel(shape);
+    // Those of frozen weights wait for no gradient that would let them go.
+    const bool is_trained = names.contains(row.fqn);
+    plan.weight_forms += (forms.beside + (is_trained ? 0 : forms.waiting)) * numel(shape);
+    plan.waiting_forms += (is_trained ? forms.waiting : 0) * numel(shape);
   }
   for (const SavedTensor& saved : saved_for_backward(config, held.tensor)) {
     plan.saved_a_token += saved.bytes;

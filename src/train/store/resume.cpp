@@ -32,7 +32,8 @@ constexpr std::array<std::string_view, 14> kMayChange{
     "numerics.",
     "output."};
 
-constexpr std::array<std::string_view, 2> kMustStay{"optimizer.kind", "optimizer.moments"};
+constexpr std::array<std::string_view, 3> kMustStay{"optimizer.kind", "optimizer.moments",
+                                                    "optimizer.frozen"};
 
 // Resolved anew at every start and reported otherwise, or of no consequence.
 constexpr std::array<std::string_view, 3> kNotWorthALine{"training.threads", "data.files",
