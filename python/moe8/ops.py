@@ -195,7 +195,8 @@ class _Linear(torch.autograd.Function):
 def _is_eager(*tensors):
     """Whether nothing but autograd wants to see the operation: no compiler, dispatch mode or function transform, no
     subclass of tensors but converted weights."""
-    return (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0 and
+    return (not torch.compiler.is_compiling() and not tensors[0].is_meta and
+            torch._C._len_torch_dispatch_stack() == 0 and
             torch._C._functorch.peek_interpreter_stack() is None and
             all(isinstance(x, torch.Tensor) and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
                 for x in tensors))
@@ -269,7 +270,7 @@ _once("moe_experts_backward")
 # ---- what people call ---------------------------------------------------------------------------------------
 def autocast(device, *tensors):
     """Tensors as autocast wants them."""
-    if not torch.is_autocast_enabled(device.type):
+    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
         return tensors
     dtype = torch.get_autocast_dtype(device.type)
     return tuple(x.to(dtype) if x is not None and x.is_floating_point() else x for x in tensors)

@@ -103,6 +103,9 @@ class Record:
 def converted(parameter, made, record):
     """The parameter as its module gives it out, of the class `made`."""
     if torch.compiler.is_compiling():
+        if type(parameter).__name__ == "FakeTensor":
+            raise Error(f"[torch.export] {record.fqn}: expected a model without converted weights, got one that "
+                        "computes in low precision. Export the model that moe8.dequantize_() gives back")
         _prepare_dynamo()
         return parameter.as_subclass(made)
     if isinstance(parameter, ConvertedWeight):  # a function of torch put it there, to be used as it is

@@ -208,6 +208,13 @@ def test_functional_call_and_optimizers():
     assert torch.equal(torch.func.functional_call(model, weights, (x,)), before)
 
 
+def test_export_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    moe8.quantize_(model, "rowwise")
+    with pytest.raises(moe8.Error, match="0.weight: expected a model without converted weights"):
+        torch.export.export(model, (torch.randn(2, 8),), strict=False)
+
+
 def test_classes_made_of_converted_ones_are_left_alone():
     linear = nn.Linear(8, 8)
     moe8.quantize_(linear, "rowwise")

@@ -138,6 +138,13 @@ def test_no_tokens():
     assert y.shape == (0, 64) and w.grad.abs().max() == 0 and w2.grad.abs().max() == 0
 
 
+def test_shapes_on_meta():
+    A, W = torch.empty(4, 8, device="meta"), torch.empty(2, 3, 8, device="meta")
+    offs = torch.empty(2, dtype=torch.int32, device="meta")
+    y = moe8.grouped_mm(A, W.transpose(1, 2), offs)
+    assert y.is_meta and y.shape == (4, 3) and y.dtype == torch.bfloat16
+
+
 def test_once_only():
     for product, message in ((moe8.linear, "once_differentiable"),
                              (lambda x, w: OPS.linear(x, w, ROWWISE), "expected one differentiation")):
