@@ -60,8 +60,10 @@ Row row_of(const Group& group, std::string op, std::string shape, std::string re
 // ---- bytes --------------------------------------------------------------------
 /// An all-to-all as NCCL has it: equal parts of bytes.
 struct PlainBytes {
-  PlainBytes(const Group& g, int64_t bytes)
-      : group(g), in(at::empty({bytes}, on_gpu(at::kByte)).random_()), out(at::empty_like(in)) {}
+  PlainBytes(Group g, int64_t bytes)
+      : group(std::move(g)),
+        in(at::empty({bytes}, on_gpu(at::kByte)).random_()),
+        out(at::empty_like(in)) {}
 
   void send() {
     std::vector<int64_t> equal;
@@ -226,12 +228,14 @@ std::vector<Row> rows_of_legs(const Group& group, const ExpertLayerShape& shape)
     const int64_t width = std::accumulate(widths.begin(), widths.end(), int64_t{0});
     const int64_t bytes = splits.sent() * width;
     std::vector<at::Tensor> sent;
+    sent.reserve(widths.size());
     for (const int64_t each : widths) {
       sent.push_back(at::empty({splits.sent(), each}, on_gpu(at::kByte)).random_());
     }
     const auto plain = std::make_shared<PlainBytes>(group, bytes / group.size() * group.size());
     const auto exchanges = [group, splits, sent] {
       std::vector<Pending> coming;
+      coming.reserve(sent.size());
       for (const at::Tensor& part : sent) {
         coming.push_back(begin_all_to_all(group, part, splits.to, splits.from));
       }

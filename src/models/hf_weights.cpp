@@ -21,7 +21,7 @@ namespace moe8 {
 namespace {
 
 bool is_of_experts(std::string_view ours) {
-  return ours.find(".moe.experts.") != ours.npos;
+  return ours.find(".moe.experts.") != std::string_view::npos;
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -156,7 +156,7 @@ bool is_of_extra_layer(const std::string& name, int64_t layers) {
       name.substr(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size());
   constexpr size_t kMostDigits = 9;
   const bool is_number = !number.empty() && number.size() <= kMostDigits &&
-                         number.find_first_not_of("0123456789") == number.npos;
+                         number.find_first_not_of("0123456789") == std::string::npos;
   return is_number && std::stoll(number) >= layers;
 }
 

@@ -131,7 +131,7 @@ std::optional<bool> note_set_data(const Tensor& self, const Tensor&) {
 
 template <typename Layer>
 void register_makers(torch::Library& library) {
-  namespace op = at::_ops;
+  namespace op = at::_ops;  // NOLINT(misc-unused-alias-decls): a template uses it
   add_after<Layer, op::cat, mark_cat>(library);
   add_after<Layer, op::stack, mark_stack>(library);
   add_after<Layer, op::index_select, mark_index_select>(library);

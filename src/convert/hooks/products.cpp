@@ -232,7 +232,7 @@ MaybeTensor addbmm(const Tensor&, const Tensor& x, const Tensor& mat2, const Sca
 
 template <typename Layer>
 void register_products(torch::Library& library) {
-  namespace op = at::_ops;
+  namespace op = at::_ops;  // NOLINT(misc-unused-alias-decls): a template uses it
   add_before<Layer, op::mm, mm>(library);
   add_before<Layer, op::mm_out, mm_out>(library);
   add_before<Layer, op::mm_dtype, mm_dtype>(library);
