@@ -105,8 +105,9 @@ at::Tensor sequence_part(const Group& group, const at::Tensor& x, int64_t dim) {
 
 TensorSplit tensor_split(std::string_view parameter) {
   const auto has = [&](const auto& parts) {
-    return std::ranges::any_of(
-        parts, [&](std::string_view part) { return parameter.find(part) != parameter.npos; });
+    return std::ranges::any_of(parts, [&](std::string_view part) {
+      return parameter.find(part) != std::string_view::npos;
+    });
   };
   constexpr std::array<std::string_view, 3> kSplit{".attention.", ".feed_forward.",
                                                    ".shared_experts."};

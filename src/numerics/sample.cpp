@@ -66,6 +66,7 @@ struct Sampler::Product {
 // ---- taking -----------------------------------------------------------------
 at::Tensor Sampler::allot_part(Product& p, const at::Tensor& from, std::vector<Picks> axes) {
   std::vector<int64_t> sizes;
+  sizes.reserve(axes.size());
   for (const Picks& picks : axes) sizes.push_back(count_of(picks));
   const at::Tensor to = memory_.allot(from.device(), sizes, from.scalar_type());
   p.parts.push_back({from, std::move(axes), to});
