@@ -75,7 +75,7 @@ std::string make_run(const TemporaryFolder& folder, const std::string& name, con
                          .threads = 2});
   for (int64_t step = 1; step <= run.steps; ++step) {
     if (run.interval > 0 && (step == 1 || step % run.interval == 0))
-      metrics.write(step, look(step));
+      metrics.write_numerics(step, look(step).to_json());
     StepMetrics m;
     m.step = step;
     m.loss = 2 + 3 * std::exp(-0.1 * static_cast<double>(step)) + run.worse;
