@@ -2,7 +2,6 @@
 #include "train/eval_text.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include "base/check.h"
@@ -10,6 +9,7 @@
 #include "text/token_source.h"
 #include "text/tokenize_job.h"
 #include "train/store/checksum.h"
+#include "train/text_data.h"
 
 namespace moe8 {
 namespace {
@@ -71,21 +71,6 @@ EvalText of_text(const std::string& path, const EvalTextOptions& options, const 
 }
 
 // ---- token files, and bytes -------------------------------------------------------
-TokenSource open_tokens(const std::string& path, DataTokens tokens) {
-  switch (tokens) {
-    case DataTokens::UINT16:
-      return TokenSource::open(path, TokenType::UINT16);
-    case DataTokens::UINT32:
-      return TokenSource::open(path, TokenType::UINT32);
-    case DataTokens::BYTES:
-      return TokenSource::open_bytes(path, kEval);
-    case DataTokens::AUTO:
-      break;
-  }
-  return TokenSource::says_tokens(path) ? TokenSource::open(path)
-                                        : TokenSource::open_bytes(path, kEval);
-}
-
 EvalText of_tokens(TokenSource opened, const ModelSource& source, const Tokenizer* tokenizer) {
   check_vocabulary(source, opened.vocabulary().value_or(0), opened.path());
   const bool other =
@@ -108,12 +93,18 @@ EvalText of_tokens(TokenSource opened, const ModelSource& source, const Tokenize
   return text;
 }
 
-// The end of a file, which its run did not train on.
-EvalText validation_part(const EvalText& whole, double fraction) {
-  const auto held_out = std::ceil(fraction * static_cast<double>(whole.size));
+// Where the text of a file begins that the run did not train on.
+int64_t first_held_out(const RunConfig& run, const std::string& path, int64_t size) {
+  const double fraction = run.data.validation_fraction;
+  if (run.data.windows != DataWindows::DOCUMENTS) return validation_border(size, fraction).begin;
+  const TokenSource file = open_tokens(path, run.data.tokens, kEval);
+  return validation_border(file.document_ends(), size, fraction).begin;
+}
+
+// What lies behind that.
+EvalText held_out_part(const EvalText& whole, int64_t first) {
   EvalText part = whole;
-  part.size = std::min(static_cast<int64_t>(held_out), whole.size);
-  const int64_t first = whole.size - part.size;
+  part.size = whole.size - first;
   part.name += " (validation)";
   part.read = [read = whole.read, first](int64_t begin, std::span<uint32_t> ids) {
     read(first + begin, ids);
@@ -143,7 +134,7 @@ EvalText open_eval_text(const std::string& path, const EvalTextOptions& options,
   }
   MOE8_CHECK(!options.documents.answers, kEval, "--answers",
              "expected JSON lines and a tokenizer, got ", path);
-  TokenSource opened = open_tokens(path, is_tokens ? options.tokens : DataTokens::BYTES);
+  TokenSource opened = open_tokens(path, is_tokens ? options.tokens : DataTokens::BYTES, kEval);
   std::string first(std::min<uint64_t>(opened.file().size(), 4096), '\0');
   opened.file().read(first.data(), first.size(), 0);
   MOE8_CHECK(is_tokens || !is_git_lfs_pointer(first), kEval, path, "expected text, got ",
@@ -167,7 +158,7 @@ std::vector<EvalText> open_eval_texts(const EvalTextOptions& options, const Mode
   std::vector<EvalText> texts;
   for (const std::string& path : own.files) {
     EvalText text = open_eval_text(path, own, source, tokenizer);
-    if (of_run) text = validation_part(text, source.run->data.validation_fraction);
+    if (of_run) text = held_out_part(text, first_held_out(*source.run, path, text.size));
     if (options.most_tokens > 0) text.size = std::min(text.size, options.most_tokens);
     MOE8_CHECK(text.size >= 2, kEval, text.name, "expected at least 2 tokens, got ", text.size);
     texts.push_back(std::move(text));

@@ -85,6 +85,35 @@ std::vector<double> negative_logarithms(const std::vector<int64_t>& pairs) {
 
 }  // namespace
 
+TokenSource open_tokens(const std::string& path, DataTokens tokens, const char* op) {
+  switch (tokens) {
+    case DataTokens::UINT16:
+      return TokenSource::open(path, TokenType::UINT16);
+    case DataTokens::UINT32:
+      return TokenSource::open(path, TokenType::UINT32);
+    case DataTokens::BYTES:
+      return TokenSource::open_bytes(path, op);
+    case DataTokens::AUTO:
+      break;
+  }
+  return TokenSource::says_tokens(path) ? TokenSource::open(path)
+                                        : TokenSource::open_bytes(path, op);
+}
+
+ValidationBorder validation_border(int64_t size, double fraction) {
+  const auto held_out = std::ceil(fraction * static_cast<double>(size));
+  return {size - std::min(static_cast<int64_t>(held_out), size)};
+}
+
+ValidationBorder validation_border(const std::vector<uint64_t>& ends, int64_t size,
+                                   double fraction) {
+  const auto border = static_cast<uint64_t>(validation_border(size, fraction).begin);
+  const auto found = std::ranges::lower_bound(ends, std::max<uint64_t>(border, 1));
+  const size_t behind = static_cast<size_t>(found - ends.begin()) + 1;
+  const size_t documents = std::min(behind, ends.size() - 1);
+  return {documents == 0 ? 0 : static_cast<int64_t>(ends[documents - 1]), documents};
+}
+
 TextData::TextData(const std::vector<std::string>& paths, double validation_fraction)
     : TextData(DataConfig{.files = paths, .validation_fraction = validation_fraction},
                kByteVocabulary) {}
@@ -105,18 +134,11 @@ TextData::TextData(const DataConfig& config, int64_t vocabulary) : vocabulary_(v
 }
 
 void TextData::open(const std::string& path, DataTokens tokens) {
-  const bool is_flat = tokens == DataTokens::UINT16 || tokens == DataTokens::UINT32;
-  if (is_flat) {
-    const auto type = tokens == DataTokens::UINT16 ? TokenType::UINT16 : TokenType::UINT32;
-    files_.push_back(TokenSource::open(path, type));
-  } else if (tokens == DataTokens::AUTO && TokenSource::says_tokens(path)) {
-    files_.push_back(TokenSource::open(path));
-  } else {
-    const TokenSource& text = files_.emplace_back(TokenSource::open_bytes(path, kTextData));
-    MOE8_CHECK(text.size() > 0, kTextData, path, "expected text, got an empty file");
-    check_is_text(text.file(), tokens == DataTokens::AUTO);
+  const TokenSource& file = files_.emplace_back(open_tokens(path, tokens, kTextData));
+  if (file.is_bytes()) {
+    MOE8_CHECK(file.size() > 0, kTextData, path, "expected text, got an empty file");
+    check_is_text(file.file(), tokens == DataTokens::AUTO);
   }
-  const TokenSource& file = files_.back();
   MOE8_CHECK(file.size() > 0, kTextData, path, "expected tokens, got none");
   MOE8_CHECK(!file.vocabulary() || *file.vocabulary() <= vocabulary_, kTextData, "model.vocab_size",
              "expected at least ", file.vocabulary().value_or(0), ", as the tokenizer of ", path,
@@ -152,28 +174,13 @@ void TextData::find_documents() {
 void TextData::split(double validation_fraction) {
   for (size_t i = 0; i < files_.size(); ++i) {
     const auto size = static_cast<int64_t>(files_[i].size());
-    const auto held_out = std::ceil(validation_fraction * static_cast<double>(size));
-    const int64_t validation = std::min(static_cast<int64_t>(held_out), size);
-    if (packs_documents_) {
-      split_at_document(i, static_cast<uint64_t>(size - validation));
-    } else {
-      train_.push_back({i, 0, size - validation});
-      validation_.push_back({i, size - validation, validation});
-    }
+    const ValidationBorder border = packs_documents_
+                                        ? validation_border(ends_[i], size, validation_fraction)
+                                        : validation_border(size, validation_fraction);
+    const size_t documents = packs_documents_ ? ends_[i].size() : 0;
+    train_.push_back({i, 0, border.begin, 0, border.documents});
+    validation_.push_back({i, border.begin, size - border.begin, border.documents, documents});
   }
-}
-
-// The document that holds the border is the last to train on, or the first for validation where there
-// is none behind it.
-void TextData::split_at_document(size_t file, uint64_t border) {
-  const std::vector<uint64_t>& ends = ends_[file];
-  const auto found = std::ranges::lower_bound(ends, std::max<uint64_t>(border, 1));
-  const size_t behind = static_cast<size_t>(found - ends.begin()) + 1;
-  const size_t documents = std::min(behind, ends.size() - 1);
-  const int64_t begin = documents == 0 ? 0 : static_cast<int64_t>(ends[documents - 1]);
-  const auto size = static_cast<int64_t>(files_[file].size());
-  train_.push_back({file, 0, begin, 0, documents});
-  validation_.push_back({file, begin, size - begin, documents, ends.size()});
 }
 
 void TextData::set_weights(const std::vector<double>& weights) {

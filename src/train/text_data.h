@@ -31,6 +31,22 @@ struct Batch {
 /// Of Batch::targets, as cross_entropy passes it over.
 inline constexpr int64_t kNoTarget = -100;
 
+/// A file as `tokens` says: AUTO is a token file where it says that it is one, else bytes.
+/// @param op  of errors about a file of bytes
+TokenSource open_tokens(const std::string& path, DataTokens tokens, const char* op);
+
+/// Where in a file the validation text begins. Everything before is for training.
+struct ValidationBorder {
+  int64_t begin;         // token
+  size_t documents = 0;  // before it, where windows are documents
+};
+/// @param fraction  of the file's `size` tokens that are for validation, rounded up
+ValidationBorder validation_border(int64_t size, double fraction);
+/// Of windows of documents, whose ends these are: the document that holds the border is the last to
+/// train on, or the first for validation where there is none behind it.
+ValidationBorder validation_border(const std::vector<uint64_t>& ends, int64_t size,
+                                   double fraction);
+
 /// Consecutive sequences of a batch.
 struct Rows {
   int64_t first = 0;
@@ -112,7 +128,6 @@ class TextData {
 
   void open(const std::string& path, DataTokens tokens);
   void split(double validation_fraction);
-  void split_at_document(size_t file, uint64_t border);
   void find_documents();
   void check_one_tokenizer() const;
   void set_weights(const std::vector<double>& weights);

@@ -341,6 +341,10 @@ TEST_F(AnswersTest, ValidationIsTheLossOfEachAnswer) {
   };
   const Estimate loss = mean_loss(evaluate(*model, {behind}, {.seq_len = 32}, false, &tokenizer));
   EXPECT_NEAR(result.validation_loss, loss.value, 1e-5);
+  // What moe8 eval takes when it is given the run alone.
+  const std::vector<EvalText> held_out = open_eval_texts({}, source, &tokenizer);
+  EXPECT_EQ(held_out.front().size, data.validation_tokens());
+  EXPECT_EQ(held_out.front().document_ends, behind.document_ends);
   EXPECT_LT(result.validation_loss, std::log(vocabulary_));
 }
 
