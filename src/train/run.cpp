@@ -161,9 +161,7 @@ void Run::check_tokens() const {
 
 // What several ranks share out is trained as a whole, and their losses are those of equal parts.
 void Run::check_ranks() const {
-  const OptimizerConfig& o = config_.optimizer;
-  const bool in_part = config_.lora.rank > 0 || !o.frozen.empty() || !o.rates.empty();
-  MOE8_CHECK(!in_part || crew_.is_alone(), kTrain, "ranks",
+  MOE8_CHECK(!config_.trains_in_part() || crew_.is_alone(), kTrain, "ranks",
              "expected one process beside lora, optimizer.frozen and optimizer.rates, got ",
              crew_.size());
   MOE8_CHECK(!data_.counts_some() || crew_.tensor().size() == 1, kTrain, "parallel.tensor",

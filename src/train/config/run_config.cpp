@@ -522,6 +522,10 @@ bool TrainingConfig::sums_in_products() const {
   return weights == Weights::MASTER && accumulation > 1 && gradient_sums == GradientSums::PRODUCTS;
 }
 
+bool RunConfig::trains_in_part() const {
+  return lora.rank > 0 || !optimizer.frozen.empty() || !optimizer.rates.empty();
+}
+
 std::vector<ConversionRule> RunConfig::conversion() const {
   if (!convert.empty()) return convert;
   std::vector<ConversionRule> rules = recipe_rules(training.recipe);
@@ -557,8 +561,7 @@ void check_tensor_parallel(const RunConfig& config) {
 
 // What is trained in part, on ranks that share it out whole.
 void check_fine_tuning(const RunConfig& config) {
-  const bool is_in_part =
-      config.lora.rank > 0 || !config.optimizer.frozen.empty() || !config.optimizer.rates.empty();
+  const bool is_in_part = config.trains_in_part();
   MOE8_CHECK(!is_in_part || config.parallel.expert * config.parallel.tensor == 1, kRunConfig,
              "parallel",
              "expected expert = 1 and tensor = 1 beside lora, optimizer.frozen and "
@@ -569,7 +572,7 @@ void check_fine_tuning(const RunConfig& config) {
   MOE8_CHECK(config.data.attention_across_documents || config.parallel.tensor == 1, kRunConfig,
              "data.attention_across_documents",
              "expected true beside parallel.tensor = ", config.parallel.tensor, ", got false");
-  trained_parameters(config);  // that every key names one
+  if (is_in_part) trained_parameters(config);  // that every key names one
 }
 
 }  // namespace

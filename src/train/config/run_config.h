@@ -198,6 +198,8 @@ struct RunConfig {
 
   /// The rules of `convert`, or else of training.recipe.
   std::vector<ConversionRule> conversion() const;
+  /// Whether some parameters are not trained, or at rates of their own.
+  bool trains_in_part() const;
   /// Ranges, and what must fit together. @throws c10::Error "[config] section.key: expected ...".
   void validate() const;
   bool operator==(const RunConfig&) const = default;
