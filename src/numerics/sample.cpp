@@ -47,18 +47,15 @@ struct Sampler::Product {
     return s.results / static_cast<int64_t>(rows.size());
   }
   void choose_groups(const Sampling& s) {
-    Picks filled, sizes;
-    for (size_t g = 0; g < ends.size(); ++g) {
-      const int64_t begin = g ? ends[g - 1] : 0;
-      if (ends[g] == begin) continue;
-      filled.push_back({static_cast<int64_t>(g), 1, 1});
-      sizes.push_back({begin, ends[g] - begin, ends[g] - begin});
+    const std::vector<int64_t> sizes = sizes_of(ends);
+    std::vector<size_t> filled;
+    for (size_t g = 0; g < sizes.size(); ++g) {
+      if (sizes[g] > 0) filled.push_back(g);
     }
-    if (filled.empty()) return;
-    const auto size = static_cast<int64_t>(filled.size());
-    for (const int64_t i : indices_of(spaced(size, s.experts), s.phase)) {
-      indices.push_back(filled[static_cast<size_t>(i)]);
-      rows.push_back(sizes[static_cast<size_t>(i)]);
+    for (const int64_t i : indices_of(spaced(std::ssize(filled), s.experts), s.phase)) {
+      const size_t g = filled[static_cast<size_t>(i)];
+      indices.push_back({static_cast<int64_t>(g), 1, 1});
+      rows.push_back({ends[g] - sizes[g], sizes[g], sizes[g]});
     }
   }
 };

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 namespace moe8 {
@@ -28,8 +29,7 @@ class SampleMemory {
   };
 
   std::mutex mutex_;  // guards the following
-  std::map<at::Device, Block, bool (*)(const at::Device&, const at::Device&)> open_{
-      [](const at::Device& a, const at::Device& b) { return a.index() < b.index(); }};
+  std::unordered_map<at::Device, Block> open_;
 };
 
 /// The way of samples to the host.
