@@ -68,6 +68,43 @@ EvalRow row_of(const EvalArguments& arguments, const ModelSource& source,
   return row;
 }
 
+// ---- what a row says ------------------------------------------------------------
+/// A model in a recipe on one text, or on all.
+struct EvalLine {
+  const EvalRow* row;
+  std::string text;
+  int64_t tokens = 0;
+  int64_t bytes = 0;  // where bits_per_byte is there
+  Estimate loss;
+  std::optional<double> bits_per_byte{};
+  std::optional<Estimate> difference{};  // to the first row
+};
+
+EvalLine line_of(const EvalRow& row, const std::string& text, const std::vector<TextLoss>& losses,
+                 const std::vector<TextLoss>& first) {
+  EvalLine line{.row = &row, .text = text, .loss = mean_loss(losses)};
+  for (const TextLoss& one : losses) {
+    line.tokens += one.tokens;
+    line.bytes += one.bytes.value_or(0);
+  }
+  line.bits_per_byte = bits_per_byte(losses);
+  line.difference = difference(losses, first);
+  return line;
+}
+
+std::vector<EvalLine> lines_of(const std::vector<EvalRow>& rows) {
+  const std::vector<TextLoss>& first = rows.front().losses;
+  std::vector<EvalLine> lines;
+  for (const EvalRow& row : rows) {
+    for (size_t i = 0; i < row.losses.size(); ++i) {
+      lines.push_back(line_of(row, row.losses[i].name, {row.losses[i]},
+                              i < first.size() ? std::vector{first[i]} : std::vector<TextLoss>{}));
+    }
+    if (row.losses.size() > 1) lines.push_back(line_of(row, "all", row.losses, first));
+  }
+  return lines;
+}
+
 // ---- as a table -----------------------------------------------------------------
 std::string with_error(const Estimate& estimate) {
   const std::string value = fixed_digits(estimate.value, 4);
@@ -78,40 +115,17 @@ std::string signed_with_error(const Estimate& estimate) {
   return concat(estimate.value < 0 ? "" : "+", with_error(estimate));
 }
 
-std::vector<std::string> cells_of(const std::string& name, const EvalRow& row,
-                                  const std::string& text, const std::vector<TextLoss>& losses,
-                                  const std::optional<std::vector<TextLoss>>& first) {
-  const Estimate loss = mean_loss(losses);
-  int64_t tokens = 0;
-  for (const TextLoss& one : losses) tokens += one.tokens;
-  const std::optional<double> bits = bits_per_byte(losses);
-  const std::optional<Estimate> than = first ? difference(losses, *first) : std::nullopt;
-  return {name,
-          row.recipe,
-          text,
-          std::to_string(tokens),
-          with_error(loss),
-          general_digits(std::exp(loss.value), 6),
-          bits ? fixed_digits(*bits, 4) : "-",
-          than ? signed_with_error(*than) : "-"};
-}
-
 std::string eval_table(const std::vector<EvalRow>& rows) {
   std::vector<std::vector<std::string>> cells{
       {"model", "recipe", "text", "tokens", "loss", "perplexity", "bits/byte", "to the first"}};
-  for (const EvalRow& row : rows) {
-    const std::string name = row.step > 0 ? concat(row.model, " step ", row.step) : row.model;
-    const bool is_first = &row == &rows.front();
-    const auto add = [&](const std::string& text, const std::vector<TextLoss>& losses,
-                         const std::optional<std::vector<TextLoss>>& first) {
-      cells.push_back(cells_of(name, row, text, losses, is_first ? std::nullopt : first));
-    };
-    for (size_t i = 0; i < row.losses.size(); ++i) {
-      const bool has = i < rows.front().losses.size();
-      add(row.losses[i].name, {row.losses[i]},
-          has ? std::optional(std::vector{rows.front().losses[i]}) : std::nullopt);
-    }
-    if (row.losses.size() > 1) add("all", row.losses, rows.front().losses);
+  for (const EvalLine& line : lines_of(rows)) {
+    const EvalRow& row = *line.row;
+    const bool compares = line.difference && &row != &rows.front();
+    cells.push_back({row.step > 0 ? concat(row.model, " step ", row.step) : row.model, row.recipe,
+                     line.text, std::to_string(line.tokens), with_error(line.loss),
+                     general_digits(std::exp(line.loss.value), 6),
+                     line.bits_per_byte ? fixed_digits(*line.bits_per_byte, 4) : "-",
+                     compares ? signed_with_error(*line.difference) : "-"});
   }
   return text_table(cells, table_style());
 }
@@ -123,37 +137,25 @@ EvalJson or_nothing(const std::optional<double>& value) {
   return value ? EvalJson(*value) : EvalJson();
 }
 
-EvalJson json_of(const EvalRow& row, const std::string& text, const std::vector<TextLoss>& losses,
-                 const std::vector<TextLoss>& first) {
-  const Estimate loss = mean_loss(losses);
-  int64_t tokens = 0, bytes = 0;
-  for (const TextLoss& one : losses) tokens += one.tokens, bytes += one.bytes.value_or(0);
-  const std::optional<double> bits = bits_per_byte(losses);
-  const std::optional<Estimate> than = difference(losses, first);
-  return {{"model", row.model},
-          {"step", row.step},
-          {"recipe", row.recipe},
-          {"text", text},
-          {"tokens", tokens},
-          {"bytes", bits ? EvalJson(bytes) : EvalJson()},
-          {"loss", loss.value},
-          {"loss_error", or_nothing(loss.error)},
-          {"perplexity", std::exp(loss.value)},
-          {"bits_per_byte", or_nothing(bits)},
+EvalJson json_of(const EvalLine& line) {
+  const std::optional<Estimate>& than = line.difference;
+  return {{"model", line.row->model},
+          {"step", line.row->step},
+          {"recipe", line.row->recipe},
+          {"text", line.text},
+          {"tokens", line.tokens},
+          {"bytes", line.bits_per_byte ? EvalJson(line.bytes) : EvalJson()},
+          {"loss", line.loss.value},
+          {"loss_error", or_nothing(line.loss.error)},
+          {"perplexity", std::exp(line.loss.value)},
+          {"bits_per_byte", or_nothing(line.bits_per_byte)},
           {"difference", than ? EvalJson(than->value) : EvalJson()},
           {"difference_error", than ? or_nothing(than->error) : EvalJson()}};
 }
 
 EvalJson eval_json(const std::vector<EvalRow>& rows) {
   EvalJson list = EvalJson::array();
-  for (const EvalRow& row : rows) {
-    for (size_t i = 0; i < row.losses.size(); ++i) {
-      const std::vector<TextLoss>& first = rows.front().losses;
-      list.push_back(json_of(row, row.losses[i].name, {row.losses[i]},
-                             i < first.size() ? std::vector{first[i]} : std::vector<TextLoss>{}));
-    }
-    if (row.losses.size() > 1) list.push_back(json_of(row, "all", row.losses, rows.front().losses));
-  }
+  for (const EvalLine& line : lines_of(rows)) list.push_back(json_of(line));
   return list;
 }
 
