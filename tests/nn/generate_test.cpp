@@ -13,6 +13,7 @@
 
 #include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
+#include "nn/tiny_transformer.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -23,17 +24,7 @@ using ::testing::HasSubstr;
 using testing::sqnr_db;
 
 TransformerConfig small_config() {
-  TransformerConfig config;
-  config.vocab_size = 40;
-  config.dim = 32;
-  config.n_layers = 3;
-  config.n_heads = 4;
-  config.n_kv_heads = 2;
-  config.max_seq_len = 24;
-  config.dense_hidden_dim = 64;
-  config.hidden_dim = 32;
-  config.n_experts = 4;
-  return config;
+  return testing::tiny_transformer();
 }
 
 TransformerConfig with_sinks_and_windows() {

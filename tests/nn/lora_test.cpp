@@ -10,6 +10,7 @@
 
 #include "moe8/quantize_model.h"
 #include "moe8/transformer.h"
+#include "nn/tiny_transformer.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -21,16 +22,8 @@ using testing::same_bits;
 using testing::sqnr_db;
 
 TransformerConfig small_config() {
-  TransformerConfig config;
-  config.vocab_size = 40;
-  config.dim = 32;
+  TransformerConfig config = testing::tiny_transformer();
   config.n_layers = 2;
-  config.n_heads = 4;
-  config.n_kv_heads = 2;
-  config.max_seq_len = 24;
-  config.dense_hidden_dim = 64;
-  config.hidden_dim = 32;
-  config.n_experts = 4;
   return config;
 }
 
@@ -86,20 +79,27 @@ TEST(Lora, ChangesNothingAtFirst) {
   }
 }
 
+// One without adapters, whose weights have them in.
+Transformer merged_of(const Transformer& model) {
+  const auto parameters = model->named_parameters();
+  Transformer merged(model->config(), 3, at::kFloat);
+  const torch::NoGradGuard no_grad;
+  for (const auto& parameter : merged->named_parameters()) {
+    parameter.value().copy_(merged_lora(
+        parameter.key(), kEverywhere,
+        [&](const std::string& one) { return parameters.contains(one); },
+        [&](const std::string& one) { return parameters[one]; }));
+  }
+  return merged;
+}
+
 TEST(Lora, ComputesWhatMergedWeightsDo) {
   for (const auto& [name, config] : lora_kinds()) {
     Transformer model(config, 3, at::kFloat);
     add_lora(*model, kEverywhere, 7);
     randomize(model);
-    const auto parameters = model->named_parameters();
-    Transformer merged(config, 3, at::kFloat);
+    Transformer merged = merged_of(model);
     const torch::NoGradGuard no_grad;
-    for (const auto& parameter : merged->named_parameters()) {
-      parameter.value().copy_(merged_lora(
-          parameter.key(), kEverywhere,
-          [&](const std::string& one) { return parameters.contains(one); },
-          [&](const std::string& one) { return parameters[one]; }));
-    }
     const at::Tensor with_adapters = model(some_tokens());
     EXPECT_GT(sqnr_db(merged(some_tokens()), with_adapters), 90) << name;
     Transformer bare(config, 3, at::kFloat);
@@ -138,16 +138,7 @@ TEST(Lora, GradientsAreThoseOfTheMergedWeight) {
   randomize(model);
   const auto parameters = model->named_parameters();
   model(some_tokens()).square().mean().backward();
-  Transformer merged(small_config(), 3, at::kFloat);
-  {
-    const torch::NoGradGuard no_grad;
-    for (const auto& parameter : merged->named_parameters()) {
-      parameter.value().copy_(merged_lora(
-          parameter.key(), kEverywhere,
-          [&](const std::string& one) { return parameters.contains(one); },
-          [&](const std::string& one) { return parameters[one]; }));
-    }
-  }
+  Transformer merged = merged_of(model);
   merged(some_tokens()).square().mean().backward();
   const auto compare = [&](const std::string& weight, const std::string& adapter) {
     const at::Tensor grad = merged->named_parameters()[weight].grad();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "nn/tiny_transformer.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -16,16 +17,9 @@ using testing::same_bits;
 using testing::sqnr_db;
 
 TransformerConfig small_config() {
-  TransformerConfig config;
-  config.vocab_size = 40;
-  config.dim = 32;
-  config.n_layers = 3;
-  config.n_heads = 4;
-  config.n_kv_heads = 2;
-  config.max_seq_len = 24;
+  TransformerConfig config = testing::tiny_transformer();
   config.dense_hidden_dim = 48;
   config.hidden_dim = 16;
-  config.n_experts = 4;
   return config;
 }
 

@@ -98,6 +98,16 @@ TEST(ShardedOptimizer, StateInPartsIsThatOfOneProcess) {
   });
 }
 
+// Norms add up in another order.
+void clip_and_step(Optimizer& alone, ShardedOptimizer& together) {
+  const at::Tensor norm = alone.clip_gradients(), shared_norm = together.clip_gradients();
+  EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
+  alone.set_learning_rate(1e-2);
+  together.set_learning_rate(1e-2);
+  alone.step();
+  together.step();
+}
+
 // Two ranks share the experts, and with four ranks there are two of each pair.
 TEST(ShardedOptimizer, ExpertsAreSummedOverTheRanksThatHoldThem) {
   in_processes(
@@ -132,12 +142,7 @@ TEST(ShardedOptimizer, ExpertsAreSummedOverTheRanksThatHoldThem) {
               of_own + other.tensors[4].grad().narrow(0, first, held);
           together.accumulate();
         }
-        const at::Tensor norm = alone.clip_gradients(), shared_norm = together.clip_gradients();
-        EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
-        alone.set_learning_rate(1e-2);
-        together.set_learning_rate(1e-2);
-        alone.step();
-        together.step();
+        clip_and_step(alone, together);
         EXPECT_TRUE(at::allclose(one.tensors[4].narrow(0, first, held), several.tensors[4]));
         EXPECT_TRUE(at::allclose(one.tensors[0], several.tensors[0]));
         for (const OwnedRows& rows : together.owned()) {
@@ -203,12 +208,7 @@ void expect_same_step(Model& one, Optimizer& alone, Parts& parts, ShardedOptimiz
     parts.take_gradients(grads, p.tensor());
     together.accumulate();
   }
-  const at::Tensor norm = alone.clip_gradients(), shared_norm = together.clip_gradients();
-  EXPECT_NEAR(norm.item<float>(), shared_norm.item<float>(), 1e-5 * norm.item<float>());
-  alone.set_learning_rate(1e-2);
-  together.set_learning_rate(1e-2);
-  alone.step();
-  together.step();
+  clip_and_step(alone, together);
   for (size_t i = 0; i < one.tensors.size(); ++i) {
     EXPECT_TRUE(same_bits(parts.own(i, one.tensors[i].detach(), p.tensor()).contiguous(),
                           parts.model.tensors[i].detach()))
