@@ -30,7 +30,7 @@ struct LoraOptions {
 /// "layers.0.attention.wq.lora_a" [rank, in] and "...lora_b" [out, rank], of "layers.1.moe.experts.w1"
 /// "layers.1.moe.experts.w1_lora_a" [E, rank, in] and "...w1_lora_b" [E, out, rank].
 /// @throws c10::Error for a target that names no weight, or one that cannot have adapters; for a rank
-///         below 1.
+///         below 1, or above the longer side of a weight.
 std::vector<ParameterShape> lora_shapes(const TransformerConfig& config,
                                         const LoraOptions& options);
 

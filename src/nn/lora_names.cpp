@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "nn/lora_names.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/check.h"
@@ -51,6 +52,9 @@ std::vector<ParameterShape> lora_targets(const TransformerConfig& config,
         !lora_beginning(p.name).empty(), kLoraOp, "targets",
         "expected weights of Linears in attention or feed-forward, or of routed experts, got ",
         p.name);
+    const int64_t most = std::max(p.shape.back(), p.shape[p.shape.size() - 2]);
+    MOE8_CHECK(options.rank <= most, kLoraOp, "rank", "expected at most ", most,
+               ", the longer side of ", p.name, ", got ", options.rank);
     weights.push_back(p);
   }
   targets.check_all_matched();

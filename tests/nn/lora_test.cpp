@@ -193,6 +193,8 @@ TEST(Lora, WhatIsWrongIsSaid) {
   EXPECT_THAT(refusal({.targets = {"layers.0.attention.wp.weight"}}),
               HasSubstr("which names none. Did you mean 'layers.0.attention.w"));
   EXPECT_THAT(refusal({.rank = 0}), HasSubstr("rank: expected at least 1, got 0"));
+  EXPECT_THAT(refusal({.rank = 100000000}),
+              HasSubstr("rank: expected at most 32, the longer side of layers.0.attention.w"));
   Transformer model(small_config(), 3, at::kFloat);
   add_lora(*model, {});
   EXPECT_THAT(error_of([&] { add_lora(*model, {}); }),
