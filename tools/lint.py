@@ -26,7 +26,7 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#include [<"]((?!torch/|ATen/|c10/)[\w./-]+\.h)[>"]', re.MULTILINE)
-FOLDERS = ("include", "src", "apps/moe8", "tests", "bench")
+FOLDERS = ("include", "src", "apps/moe8", "tests", "bench", "python/native")
 # Large headers: of each line a file begins with the first that it includes anyway.
 LARGE = (("torch/torch.h", "torch/csrc/autograd/custom_function.h", "ATen/ATen.h", "ATen/core/Tensor.h"),
          ("gmock/gmock.h", "gtest/gtest.h"), ("nlohmann/json.hpp",), ("CLI/CLI.hpp",))
@@ -79,8 +79,10 @@ def commands_of(build):
                 words[sees][f"{word} {next(command)}"] = None
             elif not word.startswith("-O"):
                 words[sees][shlex.quote(word)] = None
-    # GCC's -Wall does not ask for the inner braces of a std::array.
-    return [f"clang++ {' '.join(one)} -Wno-missing-braces" for one in words], plain
+    # The Python package's library is built by itself. GCC's -Wall does not ask for the inner braces of a
+    # std::array.
+    more = f"-I{ROOT / 'python/native'} -Wno-missing-braces"
+    return [f"clang++ {' '.join(one)} {more}" for one in words], plain
 
 
 def quiet_lines(text):

@@ -46,7 +46,7 @@ class FeedForwardImpl : public torch::nn::Module {
  public:
   /// @param tensor_group  over which hidden is spread, see moe8/tensor_parallel.h; x and the result
   ///                      are then this rank's positions, along the last dimension but one
-  FeedForwardImpl(int64_t dim, int64_t hidden_dim, const Group& tensor_group = Group());
+  FeedForwardImpl(int64_t dim, int64_t hidden_dim, Group tensor_group = Group());
   torch::Tensor forward(const torch::Tensor& x);  // [..., dim] -> [..., dim]
   void init_weights(at::Generator& generator, double std);
 
@@ -74,7 +74,7 @@ class AttentionImpl : public torch::nn::Module {
   /// @param tensor_group  over which heads are spread, see moe8/tensor_parallel.h; x and the result
   ///                      are then the positions of this rank. Only without attention_bias,
   ///                      attention_sinks and qk_norm
-  explicit AttentionImpl(const TransformerConfig& config, const Group& tensor_group = Group());
+  explicit AttentionImpl(const TransformerConfig& config, Group tensor_group = Group());
   /// @param x          [B, S, dim]
   /// @param positions  of all ranks
   torch::Tensor forward(const torch::Tensor& x, const Positions& positions);

@@ -150,6 +150,7 @@ std::string ConversionCheck::to_line() const {
   }
   if (groups.empty()) return "";
   std::vector<std::string> texts;
+  texts.reserve(groups.size());
   for (const auto& [remedy, names] : groups) texts.push_back(join(names) + ": " + remedy + ".");
   return concat("expected products in low precision of every converted weight, got high ",
                 "precision or none of ", complaints().size(), ": ", join(texts, " "));

@@ -39,7 +39,7 @@ Pending begin_exchange(const Group& group, const std::vector<at::Tensor>& parts,
 
 /// begin_all_gather() into `out`, [size * n, ...], contiguous, of the dtype of `in`; `in` may be the
 /// rows of `out` that are this rank's.
-Pending begin_all_gather_into(const Group& group, const at::Tensor& out, const at::Tensor& in);
+Pending begin_all_gather_into(const Group& group, const at::Tensor& out, const at::Tensor& sent);
 
 /// In the store of a world the key of the first reason to end, "rank 3: ...".
 constexpr const char* kFirstReason = "ended";

@@ -108,6 +108,19 @@ at::Tensor empty_rows(const ExpertsCall& call, const at::Tensor& like, int64_t c
   return at::empty({call.rows(), columns}, like.options().dtype(dtype));
 }
 
+// The gradient of gate and up from that of the activation's value.
+void to_gate_up(const ExpertsCall& call, const at::Tensor& dact, const Activated& act,
+                at::Tensor& dh) {
+  GateUp to = parts_of(call, dh);
+  at::mul_out(to.gate, dact, act.to_gate);
+  at::mul_out(to.up, dact, act.to_up);
+}
+
+at::Tensor scaled_if(bool is_scaled, const at::Tensor& x, const HiddenRows& hidden, int64_t begin,
+                     int64_t size) {
+  return is_scaled ? x * hidden.scores(begin, size) : x;
+}
+
 }  // namespace
 
 at::Tensor activate(const ExpertsCall& call, const ActivationInputs& inputs) {
@@ -137,31 +150,23 @@ ActivationGradTensors activate_backward(const ExpertsCall& call, const Activatio
     const at::Tensor block = hidden.block(begin, size);
     const Activated act = activated(call, parts_of(call, block));
     if (wants_A) {
-      rows(grads.A).copy_(hidden.scales_outputs() ? act.value * hidden.scores(begin, size)
-                                                  : act.value);
+      rows(grads.A).copy_(scaled_if(hidden.scales_outputs(), act.value, hidden, begin, size));
     }
     if (!dA.defined()) return;
     const at::Tensor dA_rows = rows(dA).to(at::kFloat);
-    at::Tensor dact = dA_rows;
-    if (hidden.scales_outputs()) {
-      dact = dA_rows * hidden.scores(begin, size);
-      if (wants_scores) rows(ds).copy_((dA_rows * act.value).sum(1));
-    }
+    const at::Tensor dact = scaled_if(hidden.scales_outputs(), dA_rows, hidden, begin, size);
+    if (wants_scores && hidden.scales_outputs()) rows(ds).copy_((dA_rows * act.value).sum(1));
     const bool scores_need_dh = wants_scores && hidden.scales_inputs();
     if (!wants_dH && !wants_bias && !scores_need_dh) return;
     at::Tensor dh = wants_bias ? rows(dh_rows) : at::empty_like(block);
-    GateUp to = parts_of(call, dh);
-    at::mul_out(to.gate, dact, act.to_gate);
-    at::mul_out(to.up, dact, act.to_up);
+    to_gate_up(call, dact, act, dh);
     if (scores_need_dh) rows(ds).copy_((dh * hidden.source(begin, size)).sum(1));
     if (wants_dH) {
-      rows(grads.dH).copy_(hidden.scales_inputs() ? dh * hidden.scores(begin, size) : dh);
+      rows(grads.dH).copy_(scaled_if(hidden.scales_inputs(), dh, hidden, begin, size));
     }
   });
 
-  if (wants_scores) {
-    grads.scores = to_slots(ds, call.order);
-  }
+  if (wants_scores) grads.scores = to_slots(ds, call.order);
   if (wants_bias) grads.bias = group_sums(dh_rows, call.groups);
   return grads;
 }

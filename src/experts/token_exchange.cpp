@@ -92,8 +92,8 @@ class Counts {
 };
 
 struct TokenExchange::Impl {
-  Impl(const Group& g, const at::Tensor& e, int64_t n)
-      : group(g), experts(e.detach()), n_experts(n) {
+  Impl(Group g, const at::Tensor& e, int64_t n)
+      : group(std::move(g)), experts(e.detach()), n_experts(n) {
     const int64_t size = group.size();
     const Destinations to = destinations(experts, n, size);
     order = expert_order(to.ranks, size);
@@ -345,10 +345,11 @@ TokenExchange::TokenExchange(const Group& group, const at::Tensor& experts, int6
   impl_ = std::make_shared<Impl>(group, experts, n_experts);
 }
 
-ArrivedTokens receive_tokens(const TokenExchange& to, const at::Tensor& x, const at::Tensor& scores,
-                             const std::optional<Config>& wire, bool as_codes) {
-  const std::shared_ptr<Exchange>& exchange = to.impl();
-  const Exchange& impl = *exchange;
+ArrivedTokens receive_tokens(const TokenExchange& exchange, const at::Tensor& x,
+                             const at::Tensor& scores, const std::optional<Config>& wire,
+                             bool as_codes) {
+  const std::shared_ptr<Exchange>& shared = exchange.impl();
+  const Exchange& impl = *shared;
   check_tokens("x", x, impl.experts.size(0), impl.experts);
   if (scores.defined()) {
     check_dense(kExchangeOp, "scores", scores);
@@ -360,7 +361,7 @@ ArrivedTokens receive_tokens(const TokenExchange& to, const at::Tensor& x, const
   std::optional<at::Tensor> weights;
   if (scores.defined()) weights = scores.to(at::kFloat);
   const auto travelled = c10::make_intrusive<Travelled>(
-      exchange, row_code("wire", x, wire, RowsOf::INPUT), x.scalar_type());
+      shared, row_code("wire", x, wire, RowsOf::INPUT), x.scalar_type());
   travelled->as_codes = as_codes;
   const variable_list out = Dispatch::apply(x, weights, travelled);
   return {.x = out[0],

@@ -84,7 +84,7 @@ class ConfigReader {
   void check_all_known() const {
     for (const auto& [key, value] : json_.items()) {
       if (known_.contains(key) || value.is_null()) continue;
-      refuse(key.c_str(), "no key of this name", dumped(value),
+      refuse(key, "no key of this name", dumped(value),
              ". moe8 does not know this option: remove it from the file if it changes nothing.");
     }
   }

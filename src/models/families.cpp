@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <ranges>
 
 #include "base/nearest.h"
 #include "nn/model_settings.h"
@@ -613,21 +614,23 @@ constexpr std::string_view kLayer = "{L}";
 // The number that stands in `name` where the pattern has {L}; nothing where it does not fit.
 std::optional<std::string> layer_in(std::string_view name, std::string_view pattern) {
   const size_t at = pattern.find(kLayer);
-  if (at == pattern.npos) return name == pattern ? std::optional(std::string()) : std::nullopt;
+  if (at == std::string_view::npos)
+    return name == pattern ? std::optional(std::string()) : std::nullopt;
   const std::string_view after = pattern.substr(at + kLayer.size());
   if (!name.starts_with(pattern.substr(0, at)) || !name.ends_with(after) ||
       name.size() < pattern.size() - kLayer.size()) {
     return std::nullopt;
   }
   const std::string_view number = name.substr(at, name.size() - at - after.size());
-  const bool is_number = !number.empty() && number.find_first_not_of("0123456789") == number.npos;
+  const bool is_number =
+      !number.empty() && number.find_first_not_of("0123456789") == std::string_view::npos;
   return is_number ? std::optional(std::string(number)) : std::nullopt;
 }
 
 std::string replaced(std::string_view text, std::string_view mark, const std::string& by) {
   std::string result(text);
   const size_t at = result.find(mark);
-  if (at != result.npos) result.replace(at, mark.size(), by);
+  if (at != std::string::npos) result.replace(at, mark.size(), by);
   return result;
 }
 
@@ -635,8 +638,8 @@ std::string replaced(std::string_view text, std::string_view mark, const std::st
 
 TensorPlace place_of(const Family& family, const std::string& ours) {
   // A family's own rows come last, and before those that all have.
-  for (auto table = family.tensors.rbegin(); table != family.tensors.rend(); ++table) {
-    for (const TensorRow& row : *table) {
+  for (const auto& table : family.tensors | std::views::reverse) {
+    for (const TensorRow& row : table) {
       if (const auto layer = layer_in(ours, row.ours)) {
         return {replaced(row.theirs, kLayer, *layer), row.layout};
       }

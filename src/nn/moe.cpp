@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
+#include <utility>
 
 #include "autograd/shared_input.h"
 #include "base/check.h"
@@ -40,8 +41,8 @@ struct WithLosses : torch::autograd::Function<WithLosses> {
 }  // namespace
 
 // ---- feed-forward -----------------------------------------------------------
-FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim, const Group& tensor_group)
-    : group_(tensor_group) {
+FeedForwardImpl::FeedForwardImpl(int64_t dim, int64_t hidden_dim, Group tensor_group)
+    : group_(std::move(tensor_group)) {
   w1 = register_module("w1", column_parallel_linear(dim, hidden_dim, group_));
   w2 = register_module("w2", row_parallel_linear(hidden_dim, dim, group_));
   w3 = register_module("w3", column_parallel_linear(dim, hidden_dim, group_));

@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 #include "autograd/shared_input.h"
 #include "base/check.h"
@@ -41,9 +42,9 @@ void check_spreads(const TransformerConfig& config, const Group& group) {
 
 }  // namespace
 
-AttentionImpl::AttentionImpl(const TransformerConfig& config, const Group& tensor_group)
+AttentionImpl::AttentionImpl(const TransformerConfig& config, Group tensor_group)
     : head_dim_(config.head_width()),
-      group_(tensor_group),
+      group_(std::move(tensor_group)),
       qk_norm_(config.qk_norm),
       pairs_(config.rotary_pairs),
       scale_(config.attention_scale) {

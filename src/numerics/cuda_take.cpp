@@ -55,6 +55,7 @@ bool cuda_take_parts(const std::vector<TensorPart>& parts, double phase) {
   }
   if (parts.empty() || parts.size() > cuda::kMaxPieces || runs > cuda::kMaxRuns) return false;
   std::vector<cuda::Piece> pieces;
+  pieces.reserve(parts.size());
   for (const TensorPart& part : parts) pieces.push_back(piece_of(part));
   const Launch launch(parts.front().from.device());
   check_launch(kOp, cuda::launch_take_pieces(pieces, phase, launch.stream));

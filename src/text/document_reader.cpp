@@ -168,6 +168,35 @@ void DocumentReader::refuse(const RawDocument& document, const std::string& expe
        concat("expected ", expected, ", got ", got));
 }
 
+namespace {
+
+// Nothing, or what stands there instead of an object.
+std::string read_object(const std::string& text, nlohmann::json& json) {
+  try {
+    json = nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    std::string_view what = error.what();
+    if (const size_t end = what.find("] "); end != std::string_view::npos) {
+      what.remove_prefix(end + 2);
+    }
+    return printable(what.substr(0, 200));
+  }
+  return json.is_object() ? "" : json.type_name();
+}
+
+// What an object has in place of a key, and what to do about it.
+std::string instead_of(const std::string& key, const nlohmann::json& json,
+                       const DocumentOptions& options) {
+  if (json.contains("messages")) {
+    return "messages. Render them with the model's chat template first; docs/text.md";
+  }
+  if (options.answers) return concat("an object without '", printable(key), "'");
+  return json.contains("completion") ? "one with a completion. Say --answers"
+                                     : "an object without it. Name the key: --key NAME";
+}
+
+}  // namespace
+
 std::vector<TextPiece> DocumentReader::pieces_of(const RawDocument& document) const {
   if (document.format == DocumentFormat::TEXT) {
     if (options_.answers) refuse(document, "JSON lines beside --answers", "text");
@@ -180,25 +209,12 @@ std::vector<TextPiece> DocumentReader::pieces_of(const RawDocument& document) co
                                             printable(options_.key), "' and spans")
                                    : one_text;
   nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(document.bytes);
-  } catch (const nlohmann::json::exception& error) {
-    std::string_view what = error.what();
-    if (const size_t end = what.find("] "); end != std::string_view::npos)
-      what.remove_prefix(end + 2);
-    refuse(document, expected, printable(what.substr(0, 200)));
+  if (const std::string got = read_object(document.bytes, json); !got.empty()) {
+    refuse(document, expected, got);
   }
-  if (!json.is_object()) refuse(document, expected, json.type_name());
   const auto text_at = [&](const std::string& key) {
     const auto text = json.find(key);
-    if (text == json.end()) {
-      const bool is_chat = json.contains("messages");
-      refuse(document, expected,
-             is_chat ? "messages. Render them with the model's chat template first; docs/text.md"
-             : options_.answers            ? concat("an object without '", printable(key), "'")
-             : json.contains("completion") ? "one with a completion. Say --answers"
-                                           : "an object without it. Name the key: --key NAME");
-    }
+    if (text == json.end()) refuse(document, expected, instead_of(key, json, options_));
     if (!text->is_string()) {
       refuse(document, expected, concat("a value of type ", text->type_name()));
     }

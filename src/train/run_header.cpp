@@ -49,6 +49,7 @@ std::string family(const RunConfig& config, const ConversionReport& conversion, 
     if (--weights[plain] == 0) weights.erase(plain);
   }
   std::vector<std::string> parts;
+  parts.reserve(weights.size());
   for (const auto& [recipe, count] : weights) {
     parts.push_back(std::to_string(count) + (parts.empty() ? " weights in " : " in ") + recipe);
   }

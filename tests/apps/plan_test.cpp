@@ -283,7 +283,9 @@ TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
                        mx = memory_of("cuda", "mxfp8_rceil");
   EXPECT_EQ(2 * fp8["quantized_weights"].get<double>(), mx["quantized_weights"].get<double>());
   EXPECT_GT(fp8["quantized_weights"], 0);
-  EXPECT_EQ(memory_of("cuda", "fp8_rowwise", "1")["quantized_weights"], 0);
+  const nlohmann::json once = memory_of("cuda", "fp8_rowwise", "1");
+  EXPECT_EQ(2 * once["quantized_weights"].get<double>(), fp8["quantized_weights"].get<double>());
+  EXPECT_LT(once["peak"], fp8["peak"]);
   EXPECT_LT(fp8["saved_a_token"], mx["saved_a_token"]);
   EXPECT_EQ(fp8["weights"], memory_of("cpu", "fp8_rowwise")["weights"]);
   const Ran table = run_moe8({"plan", "--config", config, "--device", "cuda"});
@@ -293,8 +295,13 @@ TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
 }
 
 TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
-  const std::vector<std::string> plan{"plan", "--config", MOE8_CONFIGS "/4b_bench.toml", "--device",
-                                      "cuda", "--set",    "training.accumulation=8"};
+  const std::vector<std::string> plan{"plan",
+                                      "--config",
+                                      std::string(MOE8_CONFIGS) + "/4b_bench.toml",
+                                      "--device",
+                                      "cuda",
+                                      "--set",
+                                      "training.accumulation=8"};
   const auto with = [&](const std::vector<std::string>& more) {
     std::vector<std::string> words = plan;
     words.insert(words.end(), more.begin(), more.end());
@@ -302,7 +309,8 @@ TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
   };
   const Ran ran = with({"--world", "8", "--expert", "2", "--json"});
   ASSERT_EQ(ran.status, 0) << ran.err;
-  const nlohmann::json json = nlohmann::json::parse(ran.out), rank = json["rank"];
+  const nlohmann::json json = nlohmann::json::parse(ran.out);
+  const nlohmann::json& rank = json["rank"];
   const nlohmann::json one = json["memory"][0];
   EXPECT_EQ(rank["rounds"], 1);
   EXPECT_EQ(rank["masters"].get<double>(), one["masters"].get<double>() / 8);
@@ -323,9 +331,16 @@ TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
 }
 
 TEST(PlanConfig, OneOfATensorGroupHoldsPartsOfDenseWeights) {
-  const std::vector<std::string> plan{"plan", "--config", MOE8_CONFIGS "/4b_bench.toml", "--device",
-                                      "cuda", "--set",    "training.accumulation=8",     "--world",
-                                      "8",    "--json"};
+  const std::vector<std::string> plan{"plan",
+                                      "--config",
+                                      std::string(MOE8_CONFIGS) + "/4b_bench.toml",
+                                      "--device",
+                                      "cuda",
+                                      "--set",
+                                      "training.accumulation=8",
+                                      "--world",
+                                      "8",
+                                      "--json"};
   const auto with = [&](const std::string& tensor) {
     std::vector<std::string> words = plan;
     words.insert(words.end(), {"--tensor", tensor});
@@ -333,7 +348,8 @@ TEST(PlanConfig, OneOfATensorGroupHoldsPartsOfDenseWeights) {
   };
   const Ran ran = with("2");
   ASSERT_EQ(ran.status, 0) << ran.err;
-  const nlohmann::json json = nlohmann::json::parse(ran.out), rank = json["rank"];
+  const nlohmann::json json = nlohmann::json::parse(ran.out);
+  const nlohmann::json& rank = json["rank"];
   const nlohmann::json one = json["memory"][0], parts = json["parameters"]["parts"];
   double split = 0;
   for (const char* part : {"attention", "shared experts", "dense feed-forward"}) {

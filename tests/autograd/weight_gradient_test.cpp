@@ -66,16 +66,21 @@ void expect_same_sums(const SteppedLayer& a, const SteppedLayer& b, const std::s
   }
 }
 
+// A batch of both, whose sums are the same afterwards.
+void add_batch(SteppedLayer& after, SteppedLayer& inside, int batch, const std::string& what) {
+  for (SteppedLayer* layer : {&after, &inside}) layer->loss(batch).backward();
+  for (const at::Tensor& w : inside.weights) EXPECT_FALSE(w.grad().defined()) << what;
+  for (SteppedLayer* layer : {&after, &inside}) layer->optimizer->accumulate();
+  expect_same_sums(after, inside, what);
+}
+
 TEST(WeightGradient, SumsInProductsHaveTheBitsOfAddingUpAfterwards) {
   for (const std::optional<Config>& config : configs()) {
     SteppedLayer after(config, false), inside(config, true);
+    const std::string name = config ? to_string(*config) : "bf16";
     for (int step = 0; step < 2; ++step) {
       for (int batch = 0; batch < 3; ++batch) {
-        const std::string what = c10::str(config ? to_string(*config) : "bf16", " ", batch);
-        for (SteppedLayer* layer : {&after, &inside}) layer->loss(9 * step + batch).backward();
-        for (const at::Tensor& w : inside.weights) EXPECT_FALSE(w.grad().defined()) << what;
-        for (SteppedLayer* layer : {&after, &inside}) layer->optimizer->accumulate();
-        expect_same_sums(after, inside, what);
+        add_batch(after, inside, 9 * step + batch, c10::str(name, " ", batch));
       }
       EXPECT_TRUE(same_bits(after.optimizer->clip_gradients(), inside.optimizer->clip_gradients()));
       for (SteppedLayer* layer : {&after, &inside}) layer->optimizer->step();

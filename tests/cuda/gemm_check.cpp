@@ -408,25 +408,25 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                                  .out = out.get(),
                                  .out_pitch = pitch,
                                  .stream = nullptr};
+      const auto run = [&](const auto& variant, int slices) {
+        const DeviceBuffer<float> partial(static_cast<size_t>(slices * shape.rows * shape.cols));
+        GroupedGemmArgs sliced = args;
+        sliced.slices = slices;
+        sliced.partial = partial.get();
+        const std::string which = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
+                                  (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
+                                  std::to_string(pitch) + " in " + std::to_string(slices);
+        const std::vector<uint8_t> result = run_twice(variant, sliced, out, which);
+        worst = std::max(worst, check(p, kind, result, pitch, expected, output,
+                                      limit_of(p.fill, kind, element, output), which));
+        ++runs;
+        if (kind != Gemm::GRAD_WEIGHT || output != FloatType::F32) return;
+        check_adding(variant, sliced, shape.rows, result, which + " added");
+        ++runs;
+      };
       for (const auto& variant : cuda::grouped_gemm_variants()) {
         if (variant.refuses(args) != nullptr) continue;
-        const std::string what = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
-                                 (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
-                                 std::to_string(pitch);
-        for (const int slices : slices_of(kind)) {
-          const DeviceBuffer<float> partial(static_cast<size_t>(slices * shape.rows * shape.cols));
-          GroupedGemmArgs sliced = args;
-          sliced.slices = slices;
-          sliced.partial = partial.get();
-          const std::string which = what + " in " + std::to_string(slices);
-          const std::vector<uint8_t> result = run_twice(variant, sliced, out, which);
-          worst = std::max(worst, check(p, kind, result, pitch, expected, output,
-                                        limit_of(p.fill, kind, element, output), which));
-          ++runs;
-          if (kind != Gemm::GRAD_WEIGHT || output != FloatType::F32) continue;
-          check_adding(variant, sliced, shape.rows, result, which + " added");
-          ++runs;
-        }
+        for (const int slices : slices_of(kind)) run(variant, slices);
       }
     }
   }

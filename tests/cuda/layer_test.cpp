@@ -216,7 +216,7 @@ TEST_F(ExpertsOnGpu, LayersAgreeWithTheCpu) {
 
 TEST_F(ExpertsOnGpu, RandomLayersAgreeWithFloat64AndRepeat) {
   const char* wanted = std::getenv("MOE8_RANDOM_SHAPES");
-  const int count = wanted ? std::atoi(wanted) : 60;
+  const int count = wanted ? std::stoi(wanted) : 60;
   std::mt19937 random(7);
   const auto pick = [&](std::vector<int64_t> of) { return of[random() % of.size()]; };
   std::map<std::string, Pooled> few_scores;  // by recipe
@@ -387,6 +387,7 @@ TEST_F(ExpertsOnGpu, TwoStreamsAtOnce) {
     if (const auto config = config_of(name)) quantize_(owner, {{"re:w[123]", *config}});
 
     std::vector<ExpertsResults> alone;
+    alone.reserve(problems.size());
     for (const ExpertsProblem& p : problems) alone.push_back(run_experts(p, {}));
     c10::cuda::device_synchronize();
     const std::array<c10::cuda::CUDAStream, 2> streams{c10::cuda::getStreamFromPool(),

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "train/plan/memory_plan.h"
 #include "train/tiny_run.h"
 #include "train/trainer.h"
 #include "train/training_device.h"
@@ -112,6 +113,30 @@ TEST_P(TrainOnGpu, AGraphGivesTheSameBits) {
 
 TEST_P(TrainOnGpu, AGraphGivesTheSameBitsWhereProductsAddGradients) {
   expect_one_result(GetParam(), GradientSums::PRODUCTS);
+}
+
+// docs/plan.md, section "On a GPU".
+TEST_P(TrainOnGpu, TakesTheMemoryThatWasPlanned) {
+  const TemporaryFolder folder;
+  RunConfig config = tiny_config(folder, "memory");
+  config.model.dim = config.model.hidden_dim = config.model.dense_hidden_dim = 512;
+  config.model.n_layers = 6;
+  config.model.n_heads = config.model.n_kv_heads = 8;
+  config.model.n_experts = 16;
+  config.model.max_seq_len = config.training.seq_len = 512;
+  config.training.batch_size = 32;
+  config.training.steps = 4;
+  config.training.recipe = GetParam();
+  config.training.device = TrainingDevice::CUDA;
+  config.training.cuda_graph = CudaGraphs::OFF;  // they keep memory of their own
+  config.training.validation_interval = 0;
+  config.numerics.interval = 0;
+  for (const Recompute recompute : {Recompute::NONE, Recompute::SELECTIVE, Recompute::FULL}) {
+    config.training.activation_checkpointing = recompute;
+    config.output.folder = folder / std::string(to_string(recompute));
+    const double planned = plan_memory(config).peak();
+    EXPECT_NEAR(double(train(config).peak_memory) / planned, 1, 0.03) << to_string(recompute);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, TrainOnGpu,

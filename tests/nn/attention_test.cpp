@@ -44,36 +44,50 @@ at::Tensor by_definition(const Inputs& in, int64_t window, double scale, bool ha
   return at::matmul(weights / sum, v);
 }
 
+struct AttentionCase {
+  int64_t kv_heads, window;
+  double scale;
+  bool has_sinks;
+};
+
+void expect_formula(const AttentionCase& c, at::ScalarType dtype) {
+  SCOPED_TRACE(c10::str(dtype, " key heads ", c.kv_heads, " window ", c.window, " scale ", c.scale,
+                        " sinks ", c.has_sinks));
+  const Inputs exact = random_inputs(c.kv_heads).to(at::kDouble);
+  const at::Tensor expected =
+      by_definition(exact, c.window, c.scale > 0 ? c.scale : 0.25, c.has_sinks);
+  const at::Tensor grad = at::randn_like(expected);
+  expected.backward(grad);
+  const Inputs in = exact.to(dtype);
+  AttentionOptions options{.scale = c.scale, .window = {}, .sinks = {}};
+  if (c.window < 11) options.window = window_mask(11, 11, c.window, at::dtype(dtype));
+  if (c.has_sinks) options.sinks = in.sinks;
+  const at::Tensor out = causal_attention(in.q, in.k, in.v, options);
+  out.backward(grad.to(dtype));
+  const double least = dtype == at::kBFloat16 ? 35 : 110;
+  EXPECT_GT(sqnr_db(expected, out.to(at::kDouble)), least);
+  const auto compare = [&](const at::Tensor& a, const at::Tensor& b, const char* name) {
+    EXPECT_GT(sqnr_db(a.grad(), b.grad().to(at::kDouble)), least) << name;
+  };
+  compare(exact.q, in.q, "q");
+  compare(exact.k, in.k, "k");
+  compare(exact.v, in.v, "v");
+  if (c.has_sinks) compare(exact.sinks, in.sinks, "sinks");
+}
+
 TEST(Attention, SinksWindowsAndScalesAreTheirFormula) {
+  std::vector<AttentionCase> cases;
   for (const int64_t kv_heads : {4, 2}) {
     for (const int64_t window : {11, 3}) {
       for (const double scale : {0.0, 0.4}) {
-        for (const bool has_sinks : {true, false}) {
-          const Inputs exact = random_inputs(kv_heads).to(at::kDouble);
-          const at::Tensor expected =
-              by_definition(exact, window, scale > 0 ? scale : 0.25, has_sinks);
-          const at::Tensor grad = at::randn_like(expected);
-          expected.backward(grad);
-          for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
-            const Inputs in = exact.to(dtype);
-            AttentionOptions options{.scale = scale, .window = {}, .sinks = {}};
-            if (window < 11) options.window = window_mask(11, 11, window, at::dtype(dtype));
-            if (has_sinks) options.sinks = in.sinks;
-            const at::Tensor out = causal_attention(in.q, in.k, in.v, options);
-            out.backward(grad.to(dtype));
-            const double least = dtype == at::kBFloat16 ? 35 : 110;
-            EXPECT_GT(sqnr_db(expected, out.to(at::kDouble)), least) << dtype << " " << window;
-            const auto compare = [&](const at::Tensor& a, const at::Tensor& b, const char* name) {
-              EXPECT_GT(sqnr_db(a.grad(), b.grad().to(at::kDouble)), least)
-                  << name << " " << dtype << " window " << window << " sinks " << has_sinks;
-            };
-            compare(exact.q, in.q, "q");
-            compare(exact.k, in.k, "k");
-            compare(exact.v, in.v, "v");
-            if (has_sinks) compare(exact.sinks, in.sinks, "sinks");
-          }
-        }
+        cases.push_back({kv_heads, window, scale, true});
+        cases.push_back({kv_heads, window, scale, false});
       }
+    }
+  }
+  for (const AttentionCase& c : cases) {
+    for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      expect_formula(c, dtype);
     }
   }
 }

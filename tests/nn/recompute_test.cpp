@@ -13,7 +13,6 @@
 namespace moe8 {
 namespace {
 
-using testing::error_of;
 using testing::same_bits;
 
 TransformerConfig small_config() {

@@ -39,7 +39,7 @@ at::Tensor input(const std::string& name, const at::Tensor& x) {
   return x.detach().clone().requires_grad_(true);
 }
 
-at::Tensor offs_of(const std::string& name, std::vector<int> ends) {
+at::Tensor offs_of(const std::string& name, const std::vector<int>& ends) {
   const at::Tensor offs = at::tensor(ends, at::kInt);
   keep(name, offs);
   return offs;

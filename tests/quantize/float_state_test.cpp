@@ -13,8 +13,6 @@
 namespace moe8 {
 namespace {
 
-using testing::same_bits;
-
 #if defined(__x86_64__)
 
 constexpr unsigned kFlush = 0x8040;             // FTZ and DAZ

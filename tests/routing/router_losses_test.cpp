@@ -11,7 +11,6 @@ namespace moe8 {
 namespace {
 
 using testing::error_of;
-using testing::same_bits;
 using testing::sqnr_db;
 
 TEST(LoadBalanceLoss, IsOneWhenBalancedAndEWhenOneGetsAll) {

@@ -312,6 +312,7 @@ TEST(Unused, TwoModelsAreJudgedEachByItsOwnBackward) {
 TEST(Unused, ThreadsThatTrainAtTheSameTime) {
   std::vector<std::thread> threads;
   std::vector<std::string> errors(4);
+  threads.reserve(errors.size());
   for (std::string& error : errors) {
     threads.emplace_back([&error] {
       Model model;

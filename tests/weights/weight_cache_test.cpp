@@ -584,7 +584,7 @@ struct Pair {
   at::Tensor expected() {
     return operand_values(at::cat(parts(), 1), row_codes().format, 2, std::nullopt, at::kFloat);
   }
-  at::Tensor values(const Operand& operand) { return operand.form(row_codes(), {}).data; }
+  static at::Tensor values(const Operand& operand) { return operand.form(row_codes(), {}).data; }
   // A forward, its backward, and an optimizer's visible change of both.
   void step() {
     weights_for_forward(parts(), true);

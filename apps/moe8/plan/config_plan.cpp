@@ -15,6 +15,7 @@
 #include "nn/parameter_counts.h"
 #include "train/plan/memory_plan.h"
 #include "train/plan/rank_plan.h"
+#include "train/plan/saved_activations.h"
 #include "train/plan/step_time.h"
 
 namespace moe8 {
@@ -172,11 +173,11 @@ std::vector<RecipeMemory> memory_of(const ConfigPlan& plan) {
 std::string memory_table(const ConfigPlan& plan) {
   const TrainingConfig& t = plan.config.training;
   Rows rows{{"recipe", "weights", "masters", "optimizer", "gradients", "quantized weights",
-             "saved for backward", "total", "(as codes)"}};
+             "saved for backward", "at most at once", "(as codes)"}};
   for (const auto& [recipe, m] : memory_of(plan)) {
     rows.push_back({recipe, bytes_text(m.weights), bytes_text(m.masters), bytes_text(m.optimizer),
                     bytes_text(m.gradients), bytes_text(m.weight_forms), bytes_text(m.saved()),
-                    bytes_text(m.total()), bytes_text(m.codes)});
+                    bytes_text(m.peak()), bytes_text(m.codes)});
   }
   const bool on_gpu = t.device == TrainingDevice::CUDA;
   return concat("memory of one process on ", on_gpu ? "a Hopper GPU" : "this CPU", ": weights = \"",
@@ -192,15 +193,15 @@ struct Gpu {
 };
 constexpr std::array<Gpu, 4> kGpus{
     {{"L40S 48 GB", 44.4}, {"H100 80 GB", 79.1}, {"H200 141 GB", 139.8}, {"B200 180 GB", 178.4}}};
-constexpr double kUsable = 0.9;  // the rest: temporary tensors, LibTorch, what the allocator holds
+constexpr double kUsable = 0.9;  // the rest: LibTorch, what the allocator holds back, other tensors
 
 // How many hold the plan: what autograd saves for the batch on each, the rest in equal parts.
 std::string gpus_for(const MemoryPlan& memory, const Gpu& gpu) {
   const double usable = kUsable * gpu.gib * 1024 * 1024 * 1024;
-  if (memory.total() <= usable) return "1";
+  if (memory.peak() <= usable) return "1";
   if (memory.saved() >= usable) return "the batch alone is too large";
   return with_commas(static_cast<int64_t>(
-      std::ceil((memory.total() - memory.saved()) / (usable - memory.saved()))));
+      std::ceil((memory.peak() - memory.saved()) / (usable - memory.saved()))));
 }
 
 std::string gpu_table(const ConfigPlan& plan) {
@@ -256,7 +257,7 @@ std::string rank_table(const ConfigPlan& plan) {
   add("buckets on their way", rank.travelling);
   add("quantized weights", rank.weight_forms);
   add("saved for backward", rank.saved);
-  add("total", rank.total());
+  add("at most at once", rank.peak());
   const auto add_sent = [&](const char* what, const Sent& sent) {
     if (sent.bytes > 0) rows.push_back({what, sent_text(sent)});
   };
@@ -315,7 +316,7 @@ std::string to_json(const ConfigPlan& plan) {
                       {"gradients", m.gradients},
                       {"saved_a_token", m.saved_a_token},
                       {"tokens", m.tokens},
-                      {"total", m.total()},
+                      {"peak", m.peak()},
                       {"quantized_weights", m.weight_forms},
                       {"quantized_weights_as_codes", m.codes}});
   }
@@ -335,7 +336,7 @@ std::string to_json(const ConfigPlan& plan) {
                     {"travelling", rank.travelling},
                     {"quantized_weights", rank.weight_forms},
                     {"saved", rank.saved},
-                    {"total", rank.total()},
+                    {"peak", rank.peak()},
                     {"gradients_sent", rank.gradients.bytes},
                     {"gradients_sent_across", rank.gradients.across},
                     {"weights_sent", rank.weights_sent.bytes},

@@ -2,31 +2,18 @@
 // How much memory a run would take, from its config alone, with the settings of moe8/memory.h at
 // their defaults: on a Hopper GPU where training.device is CUDA, else on this machine's CPU. The
 // formulas are docs/plan.md's; tests/train/plan/memory_plan_test.cpp compares those of a CPU with a
-// small model's real bytes.
+// small model's real bytes, tests/cuda/train_test.cpp those of a GPU.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "moe8/quantize_model.h"
 #include "train/config/run_config.h"
+#include "train/plan/planned_conversion.h"
+#include "train/plan/step_memory.h"
 
 namespace moe8 {
-
-/// Something that autograd keeps from forward to backward.
-struct SavedTensor {
-  std::string what;
-  double bytes = 0;  // a token
-};
-
-/// What one forward pass and its loss keep for each token, summed over the layers: the tensors that
-/// LibTorch 2.11 and moe8 save on this CPU. A few bytes that do not depend on the tokens are left
-/// out.
-/// @param tensor  ranks of a tensor group: then for each token of one rank, of which every product
-///                of a part of a weight sees those of the others as well
-/// @throws c10::Error as quantize_.
-std::vector<SavedTensor> saved_for_backward(const RunConfig& config, int64_t tensor = 1);
 
 /// Bytes of one process that holds the whole model. As double: hostile sizes must not wrap around.
 struct MemoryPlan {
@@ -34,16 +21,15 @@ struct MemoryPlan {
   double masters = 0;             // float32 copies that the optimizer steps
   double optimizer = 0;           // the moments: two of AdamW, one of Muon
   double gradients = 0;           // at most, before the step
-  double weight_forms = 0;        // quantized weights that are kept beside all this (moe8/memory.h)
-  double waiting_forms = 0;       // those and what lies where gradients will; not in total()
-  double codes = 0;               // quantized weights as codes and scales; not in total()
-  double saved_a_token = 0;       // see saved_for_backward
+  double weight_forms = 0;        // quantized weights, at most: between forward and backward
+  double codes = 0;               // quantized weights as codes and scales; for comparison
+  double saved_a_token = 0;       // see saved_for_backward (saved_activations.h)
   double recomputed_a_token = 0;  // of the largest part that backward computes again, meanwhile
   double tokens = 0;              // of one forward and backward
+  StepMemory step{};              // when all this is there
+
   double saved() const { return (saved_a_token + recomputed_a_token) * tokens; }
-  double total() const {
-    return weights + masters + optimizer + gradients + weight_forms + saved();
-  }
+  double peak() const { return step.peak(); }
 };
 
 /// The memory of a run with config.conversion(), which must fit the model.
@@ -54,10 +40,6 @@ MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held = {})
 
 /// What one rank holds of a parameter of the model.
 ParameterShape held_shape(const ParameterShape& whole, const ParallelConfig& parallel);
-
-/// What quantize_ would do to the model of `config`, without making it.
-/// @throws c10::Error as quantize_.
-ConversionReport plan_conversion(const RunConfig& config);
 
 /// Codes and scales of one weight, quantized along its in-features (for the output) and along its
 /// out-features (for the gradient of the input), in the layout of quantize_mx and quantize_float8.

@@ -12,11 +12,13 @@
 #include "moe8/tensor_parallel.h"
 #include "train/batch_share.h"
 #include "train/plan/memory_plan.h"
+#include "train/plan/planned_conversion.h"
+#include "train/plan/saved_activations.h"
 
 namespace moe8 {
 namespace {
 
-constexpr double kFloat32 = 4;
+using namespace bytes_of;
 
 // Of a group that has rank 0, the share of the others that are on other machines.
 double share_across(const std::vector<int64_t>& group, int64_t machine) {
@@ -36,22 +38,43 @@ struct Held {
   double stepped() const { return elements / ranks; }
   // Of what n ranks hold alike each sends the others' share when each steps a part.
   double sent() const { return elements * (ranks - 1) / ranks; }
+  // Of an element that a rank steps. A gradient that is added to no other stays as backward left it.
+  double sum_bytes(double rounds, double width) const {
+    return ranks * rounds > 1 ? kFloat : width;
+  }
 };
 
-std::array<Held, 3> held_by(const RunConfig& config, const LayoutGroups& groups, int64_t machine) {
-  const ParallelConfig& p = config.parallel;
-  Held whole(groups.world, machine), experts(groups.expert_data, machine),
-      parts(groups.data, machine);
-  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
-    double count = 1;
-    for (const int64_t size : held_shape(parameter, p).shape) count *= double(size);
-    const bool is_part = tensor_split(parameter.name) != TensorSplit::NONE;
-    const bool is_of_experts = parameter.name.find(".moe.experts.") != std::string::npos;
-    Held& held = is_of_experts ? experts : is_part ? parts : whole;
-    held.elements += count;
-    held.largest = std::max(held.largest, count);
+double numel(const ParameterShape& parameter) {
+  double count = 1;
+  for (const int64_t size : parameter.shape) count *= double(size);
+  return count;
+}
+
+// By who holds the same: everything of the model that is whole, experts, parts of matrices.
+struct HeldByGroups {
+  Held whole, experts, parts;
+
+  HeldByGroups(const LayoutGroups& groups, int64_t machine)
+      : whole(groups.world, machine),
+        experts(groups.expert_data, machine),
+        parts(groups.data, machine) {}
+
+  Held& of(const std::string& name) {
+    if (name.find(".moe.experts.") != std::string::npos) return experts;
+    return tensor_split(name) == TensorSplit::NONE ? whole : parts;
   }
-  return {whole, experts, parts};
+  std::array<const Held*, 3> all() const { return {&whole, &experts, &parts}; }
+};
+
+HeldByGroups held_by(const RunConfig& config, const LayoutGroups& groups, int64_t machine) {
+  HeldByGroups held(groups, machine);
+  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
+    const double count = numel(held_shape(parameter, config.parallel));
+    Held& one = held.of(parameter.name);
+    one.elements += count;
+    one.largest = std::max(one.largest, count);
+  }
+  return held;
 }
 
 // Of how many exchanges forward and backward of a layer consist when each half of it has one of its
@@ -74,16 +97,6 @@ double activations_sent(const RunConfig& config, double tokens, double width) {
   return count * tokens / ranks * (ranks - 1) * double(m.dim) * width;
 }
 
-// The chance that a given rank has one of the experts of a token.
-double chance_of_rank(const TransformerConfig& m, int64_t ranks) {
-  const double experts = double(m.n_experts), elsewhere = experts - experts / double(ranks);
-  double none = 1;
-  for (int64_t i = 0; i < m.top_k; ++i) {
-    none *= std::max(elsewhere - double(i), 0.0) / (experts - double(i));
-  }
-  return 1 - none;
-}
-
 // The table of docs/distributed.md; tokens are those of this rank.
 double tokens_sent(const RunConfig& config, double tokens, double width) {
   const TransformerConfig& m = config.model;
@@ -95,7 +108,7 @@ double tokens_sent(const RunConfig& config, double tokens, double width) {
     const double wire =
         codes ? d + double(RowCode(m.dim, at::kBFloat16, *row.config, RowsOf::INPUT).scale_bytes())
               : width * d;
-    const double forward = wire + 8 * k + width * d, backward = 2 * width * d + kFloat32 * k;
+    const double forward = wire + 8 * k + width * d, backward = 2 * width * d + kFloat * k;
     const bool again = config.training.activation_checkpointing != Recompute::NONE;
     bytes += (again ? 2 : 1) * forward + backward;
   }
@@ -130,22 +143,34 @@ RankPlan plan_rank(const RunConfig& config, int64_t world, int64_t machine) {
   plan.weights = one.weights;
   plan.masters = whole.masters / double(world);
   plan.optimizer = whole.optimizer / double(world);
+  HeldByGroups held = held_by(config, groups, machine);
   double shared = 0, bucket = double(sharding.bucket_elements);
-  for (const Held& held : held_by(config, groups, machine)) {
-    // A gradient that is added to no other stays as backward left it.
-    plan.sums += held.stepped() * (held.ranks * rounds > 1 ? kFloat32 : width);
-    plan.weights_sent.bytes += width * held.sent();
-    plan.weights_sent.across += width * held.sent() * held.across;
-    if (held.ranks == 1) continue;
-    shared += held.elements;
-    bucket = std::max(bucket, held.largest);  // a parameter is not cut
+  for (const Held* of : held.all()) {
+    plan.sums += of->stepped() * of->sum_bytes(rounds, width);
+    plan.weights_sent.bytes += width * of->sent();
+    plan.weights_sent.across += width * of->sent() * of->across;
+    if (of->ranks == 1) continue;
+    shared += of->elements;
+    bucket = std::max(bucket, of->largest);  // a parameter is not cut
   }
   // Some travel and the next is there; sent and received.
   const auto buckets = double(sharding.gradients_in_flight + 1);
   plan.travelling = width * 2 * std::min(buckets * bucket, shared);
-  // In whole where ranks share sums: what backward frees of forms is not where a part's sums lie.
-  plan.weight_forms = world > 1 ? one.waiting_forms : one.weight_forms;
+  plan.weight_forms = one.weight_forms;
   plan.saved = one.saved();
+  plan.step = one.step;
+  plan.step.fixed = plan.weights + plan.masters + plan.optimizer;
+  plan.step.most_travelling = plan.travelling;
+  for (PartMemory& part : plan.step.parts) part.gradients = part.earlier = 0;
+  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
+    const Held& of = held.of(parameter.name);
+    const double count = numel(held_shape(parameter, parallel));
+    const double sum = count / of.ranks * of.sum_bytes(rounds, width);
+    PartMemory& part = plan.step.parts[part_of_name(parameter.name, config.model)];
+    part.gradients += sum;
+    if (rounds > 1) part.earlier += sum;
+    if (of.ranks > 1) part.travelling += 2 * width * count;
+  }
   plan.gradients = {plan.weights_sent.bytes * rounds, plan.weights_sent.across * rounds};
   const double tokens = double(share.rows()) * double(t.seq_len);
   const auto in_group = [&](double bytes, const std::vector<int64_t>& group) {

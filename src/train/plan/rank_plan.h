@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "train/config/run_config.h"
+#include "train/plan/step_memory.h"
 
 namespace moe8 {
 
@@ -27,9 +28,8 @@ struct RankPlan {
   double travelling = 0;    // buckets of gradients on their way, at most
   double weight_forms = 0;  // between forward and backward (train/plan/memory_plan.h)
   double saved = 0;         // as of one process
-  double total() const {
-    return weights + masters + optimizer + sums + travelling + weight_forms + saved;
-  }
+  StepMemory step{};        // when all this is there
+  double peak() const { return step.peak(); }
   Sent gradients;
   Sent weights_sent;
   Sent activations;  // in the tensor group

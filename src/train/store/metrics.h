@@ -106,7 +106,7 @@ class MetricsFile {
   void write(const StepMetrics& metrics);
   /// The same for {"kind": "numerics", "step": step, ...}, the rest from NumericsReport::to_json().
   /// Call it before a checkpoint of this step or a later one is made.
-  void write_numerics(int64_t step, std::string_view json);
+  void write_numerics(int64_t step, std::string_view report);
   /// The same for {"kind": "start", "step": start.step, ...}.
   void write(const RunStart& start);
   /// Waits until the disk has all lines.

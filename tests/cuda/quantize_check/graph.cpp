@@ -16,7 +16,7 @@ void check_graph(std::mt19937& rng) {
   const Metadata metadata(p, 32);
   const DeviceBytes x(p.x);
   const auto count = p.x.size() / 2;
-  constexpr size_t kRows = 310, kColumns = 3 * 104;  // of three groups
+  constexpr size_t kRows = 310, kColumns = size_t{3} * 104;  // of three groups
   DeviceBytes codes(kRows * 112), inverse(kRows * 4), amax(kColumns * 4),
       column_scale(kColumns * 4);
   DeviceBytes xt(static_cast<size_t>(metadata.m.padded_rows() * p.columns)), values(2 * count);

@@ -17,6 +17,26 @@ constexpr ScaleCalculationMode kModes[] = {FLOOR, RCEIL, CEIL, EVEN};
 
 const std::vector<int32_t> kRagged = {0, 1, 31, 32, 33, 127, 128, 129, 0, 5};
 
+// All formats of one problem.
+void check_formats(const Problem& p) {
+  check_metadata(p, 32);
+  check_metadata(p, 128);
+  const Metadata metadata(p, 32);
+  const Placed jagged = place_jagged(p, metadata.m);
+  for (const ElemDtype elem : {E4M3, E5M2}) {
+    for (const bool pow2 : {true, false}) {
+      check_float8(p, jagged, elem, pow2);
+      check_tensorwise(p, elem, pow2);
+    }
+  }
+  for (const ElemDtype elem : kElems) {
+    for (const ScaleCalculationMode mode : kModes) {
+      check_mx(p, jagged.groups, 0, elem, mode, FloatType::BF16);
+      check_mx(p, jagged.groups, 0, elem, mode, FloatType::F32);
+    }
+  }
+}
+
 void check_fixed_shapes(std::mt19937& rng) {
   const std::vector<int32_t> many = [&] {
     std::vector<int32_t> sizes(1024);
@@ -35,23 +55,7 @@ void check_fixed_shapes(std::mt19937& rng) {
     const auto ends = ends_of(c.sizes);
     for (const FloatType type : {FloatType::BF16, FloatType::F32}) {
       for (const Fill fill : kFills) {
-        const Problem p = make_problem(type, c.columns, ends, ends.back() + c.tail, fill, rng);
-        check_metadata(p, 32);
-        check_metadata(p, 128);
-        const Metadata metadata(p, 32);
-        const Placed jagged = place_jagged(p, metadata.m);
-        for (const ElemDtype elem : {E4M3, E5M2}) {
-          for (const bool pow2 : {true, false}) {
-            check_float8(p, jagged, elem, pow2);
-            check_tensorwise(p, elem, pow2);
-          }
-        }
-        for (const ElemDtype elem : kElems) {
-          for (const ScaleCalculationMode mode : kModes) {
-            check_mx(p, jagged.groups, 0, elem, mode, FloatType::BF16);
-            check_mx(p, jagged.groups, 0, elem, mode, FloatType::F32);
-          }
-        }
+        check_formats(make_problem(type, c.columns, ends, ends.back() + c.tail, fill, rng));
       }
     }
   }
@@ -107,8 +111,8 @@ void check_random_shape(std::mt19937& rng) {
                                                : rng() % (1 + 300 / sizes.size()));
   }
   const auto ends = ends_of(sizes);
-  const int64_t columns = rng() % 2 ? 1 + rng() % 150 : 8 * (1 + rng() % 20);
-  const int64_t rows = ends.back() + (rng() % 2 ? rng() % 100 : 0);
+  const int64_t columns = static_cast<int64_t>(rng() % 2 ? 1 + rng() % 150 : 8 * (1 + rng() % 20));
+  const int64_t rows = ends.back() + static_cast<int64_t>(rng() % 2 ? rng() % 100 : 0);
   const FloatType type = rng() % 2 ? FloatType::BF16 : FloatType::F32;
   const Problem p =
       make_problem(type, columns, ends, std::max<int64_t>(rows, 1), kFills[rng() % 3], rng);

@@ -91,10 +91,6 @@ struct Batch {
   at::Tensor targets = at::randint(256, {kBatch * kLength}, at::kLong);
 };
 
-at::ScalarType dtype_of(Weights weights) {
-  return weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
-}
-
 at::Tensor loss_of(Transformer& model, const Batch& batch) {
   const at::Tensor logits = model(batch.tokens).to(at::kFloat);
   return torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets);
@@ -130,6 +126,7 @@ void expect_planned(const RunConfig& config, const Batch& batch) {
   const MemoryPlan plan = plan_memory(config);
   EXPECT_EQ(plan.weight_forms, double(weight_cache_use().bytes)) << to_toml(config);
   EXPECT_EQ(plan.saved() + plan.weight_forms, double(alive)) << to_toml(config);
+  EXPECT_EQ(plan.step.begin_of_backward() - plan.step.fixed, double(alive)) << to_toml(config);
 }
 
 TEST_F(MemoryPlanTest, SavedActivationsAreWhatAForwardLeavesBehind) {
@@ -211,6 +208,7 @@ void expect_planned_step(const RunConfig& config, const Batch& batch, int64_t st
     gradients = std::max(gradients, double(alive() - made) - plan.masters);
   }
   EXPECT_EQ(plan.gradients, gradients) << to_toml(config);
+  EXPECT_EQ(plan.step.end_of_backward() - plan.step.fixed, gradients) << to_toml(config);
   stepper.step(1e-3);
   EXPECT_EQ(plan.optimizer, double(alive() - made) - plan.masters) << to_toml(config);
 }
@@ -238,14 +236,14 @@ TEST_F(MemoryPlanTest, WeightsOptimizerAndGradientsAreWhatTrainingHolds) {
 }
 
 // What a GPU lets go of with the gradient of a single backward: weights/weight_cache.h.
-TEST_F(MemoryPlanTest, QuantizedWeightsOfOneBackwardStandWhereGradientsWill) {
+TEST_F(MemoryPlanTest, QuantizedWeightsOfOneBackwardGoWithTheirGradients) {
   RunConfig config = small_config();
   config.training.device = TrainingDevice::CUDA;
-  const auto kept = [&](const char* recipe, int64_t accumulation, Recompute recompute) {
+  const auto plan_of = [&](const char* recipe, int64_t accumulation, Recompute recompute) {
     config.training.recipe = recipe;
     config.training.accumulation = accumulation;
     config.training.activation_checkpointing = recompute;
-    return plan_memory(config).weight_forms;
+    return plan_memory(config);
   };
   double converted = 0;
   config.training.recipe = "fp8_rowwise";
@@ -254,14 +252,46 @@ TEST_F(MemoryPlanTest, QuantizedWeightsOfOneBackwardStandWhereGradientsWill) {
     for (const int64_t size : row.shape) elements *= double(size);
     converted += elements;
   }
-  for (const Recompute recompute : {Recompute::NONE, Recompute::SELECTIVE}) {
-    EXPECT_EQ(kept("fp8_rowwise", 1, recompute), 0);
-    EXPECT_EQ(kept("fp8_rowwise", 2, recompute), 2 * converted);
-    EXPECT_EQ(kept("mxfp8_rceil", 2, recompute), 4 * converted);
+  for (const auto& [recipe, bytes] :
+       {std::pair{"fp8_rowwise", 1.0}, std::pair{"mxfp8_rceil", 2.0}}) {
+    // The form for the gradient of the input; of what is computed again the form for the output.
+    for (const Recompute recompute : {Recompute::NONE, Recompute::FULL}) {
+      const MemoryPlan once = plan_of(recipe, 1, recompute);
+      EXPECT_EQ(once.weight_forms, bytes * converted);
+      EXPECT_EQ(once.step.end_of_backward(), once.step.fixed + once.gradients);
+    }
+    const MemoryPlan some = plan_of(recipe, 1, Recompute::SELECTIVE);
+    EXPECT_GT(some.weight_forms, bytes * converted);
+    EXPECT_LT(some.weight_forms, 2 * bytes * converted);
+    const MemoryPlan twice = plan_of(recipe, 2, Recompute::NONE);
+    EXPECT_EQ(twice.weight_forms, 2 * bytes * converted);
+    EXPECT_EQ(twice.step.end_of_backward(),
+              twice.step.fixed + twice.gradients + twice.weight_forms);
   }
-  EXPECT_EQ(kept("mxfp8_rceil", 1, Recompute::NONE), 0);
-  // Two forms of 2 bytes until forward was computed once more, and then a gradient of 2.
-  EXPECT_EQ(kept("mxfp8_rceil", 1, Recompute::FULL), 2 * converted);
+}
+
+// From its last part to its first, a backward trades what forward kept for gradients.
+TEST_F(MemoryPlanTest, AStepHoldsMostSomewhereInBackward) {
+  StepMemory step{.fixed = 100,
+                  .parts = {{.saved = 1, .gradients = 2},
+                            {.saved = 40, .passing = 5, .forms = 6, .gradients = 30},
+                            {.saved = 10, .recomputed = 7, .gradients = 20}}};
+  EXPECT_EQ(step.begin_of_backward(), 157);
+  EXPECT_EQ(step.end_of_backward(), 152);
+  EXPECT_EQ(step.peak(), 157 + 20 - 10 + 5);  // in the second part
+  step.parts[1].passing = 0;
+  EXPECT_EQ(step.peak(), 157 + 20 - 10);
+  step.parts[2].recomputed = 11;
+  EXPECT_EQ(step.peak(), 157 + 11);
+  // Gradients of later parts are on their way meanwhile.
+  step.parts[2].travelling = 9;
+  step.most_travelling = 8;
+  EXPECT_EQ(step.peak(), 157 + 20 - 10 + 8);
+  // Those of an earlier backward and kept weights are there all the time.
+  step.parts[0].earlier = 2;
+  step.parts[1].kept_forms = 6;
+  EXPECT_EQ(step.begin_of_backward(), 159);
+  EXPECT_EQ(step.end_of_backward(), 158);
 }
 
 TEST_F(MemoryPlanTest, OneBackwardNeedsNoFloat32Gradients) {

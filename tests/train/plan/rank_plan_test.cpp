@@ -206,23 +206,36 @@ TEST_F(RankPlanTest, HoldsForAllRanksOf64) {
   expect_planned(config, kWorld, Counted::from(sum));
 }
 
-// A GPU frees them with the gradient of a single backward. Its own gradient lies there afterwards;
-// what a rank of several keeps of the gradients may be less than that.
 TEST_F(RankPlanTest, AGpuCountsQuantizedWeightsThatBackwardWaitsFor) {
   RunConfig config = small_config();
   config.training.device = TrainingDevice::CUDA;
   config.training.recipe = "fp8_rowwise";
   config.training.batch_size = 4;
   config.training.accumulation = 1;
-  const double both = plan_memory(config).waiting_forms * 2;
-  EXPECT_GT(both, 0);
-  EXPECT_EQ(plan_rank(config, 1).weight_forms, 0);
-  EXPECT_EQ(plan_rank(config, 4).weight_forms, both / 2);
-  config.training.activation_checkpointing = Recompute::FULL;  // forward is computed once more
-  EXPECT_EQ(plan_rank(config, 4).weight_forms, both);
-  config.training.activation_checkpointing = Recompute::NONE;
+  const double one = plan_memory(config).weight_forms;
+  EXPECT_GT(one, 0);
+  for (const int64_t world : {1, 4}) {
+    const RankPlan plan = plan_rank(config, world);
+    EXPECT_EQ(plan.weight_forms, one);
+    EXPECT_EQ(plan.step.end_of_backward(), plan.step.fixed + plan.sums);
+  }
   config.training.accumulation = 8;  // two backwards of each rank
-  EXPECT_EQ(plan_rank(config, 4).weight_forms, both);
+  const RankPlan twice = plan_rank(config, 4);
+  EXPECT_EQ(twice.weight_forms, 2 * one);
+  EXPECT_EQ(twice.step.end_of_backward(), twice.step.fixed + twice.sums + 2 * one);
+}
+
+// Of its peak: one rank is one process, and several hold less but for what travels.
+TEST_F(RankPlanTest, HoldsMostWhereOneProcessDoes) {
+  RunConfig config = small_config();
+  config.training.accumulation = 1;
+  config.training.batch_size = 8;
+  EXPECT_EQ(plan_rank(config, 1).peak(), plan_memory(config).peak());
+  const RankPlan plan = plan_rank(config, 8);
+  EXPECT_GE(plan.peak(), plan.step.begin_of_backward());
+  EXPECT_GE(plan.peak(), plan.step.end_of_backward());
+  EXPECT_LE(plan.peak(), plan.step.begin_of_backward() + plan.sums + plan.travelling);
+  EXPECT_EQ(plan.step.begin_of_backward(), plan.step.fixed + plan.saved + plan.weight_forms);
 }
 
 TEST_F(RankPlanTest, KnowsWhatLeavesTheMachine) {
