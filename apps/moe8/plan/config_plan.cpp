@@ -17,6 +17,7 @@
 #include "train/plan/rank_plan.h"
 #include "train/plan/saved_activations.h"
 #include "train/plan/step_time.h"
+#include "train/report/flops.h"
 
 namespace moe8 {
 namespace {
@@ -323,6 +324,7 @@ std::string to_json(const ConfigPlan& plan) {
   nlohmann::json json = {
       {"parameters", parameters_json(plan.config.model)},
       {"conversion", nlohmann::json::parse(plan_conversion(plan.config).to_json())},
+      {"flops_a_token", model_flops(plan.config.model, plan.config.training.seq_len)},
       {"memory", memory}};
   if (plan.world > 1) {
     const RankPlan rank = plan_rank(plan.config, plan.world, plan.machine);

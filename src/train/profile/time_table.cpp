@@ -23,8 +23,10 @@ struct ClassRule {
 constexpr std::string_view kFp8Products = "products FP8", kBf16Products = "products bf16",
                            kAttention = "attention", kQuantize = "quantize",
                            kExperts = "experts' stages", kNorms = "norms and elementwise",
-                           kLoss = "loss", kOptimizer = "optimizer", kCopies = "copies";
+                           kLoss = "loss", kOptimizer = "optimizer", kCopies = "copies",
+                           kExchanges = "exchanges of ranks";
 constexpr ClassRule kRules[] = {
+    {"ncclDevKernel", kExchanges},
     {"GemmElement)0", kFp8Products},
     {"GemmElement)1", kFp8Products},
     {"grouped_gemm_kernel", kBf16Products},

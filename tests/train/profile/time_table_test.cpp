@@ -64,6 +64,8 @@ TEST(KernelClass, OwnKernelsAndThoseOfLibraries) {
   EXPECT_EQ(kernel_class(grouped + "0, ..."), "products FP8");
   EXPECT_EQ(kernel_class(grouped + "1, ..."), "products FP8");
   EXPECT_EQ(kernel_class(grouped + "2, ..."), "products bf16");
+  EXPECT_EQ(kernel_class("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)"),
+            "exchanges of ranks");
   EXPECT_EQ(kernel_class("flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel"), "attention");
   EXPECT_EQ(kernel_class("void at::native::vectorized_elementwise_kernel<4, x>(int)"),
             "norms and elementwise");
