@@ -2,12 +2,14 @@
 #include "train/crew.h"
 
 #include <ATen/ops/tensor.h>
+#include <c10/util/Logging.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <thread>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -30,6 +32,12 @@ std::string why_lost(const LostRank& lost) {
   }
   return concat("rank ", lost.rank, ": the others have waited for it for ", time,
                 " s: it lives, but hangs or needs longer than parallel.timeout_s");
+}
+
+// A launcher's store that has gone is a warning of 33 lines; whoever ends the run has said why in one.
+void quiet_libtorch() {
+  constexpr int kErrors = 2;
+  if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = kErrors;
 }
 
 // In the thread of the watch, while the main thread waits in vain. One rank prints.
@@ -70,6 +78,7 @@ Crew::Crew() = default;
 Crew::Crew(const RunConfig& config, const Launch& launch, const WatchOptions& watch)
     : patience_(watch_of(config, watch)) {
   if (launch.world == 1) return;
+  quiet_libtorch();
   parallel_ = std::make_unique<Parallel>(options_of(config), launch);
   watch_ = std::make_unique<Watch>(
       parallel_->store(), rank(), size(),
