@@ -33,3 +33,24 @@ target_include_directories(moe8_cuda_options SYSTEM INTERFACE
 target_compile_definitions(moe8_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>)
 target_compile_options(moe8_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fPIC;--expt-relaxed-constexpr;-gencode=arch=compute_90a,code=sm_90a>")
+
+# moe8_cuda_kernels(ROOM [CHECKED] [BLACKWELL] SOURCES file...): the object library moe8_cuda_ROOM.
+#   CHECKED    its kernels must neither spill registers nor serialize wgmma
+#   BLACKWELL  also for sm_100, whose products are LibTorch's (src/gemm/block_scaled_gemm.h), all else moe8's
+function(moe8_cuda_kernels room)
+  cmake_parse_arguments(PARSE_ARGV 1 kernels "CHECKED;BLACKWELL" "" "SOURCES")
+  set(target moe8_cuda_${room})
+  add_library(${target} OBJECT ${kernels_SOURCES})
+  target_include_directories(${target} PUBLIC "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}/src")
+  target_link_libraries(${target} PRIVATE moe8_warnings PUBLIC moe8_cuda_options)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES OFF)
+  if(kernels_CHECKED)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xptxas=-v>)
+    set_target_properties(${target} PROPERTIES
+      CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/tools/check_ptxas.sh")
+  endif()
+  if(kernels_BLACKWELL)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_100,code=sm_100>)
+  endif()
+endfunction()

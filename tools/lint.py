@@ -79,8 +79,8 @@ def commands_of(build):
                 words[sees][f"{word} {next(command)}"] = None
             elif not word.startswith("-O"):
                 words[sees][shlex.quote(word)] = None
-    # The Python package's library is built by itself; it has stand-ins for some of c10's headers. GCC's -Wall does not ask for the inner braces of a
-    # std::array.
+    # The Python package's library is built by itself and has stand-ins for some of c10's headers. GCC's
+    # -Wall does not ask for the inner braces of a std::array.
     more = f"-idirafter {ROOT / 'python/native'} -Wno-missing-braces"
     return [f"clang++ {' '.join(one)} {more}" for one in words], plain
 
