@@ -81,7 +81,8 @@ def commands_of(build):
                 words[sees][shlex.quote(word)] = None
     # The Python package's library is built by itself and has stand-ins for some of c10's headers. GCC's
     # -Wall does not ask for the inner braces of a std::array.
-    more = f"-idirafter {ROOT / 'python/native'} -Wno-missing-braces"
+    more = (f"-idirafter {ROOT / 'python/native'} -DMOE8_NATIVE_VERSION='\"\"' -DMOE8_NATIVE_CUDA=0 "
+            "-Wno-missing-braces")
     return [f"clang++ {' '.join(one)} {more}" for one in words], plain
 
 

@@ -155,8 +155,8 @@ FloatType type_of(int type) {
 }  // namespace
 }  // namespace moe8::native
 
-using namespace moe8;
-using namespace moe8::native;
+using namespace moe8;          // NOLINT(google-build-using-namespace): C functions stand in none
+using namespace moe8::native;  // NOLINT(google-build-using-namespace): C functions stand in none
 
 int moe8_cpu_mx(int elem, int mode, const void* x, int type, int64_t outer, int64_t length,
                 int64_t inner, const int32_t* ends, int64_t groups, uint8_t* data, uint8_t* scale,

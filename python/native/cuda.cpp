@@ -444,7 +444,7 @@ void check_available(int device) {
 }  // namespace
 }  // namespace moe8::native
 
-using namespace moe8::native;
+using namespace moe8::native;  // NOLINT(google-build-using-namespace): C functions stand in none
 
 int moe8_cuda_available(int device) {
   return guarded([&] { check_available(device); });

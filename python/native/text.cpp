@@ -249,7 +249,7 @@ std::string& last_error() {
 
 }  // namespace moe8::native
 
-using namespace moe8::native;
+using namespace moe8::native;  // NOLINT(google-build-using-namespace): C functions stand in none
 
 const char* moe8_error() {
   return last_error().c_str();

@@ -7,7 +7,6 @@
 #include <array>
 #include <cmath>
 #include <optional>
-#include <ranges>
 
 #include "base/nearest.h"
 #include "nn/model_settings.h"
@@ -638,8 +637,8 @@ std::string replaced(std::string_view text, std::string_view mark, const std::st
 
 TensorPlace place_of(const Family& family, const std::string& ours) {
   // A family's own rows come last, and before those that all have.
-  for (const auto& table : family.tensors | std::views::reverse) {
-    for (const TensorRow& row : table) {
+  for (size_t table = family.tensors.size(); table-- > 0;) {
+    for (const TensorRow& row : family.tensors[table]) {
       if (const auto layer = layer_in(ours, row.ours)) {
         return {replaced(row.theirs, kLayer, *layer), row.layout};
       }

@@ -375,6 +375,13 @@ void check_adding(const cuda::GroupedGemmVariant& variant, GroupedGemmArgs args,
   std::printf("FAILED %s: the sum is not what was there plus the product\n", what.c_str());
 }
 
+template <class Variant>
+std::string name_of(const Case& c, const Variant& variant, const GroupedGemmArgs& args) {
+  return std::string(c.name) + " " + kind_name(args.kind) + " " + variant.name +
+         (args.output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
+         std::to_string(args.out_pitch) + " in " + std::to_string(args.slices);
+}
+
 /// Runs every kernel that takes this product, twice into differently poisoned outputs.
 void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
                 std::vector<double> expected, double& worst, int& runs) {
@@ -413,9 +420,7 @@ void check_kind(const Case& c, const Problem& p, Gemm kind, GemmElement element,
         GroupedGemmArgs sliced = args;
         sliced.slices = slices;
         sliced.partial = partial.get();
-        const std::string which = std::string(c.name) + " " + kind_name(kind) + " " + variant.name +
-                                  (output == FloatType::BF16 ? " bf16" : " float32") + " pitch " +
-                                  std::to_string(pitch) + " in " + std::to_string(slices);
+        const std::string which = name_of(c, variant, sliced);
         const std::vector<uint8_t> result = run_twice(variant, sliced, out, which);
         worst = std::max(worst, check(p, kind, result, pitch, expected, output,
                                       limit_of(p.fill, kind, element, output), which));

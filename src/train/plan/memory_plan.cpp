@@ -22,7 +22,8 @@
 namespace moe8 {
 namespace {
 
-using namespace bytes_of;
+using bytes_of::kBf16;
+using bytes_of::kFloat;
 
 double numel(const std::vector<int64_t>& shape) {
   return std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());

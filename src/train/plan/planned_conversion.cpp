@@ -16,7 +16,8 @@
 namespace moe8 {
 namespace {
 
-using namespace bytes_of;
+using bytes_of::kBf16;
+using bytes_of::kFloat;
 
 // Of the right operand, as a Hopper GPU's kernels read it: codes of FP8, values of MX formats. A
 // build without CUDA has no kernel that could be asked.

@@ -18,7 +18,7 @@
 namespace moe8 {
 namespace {
 
-using namespace bytes_of;
+using bytes_of::kFloat;
 
 // Of a group that has rank 0, the share of the others that are on other machines.
 double share_across(const std::vector<int64_t>& group, int64_t machine) {

@@ -12,7 +12,9 @@
 namespace moe8 {
 namespace {
 
-using namespace bytes_of;
+using bytes_of::kFloat;
+using bytes_of::kInt;
+using bytes_of::kLong;
 
 // Adds up what is of one kind; a kind keeps its place in the list.
 void add_to(std::vector<SavedTensor>& rows, const std::string& what, double bytes) {

@@ -2,7 +2,7 @@
 #include "train/plan/step_memory.h"
 
 #include <algorithm>
-#include <ranges>
+#include <cstddef>
 
 namespace moe8 {
 
@@ -20,7 +20,8 @@ double StepMemory::end_of_backward() const {
 
 double StepMemory::peak() const {
   double alive = begin_of_backward(), peak = alive, on_their_way = 0;
-  for (const PartMemory& part : parts | std::views::reverse) {
+  for (size_t i = parts.size(); i-- > 0;) {
+    const PartMemory& part = parts[i];
     const double travelling = std::min(on_their_way, most_travelling);
     peak = std::max(peak, alive + part.recomputed + part.passing + travelling);
     alive += part.kept_forms - part.forms + part.gradients - part.earlier - part.saved;
