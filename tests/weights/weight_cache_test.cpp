@@ -603,24 +603,24 @@ TEST_F(WeightCaching, JoinedWeightsAreKeptWhileEveryPartIsUnchanged) {
   const CachedOperand made = weights_for_forward(pair.parts(), true);
   EXPECT_TRUE(made.is_kept);
   EXPECT_EQ(made.operand.size(1), 96);
-  EXPECT_TRUE(same_bits(pair.values(made.operand), pair.expected()));
+  EXPECT_TRUE(same_bits(Pair::values(made.operand), pair.expected()));
   EXPECT_EQ(count([&] { weights_for_forward(pair.parts(), true); }).hits, 1);
-  EXPECT_TRUE(same_bits(pair.values(weights_for_backward(pair.parts())), pair.expected()));
+  EXPECT_TRUE(same_bits(Pair::values(weights_for_backward(pair.parts())), pair.expected()));
 
   Pair::update(pair.up);
   EXPECT_EQ(count([&] { weights_for_forward(pair.parts(), true); }).hits, 0) << "up has changed";
-  EXPECT_TRUE(same_bits(pair.values(weights_for_backward(pair.parts())), pair.expected()));
+  EXPECT_TRUE(same_bits(Pair::values(weights_for_backward(pair.parts())), pair.expected()));
 }
 
 TEST_F(WeightCaching, JoinedWeightsAreNotThoseOfALaterPart) {
   Pair pair;
   pair.step();
-  pair.values(weights_for_forward(pair.parts(), true).operand);
+  Pair::values(weights_for_forward(pair.parts(), true).operand);
   const uint32_t version = pair.up->weight._version();
   pair.up = converted_experts();  // perhaps at the address of the one before
   while (pair.up->weight._version() < version) Pair::update(pair.up);
   EXPECT_TRUE(
-      same_bits(pair.values(weights_for_forward(pair.parts(), true).operand), pair.expected()));
+      same_bits(Pair::values(weights_for_forward(pair.parts(), true).operand), pair.expected()));
 }
 
 TEST_F(WeightCaching, JoinedWeightsTrustNoPartThatSomebodyElseMayWrite) {
