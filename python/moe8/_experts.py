@@ -130,13 +130,13 @@ def row_dtype(x, o):
 
 
 # ---- forward and backward ----------------------------------------------------------------------------------
-def forward(x, w13, w2, experts, scores, b13, b2, o):
-    """out [T, d] and H [R, 2h], which backward reads. scores and biases are float32."""
+def forward(x, w13, w2, experts, scores, b13, b2, o, kept=(None, None)):
+    """out [T, d] and H [R, 2h], which backward reads. scores and biases are float32. kept: _kept.Parts of w13, w2."""
     order = Order(experts, w13.shape[0])
-    H = _products.forward(_OP, order.tokens(x), w13, order.offs, o.config13, hidden_dtype(x, o))
+    H = _products.forward(_OP, order.tokens(x), w13, order.offs, o.config13, hidden_dtype(x, o), kept[0])
     row_scores = None if scores is None else order.slots(scores)
     A = _value(_hidden(H, row_scores, b13, order, o), o).to(H.dtype)
-    Y = _products.forward(_OP, A, w2, order.offs, o.config2, row_dtype(x, o))
+    Y = _products.forward(_OP, A, w2, order.offs, o.config2, row_dtype(x, o), kept[1])
     if b2 is not None:
         Y = _products.add_bias(Y.float() if Y.dtype != torch.float32 else Y.clone(), b2, order.offs)
     return order.sums(Y, None if o.scores_on_input else scores, x.dtype), H
@@ -168,7 +168,7 @@ class Gradients:
     b2: Optional[torch.Tensor] = None
 
 
-def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs):
+def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs, kept=(None, None)):
     """Gradients of what `needs` names ("x", "w13", ...); scores' and biases' are float32."""
     order = Order(experts, w13.shape[0])
     grads = Gradients()
@@ -182,7 +182,8 @@ def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs):
     A = weighted.to(H.dtype)
     needs_dH = bool({"x", "w13"} & needs)
     needs_dA = needs_dH or "b13" in needs or "scores" in needs
-    dA, dW2 = _products.backward(_OP, order.tokens(grad_out), A, w2, order.offs, o.config2, needs_dA, "w2" in needs)
+    dA, dW2 = _products.backward(_OP, order.tokens(grad_out), A, w2, order.offs, o.config2, needs_dA, "w2" in needs,
+                                 kept[1])
     if "w2" in needs:
         grads.w2 = dW2
     if not needs_dA:
@@ -203,7 +204,7 @@ def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs):
     if needs_dH:
         dH = (dh * row_scores.unsqueeze(1) if row_scores is not None and o.scores_on_input else dh).to(H.dtype)
         dX, dW13 = _products.backward(_OP, dH, order.tokens(x), w13, order.offs, o.config13, "x" in needs,
-                                      "w13" in needs)
+                                      "w13" in needs, kept[0])
         if "x" in needs:
             grads.x = order.sums(dX, None, x.dtype)
         if "w13" in needs:

@@ -17,14 +17,9 @@ def fail(op, argument, message):
     raise Error(f"[{op}] {argument + ': ' if argument else ''}{message}")
 
 
-class Product(ctypes.Structure):
-    """Moe8Product of interface.h."""
-    _fields_ = [("A", c_void_p), ("W", c_void_p), ("grad_out", c_void_p), ("offs", c_void_p), ("out", c_void_p),
-                ("grad_A", c_void_p), ("grad_W", c_void_p),
-                ("M", c_int64), ("N", c_int64), ("K", c_int64), ("E", c_int64),
-                ("a_type", c_int32), ("w_type", c_int32), ("out_type", c_int32), ("has_tail", c_int32),
-                ("left", c_int32 * 3), ("right", c_int32 * 3), ("fast_accum", c_int32 * 3),
-                ("workspace", c_void_p), ("bytes", c_int64), ("stream", c_void_p)]
+class Bytes(ctypes.Structure):
+    """Moe8Bytes of interface.h."""
+    _fields_ = [("workspace", c_int64), ("kept", c_int64)]
 
 
 class Quantize(ctypes.Structure):
@@ -45,8 +40,9 @@ _ARGUMENTS = {
     "moe8_cpu_float8": [c_int, c_int, c_int, c_void_p, c_int, *_SHAPE, c_void_p, c_void_p, c_void_p, c_int, c_int],
     "moe8_cpu_float8_decode": [c_int, c_int, c_void_p, c_void_p, *_SHAPE, c_void_p, c_int, c_int],
     "moe8_cuda_available": [c_int],
-    "moe8_cuda_forward": [ctypes.POINTER(Product)],
-    "moe8_cuda_backward": [ctypes.POINTER(Product)],
+    "moe8_cpu_values": [c_char_p, c_int, c_int, c_int],  # requests as bytes: struct.pack fills them fastest
+    "moe8_cuda_forward": [c_char_p, ctypes.POINTER(Bytes)],
+    "moe8_cuda_backward": [c_char_p, ctypes.POINTER(Bytes)],
     "moe8_cuda_mx": [ctypes.POINTER(Quantize)],
     "moe8_cuda_float8": [ctypes.POINTER(Quantize)],
 }
@@ -82,6 +78,7 @@ cpu_mx = _checked("moe8_cpu_mx")
 cpu_mx_decode = _checked("moe8_cpu_mx_decode")
 cpu_float8 = _checked("moe8_cpu_float8")
 cpu_float8_decode = _checked("moe8_cpu_float8_decode")
+cpu_values = _checked("moe8_cpu_values")
 cuda_available = _checked("moe8_cuda_available")
 cuda_forward = _checked("moe8_cuda_forward")
 cuda_backward = _checked("moe8_cuda_backward")

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The three products of a grouped linear with quantized operands: out = A W^T by group, and both gradients.
 On a CPU values are multiplied by torch, as src/gemm/torch_gemm.cpp does; on a GPU one call of the library
-quantizes and multiplies."""
-import ctypes
+quantizes and multiplies. Requests are packed as the structs of python/native/interface.h; what follows from a
+config and dtypes is worked out once (docs/python.md has what a call costs)."""
 import functools
+import struct
 
 import torch
+import torch.nn.functional as F
 
 from . import _native
 from ._native import ask, fail
-from ._quantize import values_float8, values_mx
-from ._tensors import HIGH, MX, TENSORWISE, check_device, plain, pointer, stream_of, type_of
+from ._tensors import HIGH, MX, check_device, plain, type_of
 from .config import meaning
 
 OUT, GRAD_INPUT, GRAD_WEIGHT = range(3)
+_threads = torch.get_num_threads
 
 
 # ---- on a CPU -------------------------------------------------------------------------------------------
@@ -30,66 +32,146 @@ def _fits_bf16(form, dtype):
     return kind == MX or bool(form >> 12 & 1)
 
 
-def _values(x, form, axis, offs, dtype):
-    """x as its quantized values along an axis."""
-    kind, elem, how = form & 15, form >> 4 & 15, form >> 8 & 15
-    if kind == HIGH:
-        return x.to(dtype).contiguous()
-    if kind == MX:
-        return values_mx(x, elem, how, axis, offs, dtype)
-    whole = how == TENSORWISE
-    return values_float8(x, elem, form >> 12 & 1, None if whole else axis, None if whole else offs, dtype)
+class _Plan:
+    """How one product on a CPU is computed: the dtype of its operands' values, their formats, their types."""
+    __slots__ = ("dtype", "type", "left", "right", "left_type", "right_type", "is_low")
+
+    def __init__(self, gemm, config, left, right, out):
+        forms = meaning(config)
+        self.left, self.right = forms.left[gemm], forms.right[gemm]
+        self.left_type, self.right_type = type_of(left), type_of(right)
+        bf16 = (out == torch.bfloat16 and _fits_bf16(self.left, left) and _fits_bf16(self.right, right) and
+                _prefers_bf16())
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.type = type_of(self.dtype)
+        self.is_low = self.left & 15 != HIGH and self.right & 15 != HIGH
+
+
+_plan = functools.lru_cache(maxsize=None)(_Plan)
+_ONE = struct.Struct("@2P3qPq2i")  # Moe8Operand
+_TWO = struct.Struct(_ONE.format + _ONE.format[1:])
+
+
+def _values(x, axes, ends, form, type_, plan):
+    """x as its quantized values; axes: what is before, along and after the quantized one."""
+    if form & 15 == HIGH:
+        return x.to(plan.dtype)
+    values = torch.empty_like(x, dtype=plan.dtype)
+    _native.cpu_values(_ONE.pack(x.data_ptr(), values.data_ptr(), *axes, *ends, form, type_), 1, plan.type, _threads())
+    return values
+
+
+def _both(plan, left, left_axes, right, right_axes, ends=(0, 0)):
+    """The values of two operands, in one call of the library where both are quantized."""
+    if not plan.is_low:
+        return (_values(left, left_axes, ends, plan.left, plan.left_type, plan),
+                _values(right, right_axes, ends, plan.right, plan.right_type, plan))
+    dtype = plan.dtype
+    a, b = torch.empty_like(left, dtype=dtype), torch.empty_like(right, dtype=dtype)
+    _native.cpu_values(_TWO.pack(left.data_ptr(), a.data_ptr(), *left_axes, *ends, plan.left, plan.left_type,
+                                 right.data_ptr(), b.data_ptr(), *right_axes, *ends, plan.right, plan.right_type),
+                       2, plan.type, _threads())
+    return a, b
+
+
+def _with_weight(plan, left, left_axes, W, weight_axes, kept, axis):
+    """The same of an operand and a weight, whose values may be kept."""
+    if kept is None or plan.right & 15 == HIGH:
+        return _both(plan, left, left_axes, plain(W), weight_axes)
+    right = kept.find(plan.right, axis, plan.dtype)
+    if right is None:
+        right = kept.keep(_values(plain(W), weight_axes, (0, 0), plan.right, plan.right_type, plan), plan.right, axis,
+                          plan.dtype)
+    return _values(left, left_axes, (0, 0), plan.left, plan.left_type, plan), right
 
 
 def _ends(offs, rows, op):
-    if offs is None:
-        return [rows]
     ends = offs.tolist()
-    previous = 0
-    for index, end in enumerate(ends):
-        if end < previous:
-            fail(op, "offs", f"expected non-decreasing end rows from 0 on, got {end} after {previous} at index {index}")
-        previous = end
-    if previous > rows:
+    if ends and (ends[0] < 0 or ends[-1] > rows or ends != sorted(ends)):
+        previous = 0
+        for index, end in enumerate(ends):
+            if end < previous:
+                fail(op, "offs", f"expected non-decreasing end rows from 0 on, got {end} after {previous} at index "
+                     f"{index}")
+            previous = end
         fail(op, "offs", f"expected end rows of at most {rows}, the rows there are, got {previous}")
     return ends
 
 
-def _multiply_rows(a, b, ends):
-    out = a.new_empty((a.shape[0], b.shape[2]))
-    begin = 0
-    for group, end in enumerate(ends):
-        if end > begin:
-            torch.mm(a[begin:end], b[group], out=out[begin:end])
-        begin = end
-    out[begin:].zero_()
+def _sizes(ends, rows):
+    """Of the groups, and of what is in none."""
+    return [end - begin for begin, end in zip([0, *ends], [*ends, rows])]
+
+
+def _multiply_rows(a, matrices, ends):
+    """Each group's rows of a times its matrix (k, n)."""
+    rows = a.shape[0]
+    out = a.new_empty((rows, matrices.shape[2]))
+    sizes = _sizes(ends, rows)
+    for x, matrix, y in zip(a.split(sizes), matrices.unbind(), out.split(sizes)):
+        if x.shape[0]:
+            torch.mm(x, matrix, out=y)
+    if sizes[-1]:
+        out[rows - sizes[-1]:].zero_()
     return out
 
 
 def _multiply_groups(left, right, ends):
+    """Each group's rows: left^T right."""
     out = left.new_empty((len(ends), left.shape[1], right.shape[1]))
-    begin = 0
-    for group, end in enumerate(ends):
-        if end > begin:
-            torch.mm(left[begin:end].t(), right[begin:end], out=out[group])
+    sizes = _sizes(ends, left.shape[0])
+    for x, y, product in zip(left.split(sizes), right.split(sizes), out.unbind()):
+        if x.shape[0]:
+            torch.mm(x.t(), y, out=product)
         else:
-            out[group].zero_()
-        begin = end
+            product.zero_()
     return out
 
 
-def _cpu_product(gemm, left, right, offs, ends, config, out_dtype):
-    forms = meaning(config)
-    left_form, right_form = forms.left[gemm], forms.right[gemm]
-    bf16 = (out_dtype == torch.bfloat16 and _fits_bf16(left_form, left.dtype) and
-            _fits_bf16(right_form, right.dtype) and _prefers_bf16())
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    if gemm == GRAD_WEIGHT:
-        values = (_values(left, left_form, 0, offs, dtype), _values(right, right_form, 0, offs, dtype))
-        return _multiply_groups(*values, ends).to(out_dtype)
-    a = _values(left, left_form, 1, None, dtype)
-    b = _values(right, right_form, 2 if gemm == OUT else 1, None, dtype)
-    return _multiply_rows(a, b.transpose(1, 2) if gemm == OUT else b, ends).to(out_dtype)
+_ROUNDED = {torch.bfloat16: torch.Tensor.bfloat16, torch.float32: torch.Tensor.float}  # to() costs 5 us more
+
+
+def _rounded(x, dtype):
+    return x if x.dtype is dtype else _ROUNDED[dtype](x)
+
+
+def _cpu_forward(A, W, offs, ends, config, out_dtype, kept):
+    plan = _plan(OUT, config, A.dtype, W.dtype, out_dtype)
+    rows, k = A.shape
+    values, weights = _with_weight(plan, A, (rows, k, 1), W, (W.numel() // k if k else 0, k, 1), kept, 1)
+    if offs is None:
+        return _rounded(F.linear(values, weights), out_dtype)
+    return _rounded(_multiply_rows(values, weights.transpose(1, 2), ends), out_dtype)
+
+
+def _cpu_grad_input(grad_out, W, offs, ends, config, dtype, kept):
+    plan = _plan(GRAD_INPUT, config, grad_out.dtype, W.dtype, dtype)
+    rows, n = grad_out.shape
+    k = W.shape[-1]
+    values, weights = _with_weight(plan, grad_out, (rows, n, 1), W, (W.numel() // (n * k) if n * k else 0, n, k), kept,
+                                   0)
+    product = torch.mm(values, weights) if offs is None else _multiply_rows(values, weights, ends)
+    return _rounded(product, dtype)
+
+
+def _cpu_grad_weight(grad_out, A, offs, ends, config, dtype):
+    plan = _plan(GRAD_WEIGHT, config, grad_out.dtype, A.dtype, dtype)
+    rows, n = grad_out.shape
+    groups = (0, 0) if offs is None else (offs.data_ptr(), len(ends))
+    left, right = _both(plan, grad_out, (1, rows, n), A, (1, rows, A.shape[1]), groups)
+    product = torch.mm(left.t(), right) if offs is None else _multiply_groups(left, right, ends)
+    return _rounded(product, dtype)
+
+
+def _outside_autocast(function):
+    """Values of operands are multiplied as they are, whatever autocast would make of them."""
+    @functools.wraps(function)
+    def call(*arguments):
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return function(*arguments)
+        return function(*arguments)
+    return call
 
 
 # ---- on a GPU -------------------------------------------------------------------------------------------
@@ -99,75 +181,97 @@ def _one_group(rows, device, _stream):
     return torch.full((1,), rows, dtype=torch.int32, device=device)
 
 
+_PRODUCT = struct.Struct("@10P4q15i0q")  # Moe8Product
+
+
 @functools.lru_cache(maxsize=None)
 def _formats(config):
     forms = meaning(config)
-    three = ctypes.c_int32 * 3
-    return three(*forms.left), three(*forms.right), three(*forms.fast_accum)
+    return (*forms.left, *forms.right, *forms.fast_accum)
 
 
-def _request(A, W, offs, config):
-    product = _native.Product()
-    product.A, product.W = A.data_ptr(), W.data_ptr()
-    product.M, product.K = A.shape
-    product.E, product.N = W.shape[0], W.shape[1]
-    product.a_type, product.w_type = type_of(A.dtype), type_of(W.dtype)
-    product.has_tail = offs is not None
-    product.stream = stream_of(A.device)
+@functools.lru_cache(maxsize=4096)
+def _gpu_bytes(call, *request):
+    """How much memory a request needs: of its own, and for the forms of its weight where they are kept."""
+    sizes = _native.Bytes()
+    call(_PRODUCT.pack(*request), sizes)
+    return sizes.workspace, sizes.kept
+
+
+def _like(pointer):
+    """A pointer of the same alignment, to ask for sizes with."""
+    return 16 | pointer & 15
+
+
+def _launch(call, A, W, offs, pointers, types, config, kept):
+    """pointers: A, W, grad_out, out, grad_A, grad_W; types: of A, W and the output."""
+    device = A.device
+    index = device.index
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    has_tail = offs is not None
     if offs is None:
-        capturing = torch.cuda.is_current_stream_capturing()
-        make = _one_group.__wrapped__ if capturing else _one_group
-        offs = make(A.shape[0], A.device, product.stream)
-    product.offs = offs.data_ptr()
-    product.left, product.right, product.fast_accum = _formats(config)
-    return product, offs
+        make = _one_group.__wrapped__ if torch.cuda.is_current_stream_capturing() else _one_group
+        offs = make(A.shape[0], device, stream)
+    forms = None if kept is None else kept.find(config)
+    numbers = (A.shape[0], W.shape[-2], W.shape[-1], W.shape[0] if W.dim() == 3 else 1, *types, has_tail, index,
+               forms is not None, *_formats(config))
+    a, w, grad_out, out, grad_A, grad_W = pointers
+    needed, size = _gpu_bytes(call, _like(a), _like(w), _like(grad_out), 16, 16, 16 if grad_A else 0,
+                              16 if grad_W else 0, 0, 0 if kept is None else 16, 0, *numbers)
+    if kept is not None and forms is None:
+        forms = torch.empty(size, dtype=torch.uint8, device=device)
+    workspace = torch.empty(needed, dtype=torch.uint8, device=device)
+    call(_PRODUCT.pack(a, w, grad_out, offs.data_ptr(), out, grad_A, grad_W, workspace.data_ptr(),
+                       0 if forms is None else forms.data_ptr(), stream, *numbers), None)
+    if forms is not None and not numbers[9]:
+        kept.keep(forms, config)
 
 
-def _launch(call, product, device):
-    call(ctypes.byref(product))  # how much memory
-    workspace = torch.empty(product.bytes, dtype=torch.uint8, device=device)
-    product.workspace = workspace.data_ptr()
-    call(ctypes.byref(product))
-
-
-# ---- both -----------------------------------------------------------------------------------------------
-def forward(op, A, W, offs, config, out_dtype):
-    """A [M, K], W [E, N, K], offs [E] or None (E = 1) -> [M, N] out_dtype."""
-    check_device(op, "A", A)
-    A, W = plain(A), plain(W)
-    offs = None if offs is None else offs.contiguous()
-    if not A.is_cuda:
-        return _cpu_product(OUT, A, W, offs, _ends(offs, A.shape[0], op), config, out_dtype)
-    out = torch.empty((A.shape[0], W.shape[1]), dtype=out_dtype, device=A.device)
+def _gpu_forward(A, W, offs, config, out_dtype, kept):
+    n = W.shape[-2]
+    out = torch.empty((A.shape[0], n), dtype=out_dtype, device=A.device)
     if out.numel() == 0 or A.shape[1] == 0:
         return out.zero_()
-    with torch.cuda.device(A.device):
-        product, offs = _request(A, W, offs, config)
-        product.out, product.out_type = out.data_ptr(), type_of(out_dtype)
-        _launch(_native.cuda_forward, product, A.device)
+    _launch(_native.cuda_forward, A, W, offs, (A.data_ptr(), W.data_ptr(), 0, out.data_ptr(), 0, 0),
+            (type_of(A.dtype), type_of(W.dtype), type_of(out_dtype)), config, kept)
     return out
 
 
-def backward(op, grad_out, A, W, offs, config, needs_A, needs_W):
-    """Gradients of A and W in their dtypes; one of no elements where it is not needed."""
-    grad_out, A, W = plain(grad_out), plain(A), plain(W)
-    offs = None if offs is None else offs.contiguous()
-    if not A.is_cuda:
-        ends = _ends(offs, A.shape[0], op)
-        grad_A = _cpu_product(GRAD_INPUT, grad_out, W, offs, ends, config, A.dtype) if needs_A else A.new_empty(0)
-        grad_W = _cpu_product(GRAD_WEIGHT, grad_out, A, offs, ends, config, W.dtype) if needs_W else W.new_empty(0)
-        return grad_A, grad_W
-    grad_A = torch.empty(A.shape if needs_A else (0,), dtype=A.dtype, device=A.device)
-    grad_W = torch.empty(W.shape if needs_W else (0,), dtype=W.dtype, device=A.device)
+def _gpu_backward(grad_out, A, W, offs, config, needs_A, needs_W, kept):
+    grad_A = torch.empty(A.shape, dtype=A.dtype, device=A.device) if needs_A else None
+    grad_W = torch.empty(W.shape, dtype=W.dtype, device=A.device) if needs_W else None
     if grad_out.numel() == 0 or A.numel() == 0:
-        return grad_A.zero_(), grad_W.zero_()
-    with torch.cuda.device(A.device):
-        product, offs = _request(A, W, offs, config)
-        product.grad_out, product.out_type = grad_out.data_ptr(), type_of(grad_out.dtype)
-        product.grad_A = grad_A.data_ptr() if needs_A else None
-        product.grad_W = grad_W.data_ptr() if needs_W else None
-        _launch(_native.cuda_backward, product, A.device)
+        return grad_A.zero_() if needs_A else None, grad_W.zero_() if needs_W else None
+    _launch(_native.cuda_backward, A, W, offs,
+            (A.data_ptr(), W.data_ptr(), grad_out.data_ptr(), 0, grad_A.data_ptr() if needs_A else 0,
+             grad_W.data_ptr() if needs_W else 0),
+            (type_of(A.dtype), type_of(W.dtype), type_of(grad_out.dtype)), config, kept if needs_A else None)
     return grad_A, grad_W
+
+
+# ---- both -----------------------------------------------------------------------------------------------
+@_outside_autocast
+def forward(op, A, W, offs, config, out_dtype, kept=None):
+    """A [M, K], W [E, N, K], offs [E]; or W [N, K] and offs None -> [M, N] out_dtype. kept: a _kept.Part of W."""
+    A = plain(A)
+    offs = None if offs is None else offs.contiguous()
+    if A.is_cpu:
+        ends = None if offs is None else _ends(offs, A.shape[0], op)
+        return _cpu_forward(A, W, offs, ends, config, out_dtype, kept)
+    check_device(op, "A", A)
+    return _gpu_forward(A, plain(W), offs, config, out_dtype, kept)
+
+
+@_outside_autocast
+def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None):
+    """Gradients of A and W in their dtypes; None where one is not needed."""
+    grad_out, A = plain(grad_out), plain(A)
+    offs = None if offs is None else offs.contiguous()
+    if not A.is_cpu:
+        return _gpu_backward(grad_out, A, plain(W), offs, config, needs_A, needs_W, kept)
+    ends = None if offs is None else _ends(offs, A.shape[0], op)
+    return (_cpu_grad_input(grad_out, W, offs, ends, config, A.dtype, kept) if needs_A else None,
+            _cpu_grad_weight(grad_out, A, offs, ends, config, W.dtype) if needs_W else None)
 
 
 # ---- bias -----------------------------------------------------------------------------------------------

@@ -67,10 +67,7 @@ def around(x, axis):
 
 
 def plain(x):
-    """Its values in memory, contiguous, of the plain class."""
-    if type(x) is not torch.Tensor:
-        x = x.as_subclass(torch.Tensor)
-    x = x.detach()
+    """Its values in memory, contiguous."""
     return (x.resolve_neg() if x.is_neg() else x).contiguous()
 
 

@@ -9,6 +9,7 @@ from typing import Callable, Optional
 import torch
 from torch import nn
 
+from . import _kept
 from ._native import ask, fail
 from .config import config_text, meaning
 from .weights import Record, converted, weight_class
@@ -233,6 +234,7 @@ def _carry_out(row, places, unused):
         how = None if text is None else (text, unused != "ignore")
         if configs.pop(name, None) == how:
             continue
+        _kept.forget(parameter)
         if text is not None:
             record = record or Record(row.fqn, parameter.shape, unused)
             configs[name] = how
@@ -341,5 +343,7 @@ def check_conversion(model: nn.Module) -> ConversionCheck:
 def dequantize_(model: nn.Module) -> None:
     """Takes the conversion of every parameter of the model back: torch's own products run again."""
     for module in model.modules():
+        for name in _configs(module):
+            _kept.forget(module._parameters[name])
         if _configs(module):
             _set_configs(module, {})

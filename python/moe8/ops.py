@@ -2,11 +2,14 @@
 """torch.ops.moe8: every operation with a fake kernel and autograd, and the functions that people call.
 
 Configs are passed to operations as text (str(config), or a recipe's name)."""
+import functools
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from typing import Optional
 
-from . import _experts, _products, _quantize
+from . import _experts, _kept, _products, _quantize
 from ._native import Error, fail
 from ._tensors import (ELEMS, check_device, check_dtype, check_offs, choice, describe)
 from .config import config_text, meaning
@@ -21,6 +24,15 @@ def _define(schema, kernel, fake):
     for device in _DEVICES:
         _library.impl(name, kernel, device)
     torch.library.register_fake(f"moe8::{name}", fake, lib=_library)
+
+
+def _plainly(kernel):
+    """The kernel with converted weights as what they are, tensors: nothing asks their class."""
+    @functools.wraps(kernel)
+    def call(*arguments):
+        with torch._C.DisableTorchFunctionSubclass():
+            return kernel(*arguments)
+    return call
 
 
 def _once(name):
@@ -84,12 +96,39 @@ _define("dequantize_float8(Tensor data, Tensor scale, str elem, int? axis=None, 
 
 # ---- products -------------------------------------------------------------------------------------------
 # grouped_mm and linear are one product; two names, so that selective checkpointing can tell them apart.
-def _product(A, W, offs, bias, config, out_dtype):
-    out = _products.forward("grouped_mm", A, W, offs, config, out_dtype)
+def _product(A, W, offs, bias, config, out_dtype, kept=None):
+    out = _products.forward("grouped_mm", A, W, offs, config, out_dtype, kept)
     return out if bias is None else _products.add_bias(out, bias, offs)
 
 
-def _product_backward(grad_out, A, W, offs, config, needs_A, needs_W):
+def _linear(x, weight, config, kept=None):
+    if x.dim() == 2:
+        return _products.forward("linear", x, weight, None, config, x.dtype, kept)
+    n, k = weight.shape
+    out = _products.forward("linear", x.reshape(x.shape[:-1].numel(), k), weight, None, config, x.dtype, kept)
+    return out.view(*x.shape[:-1], n)
+
+
+def _linear_backward(grad_out, x, weight, config, needs_x, needs_weight, kept=None):
+    if x.dim() == 2:
+        return _products.backward("linear", grad_out, x, weight, None, config, needs_x, needs_weight, kept)
+    n, k = weight.shape
+    rows = x.shape[:-1].numel()
+    grad_x, grad_w = _products.backward("linear", grad_out.reshape(rows, n), x.reshape(rows, k), weight, None, config,
+                                        needs_x, needs_weight, kept)
+    return grad_x.view(x.shape) if needs_x else None, grad_w
+
+
+def _all_tensors(backward):
+    """An operation of torch returns a tensor, of no elements, for a gradient that is not needed."""
+    @_plainly
+    def call(grad_out, first, weight, *rest):
+        grads = backward(grad_out, first, weight, *rest)
+        return tuple(like.new_empty(0) if grad is None else grad for grad, like in zip(grads, (first, weight)))
+    return call
+
+
+def _grouped_backward(grad_out, A, W, offs, config, needs_A, needs_W):
     return _products.backward("grouped_mm", grad_out, A, W, offs, config, needs_A, needs_W)
 
 
@@ -97,32 +136,18 @@ def _fake_product_backward(grad_out, A, W, offs, config, needs_A, needs_W):
     return (A.new_empty(A.shape if needs_A else (0,)), W.new_empty(W.shape if needs_W else (0,)))
 
 
-def _linear(x, weight, config):
-    rows = x.reshape(-1, weight.shape[1]) if weight.shape[1] else x.reshape(x.shape[:-1].numel(), 0)
-    out = _products.forward("linear", rows, weight.unsqueeze(0), None, config, x.dtype)
-    return out.view(*x.shape[:-1], weight.shape[0])
-
-
-def _linear_backward(grad_out, x, weight, config, needs_x, needs_weight):
-    n, k = weight.shape
-    rows = x.shape[:-1].numel()
-    grad_x, grad_w = _products.backward("linear", grad_out.reshape(rows, n), x.reshape(rows, k), weight.unsqueeze(0),
-                                        None, config, needs_x, needs_weight)
-    return grad_x.view(x.shape) if needs_x else grad_x, grad_w.view(n, k) if needs_weight else grad_w
-
-
 _define("grouped_mm(Tensor A, Tensor W, Tensor offs, Tensor? bias, str config, ScalarType out_dtype) -> Tensor",
-        _product, lambda A, W, offs, bias, config, out_dtype:
+        _plainly(_product), lambda A, W, offs, bias, config, out_dtype:
         torch.empty((A.shape[0], W.shape[1]), dtype=out_dtype, device=A.device))
 _define("grouped_mm_backward(Tensor grad_out, Tensor A, Tensor W, Tensor offs, str config, bool needs_A, "
-        "bool needs_W) -> (Tensor, Tensor)", _product_backward, _fake_product_backward)
+        "bool needs_W) -> (Tensor, Tensor)", _all_tensors(_grouped_backward), _fake_product_backward)
 _define("grouped_bias_grad(Tensor grad_out, Tensor offs, int groups) -> Tensor",
         lambda grad_out, offs, groups: _products.group_sums(grad_out, offs, groups),
         lambda grad_out, offs, groups: grad_out.new_empty((groups, grad_out.shape[1]), dtype=torch.float32))
-_define("linear(Tensor x, Tensor weight, str config) -> Tensor", _linear,
+_define("linear(Tensor x, Tensor weight, str config) -> Tensor", _plainly(_linear),
         lambda x, weight, config: torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device))
 _define("linear_backward(Tensor grad_out, Tensor x, Tensor weight, str config, bool needs_x, bool needs_weight) "
-        "-> (Tensor, Tensor)", _linear_backward,
+        "-> (Tensor, Tensor)", _all_tensors(_linear_backward),
         lambda grad_out, x, weight, config, needs_x, needs_weight:
         (torch.empty(x.shape if needs_x else (0,), dtype=x.dtype, device=x.device),
          torch.empty(weight.shape if needs_weight else (0,), dtype=weight.dtype, device=weight.device)))
@@ -157,49 +182,76 @@ def _linear_grads(ctx, grad_out):
     return grad_x if needs_x else None, grad_w if needs_weight else None, None
 
 
-# The same two without the dispatcher: an operation of torch with gradients in Python costs several times as much.
+# The same two without the dispatcher, for eager code: an operation of torch with gradients in Python costs several
+# times as much. Here weights are kept between forward and backward, and for later forwards.
+def _once_differentiable(grads):
+    """torch's once_differentiable, where somebody could differentiate again; it costs what a product does."""
+    refusing = torch.autograd.function.once_differentiable(grads)
+
+    def backward(ctx, grad_out):
+        with torch._C.DisableTorchFunctionSubclass():
+            return (refusing if torch.is_grad_enabled() else grads)(ctx, grad_out)
+    return staticmethod(backward)
+
+
+def _applied(function):
+    """function.apply without what it does for function transforms, of which eager code has none."""
+    return super(torch.autograd.Function, function).apply
+
+
 class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, A, W, offs, bias, config, out_dtype):
         _save_grouped(ctx, (A, W, offs, bias, config, out_dtype), None)
-        return _product(A, W, offs, bias, config, out_dtype)
+        return _product(A, W, offs, bias, config, out_dtype, _kept.for_forward(W))
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_once_differentiable
     def backward(ctx, grad_out):
         A, W, offs = ctx.saved_tensors
         needs_A, needs_W, _, needs_bias = ctx.needs_input_grad[:4]
         grad_A = grad_W = grad_bias = None
         if needs_A or needs_W:
-            grad_A, grad_W = _product_backward(grad_out, A, W, offs, ctx.config, needs_A, needs_W)
+            grad_A, grad_W = _products.backward("grouped_mm", grad_out, A, W, offs, ctx.config, needs_A, needs_W,
+                                                _kept.for_backward(W))
+        if needs_W:
+            _kept.note_gradient(W)
         if ctx.bias_dtype is not None and needs_bias:
             grad_bias = _products.group_sums(grad_out, offs, W.shape[0]).to(ctx.bias_dtype)
-        return grad_A if needs_A else None, grad_W if needs_W else None, None, grad_bias, None, None
+        return grad_A, grad_W, None, grad_bias, None, None
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, config):
-        _save_linear(ctx, (x, weight, config), None)
-        return _linear(x, weight, config)
+        ctx.config = config
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, config, _kept.for_forward(weight))
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_once_differentiable
     def backward(ctx, grad_out):
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        grad_x, grad_w = _linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight)
-        return grad_x if needs_x else None, grad_w if needs_weight else None, None
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        grads = _linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight, _kept.for_backward(weight))
+        if needs_weight:
+            _kept.note_gradient(weight)
+        return *grads, None
 
 
-def _is_eager(*tensors):
-    """Whether nothing but autograd wants to see the operation: no compiler, dispatch mode or function transform, no
-    subclass of tensors but converted weights."""
-    return (not torch.compiler.is_compiling() and not tensors[0].is_meta and
-            torch._C._len_torch_dispatch_stack() == 0 and
-            torch._C._functorch.peek_interpreter_stack() is None and
-            all(isinstance(x, torch.Tensor) and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-                for x in tensors))
+_apply_grouped, _apply_linear = _applied(_Grouped), _applied(_Linear)
+_PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
+
+
+def _is_eager(a, b):
+    """Whether nothing but autograd wants to see the operation: no compiler, dispatch mode, function transform or
+    forward-mode derivative, no subclass of tensors but converted weights."""
+    return (not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0 and
+            torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0 and
+            type(a).__torch_dispatch__ is _PLAIN_DISPATCH and type(b).__torch_dispatch__ is _PLAIN_DISPATCH and
+            not a.is_meta)
+
+
+def _wants_grad(a, b):
+    return torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
 
 
 _autograd("grouped_mm", _grouped_grads, _save_grouped)
@@ -238,9 +290,9 @@ def _fake_experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b
                  for name, wanted in zip(_NEEDS, options_and_needs[-1]))
 
 
-_define(f"moe_experts({_EXPERTS}) -> (Tensor out, Tensor hidden)", _experts_forward, _fake_experts)
+_define(f"moe_experts({_EXPERTS}) -> (Tensor out, Tensor hidden)", _plainly(_experts_forward), _fake_experts)
 _define(f"moe_experts_backward(Tensor grad_out, Tensor hidden, {_EXPERTS}, bool[] needs) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _experts_backward, _fake_experts_backward)
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _plainly(_experts_backward), _fake_experts_backward)
 
 
 def _save_experts(ctx, inputs, output):
@@ -267,10 +319,37 @@ _autograd("moe_experts", _experts_grads, _save_experts)
 _once("moe_experts_backward")
 
 
+class _Experts(torch.autograd.Function):
+    """The same for eager code, with weights that are kept."""
+
+    @staticmethod
+    def forward(ctx, x, w13, w2, experts, scores, b13, b2, *options):
+        ctx.options = _experts.Options(*options)
+        out, hidden = _experts.forward(x, w13, w2, experts, scores, b13, b2, ctx.options,
+                                       (_kept.for_forward(w13), _kept.for_forward(w2)))
+        ctx.save_for_backward(x, w13, w2, experts, scores, b13, b2, hidden)
+        return out
+
+    @_once_differentiable
+    def backward(ctx, grad_out):
+        x, w13, w2, *rest = ctx.saved_tensors
+        needs = {name for name, i in zip(_NEEDS, (0, 1, 2, 4, 5, 6)) if ctx.needs_input_grad[i]}
+        grads = _experts.backward(grad_out, x, w13, w2, *rest, ctx.options, needs,
+                                  (_kept.for_backward(w13), _kept.for_backward(w2)))
+        for name, weight in (("w13", w13), ("w2", w2)):
+            if name in needs:
+                _kept.note_gradient(weight)
+        return (grads.x, grads.w13, grads.w2, None, grads.scores, grads.b13, grads.b2) + (None,) * 7
+
+
+_apply_experts = _applied(_Experts)
+
+
 # ---- what people call ---------------------------------------------------------------------------------------
 def autocast(device, *tensors):
     """Tensors as autocast wants them."""
-    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
+    kind = device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(device.type)
     return tuple(x.to(dtype) if x is not None and x.is_floating_point() else x for x in tensors)
@@ -310,8 +389,11 @@ def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias:
         fail(op, "bias", f"expected [{B_t.shape[0]}, {B_t.shape[2]}], a row for each expert, on {A.device}, got "
              f"{describe(bias)}")
     dtype = out_dtype or meaning(text).out_dtype or A.dtype
-    product = _Grouped.apply if _is_eager(A, B_t) else torch.ops.moe8.grouped_mm
-    return product(A, B_t.transpose(1, 2), offs, bias, text, dtype)
+    W = B_t.transpose(1, 2)
+    if not _is_eager(A, B_t):
+        return torch.ops.moe8.grouped_mm(A, W, offs, bias, text, dtype)
+    needs_grad = _wants_grad(A, B_t) or bias is not None and _wants_grad(bias, bias)
+    return (_apply_grouped if needs_grad else _product)(A, W, offs, bias, text, dtype)
 
 
 def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_rowwise",
@@ -347,16 +429,21 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, config="row
 
 def product_of_one(op, x, weight, bias, text):
     """linear() with a config of any kind: that of one expert's matrix among them."""
-    x, weight, bias = autocast(x.device, x, weight, bias)
+    device = x.device
+    x, weight, bias = autocast(device, x, weight, bias)
     check_dtype(op, "x", x)
     check_dtype(op, "weight", weight)
-    if weight.dim() != 2:
+    shape = weight.shape
+    if len(shape) != 2:
         fail(op, "weight", f"expected [N, K], got {describe(weight)}")
-    if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
-        fail(op, "x", f"expected [..., {weight.shape[1]}] to fit a weight of {list(weight.shape)}, got {describe(x)}")
-    if weight.device != x.device:
-        fail(op, "weight", f"expected on {x.device} as x is, got {describe(weight)}")
-    y = (_Linear.apply if _is_eager(x, weight) else torch.ops.moe8.linear)(x, weight, text)
+    if x.dim() < 1 or x.shape[-1] != shape[1]:
+        fail(op, "x", f"expected [..., {shape[1]}] to fit a weight of {list(shape)}, got {describe(x)}")
+    if weight.device != device:
+        fail(op, "weight", f"expected on {device} as x is, got {describe(weight)}")
+    if not _is_eager(x, weight):
+        y = torch.ops.moe8.linear(x, weight, text)
+    else:
+        y = (_apply_linear if _wants_grad(x, weight) else _linear)(x, weight, text)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -384,15 +471,16 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
             fail(op, name, f"expected one of {', '.join(allowed)}, got '{value}'")
     text13 = _grouped_config(op, config)
     text2 = text13 if config2 is None else _grouped_config(op, config2)
-    check_device(op, "x", x) if not torch.compiler.is_compiling() else None
     w13, b13, interleaved = _joined(op, x, w1, w3, w2, b1, b3, gate_up)
     _check_slots(op, x, w13, experts, scores)
     if b2 is not None:
         _check_bias(op, "b2", b2, w2.shape[:2], device)
     to_float = lambda t: None if t is None else t.float()
-    return torch.ops.moe8.moe_experts(x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2), text13, text2,
-                                      interleaved, activation == "clamped_swiglu", float(alpha), float(limit),
-                                      scores_on == "input")[0]
+    arguments = (x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2), text13, text2, interleaved,
+                 activation == "clamped_swiglu", float(alpha), float(limit), scores_on == "input")
+    if _is_eager(x, w13) and type(w2).__torch_dispatch__ is _PLAIN_DISPATCH:
+        return _apply_experts(*arguments)
+    return torch.ops.moe8.moe_experts(*arguments)[0]
 
 
 def _check_weight(op, name, w, shape, device):

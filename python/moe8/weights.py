@@ -11,7 +11,7 @@ import weakref
 import torch
 import torch.nn.functional as F
 
-from . import ops
+from . import _kept, ops
 from ._native import Error, ask
 from .config import meaning
 
@@ -116,6 +116,7 @@ def converted(parameter, made, record):
             record.watched.add(id(parameter))
             _judge_on_gradient(parameter, record)
         return parameter
+    _kept.register(parameter)
     weight = parameter.as_subclass(made)
     weight.record = record
     if not record.judged and torch.is_grad_enabled():

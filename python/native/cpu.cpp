@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <thread>
+#include <variant>
 #include <vector>
 
 #include "base/check.h"
 #include "cpu/float8.h"
 #include "cpu/mx.h"
+#include "format_code.h"
 #include "guarded.h"
 #include "interface.h"
 #include "kernels/float8_args.h"
@@ -152,6 +155,40 @@ FloatType type_of(int type) {
   return type == 0 ? FloatType::BF16 : FloatType::F32;
 }
 
+// ---- operands of products -------------------------------------------------------
+void make_values(const Moe8Operand& o, const MxFormat& format, FloatType type, int threads) {
+  MxQuantizeArgs args{};
+  args.elem = format.elem;
+  args.mode = format.mode;
+  args.x = o.x;
+  args.x_type = type_of(o.type);
+  args.dequantized = o.values;
+  args.dequantized_type = type;
+  quantize_mx({o.outer, o.length, o.inner, o.ends, o.groups}, args, threads);
+}
+
+void make_values(const Moe8Operand& o, const Float8Format& format, FloatType type, int threads) {
+  const bool tensorwise = format.granularity == ScalingGranularity::TENSORWISE;
+  const Axis axis = tensorwise ? Axis{1, o.outer * o.length * o.inner, 1, nullptr, 0}
+                               : Axis{o.outer, o.length, o.inner, o.ends, o.groups};
+  const int64_t scales = axis.outer * std::max<int64_t>(axis.groups, 1) * axis.inner;
+  std::vector<float> scale(static_cast<size_t>(scales));
+  Float8QuantizeArgs args{};
+  args.elem = format.elem;
+  args.round_scales_to_power_of_2 = format.round_scales_to_power_of_2;
+  args.x = o.x;
+  args.x_type = type_of(o.type);
+  args.scale = scale.data();
+  args.dequantized = o.values;
+  args.dequantized_type = type;
+  quantize_float8(axis, args, tensorwise, threads);
+}
+
+void make_values(const Moe8Operand& o, const HighPrecision& /*format*/, FloatType /*type*/,
+                 int /*threads*/) {
+  fail("moe8", "form", concat("expected a format of low precision, got ", o.form));
+}
+
 }  // namespace
 }  // namespace moe8::native
 
@@ -240,5 +277,15 @@ int moe8_cpu_float8_decode(int elem, int tensorwise, const uint8_t* data, const 
     parallel(args.work_items(), per_item(axis, args.set_count), threads,
              [&](int64_t begin, int64_t end) { cpu::dequantize_float8(args, begin, end); });
     axis.clear_tail(values, static_cast<int64_t>(bytes_of(args.out_type)));
+  });
+}
+
+int moe8_cpu_values(const Moe8Operand* operands, int count, int values_type, int threads) {
+  return guarded([&] {
+    for (const Moe8Operand& operand : std::span(operands, static_cast<size_t>(count))) {
+      std::visit(
+          [&](const auto& format) { make_values(operand, format, type_of(values_type), threads); },
+          decode_format(operand.form));
+    }
   });
 }

@@ -36,26 +36,49 @@ int64_t code_pitch(int64_t columns) {
   return (columns + 15) / 16 * 16;
 }
 
-// Pieces of a workspace, one after the other. Without a workspace it only counts.
+// Pieces of a workspace, one after the other. One that only counts launches nothing.
 class Workspace {
  public:
   Workspace(void* memory, void* stream)
-      : memory_(static_cast<char*>(memory)), stream_(static_cast<cudaStream_t>(stream)) {}
+      : Workspace(memory, stream, /*is_counting=*/memory == nullptr) {}
+  Workspace(void* memory, void* stream, bool is_counting)
+      : memory_(static_cast<char*>(memory)),
+        stream_(static_cast<cudaStream_t>(stream)),
+        is_counting_(is_counting) {}
 
   template <typename T>
   T* take(int64_t count) {
     const int64_t begin = used_;
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-    return is_counting() ? nullptr : reinterpret_cast<T*>(memory_ + begin);
+    return memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + begin);
   }
-  bool is_counting() const { return memory_ == nullptr; }
+  bool is_counting() const { return is_counting_; }
   int64_t used() const { return used_ > 0 ? used_ : 256; }
   cudaStream_t stream() const { return stream_; }
 
  private:
   char* memory_;
   cudaStream_t stream_;
+  bool is_counting_;
   int64_t used_ = 0;
+};
+
+// The current device of the process is another one's business: it is as before afterwards.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    (void)cudaGetDevice(&before_);
+    if (device != before_) check_launch("moe8", {cudaSetDevice(device), "cudaSetDevice"});
+    device_ = device;
+  }
+  ~OnDevice() {
+    if (device_ != before_) (void)cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0, device_ = 0;
 };
 
 // ---- forms of operands ----------------------------------------------------------
@@ -216,14 +239,14 @@ class Products {
       : op_(op),
         p_(product),
         memory_(product.workspace, product.stream),
+        kept_(product.kept, product.stream, memory_.is_counting() || product.kept_is_made != 0),
         forms_(op, memory_),
         metadata_(find_groups()) {}
 
   void forward() {
     const bool codes = reads_codes(Gemm::OUT);
     const Both A = make(input(), left(Gemm::OUT), true, false, codes);
-    const Both W = make(weight(), right(Gemm::OUT), true, false, codes);
-    multiply(Gemm::OUT, A.rows, W.rows, p_.out, p_.out_type);
+    multiply(Gemm::OUT, A.rows, weight_form(Gemm::OUT), p_.out, p_.out_type);
   }
 
   void backward() {
@@ -246,12 +269,11 @@ class Products {
       const bool codes = reads_codes(Gemm::GRAD_INPUT);
       const Form dO = together ? shared.rows
                                : make(gradient(), left(Gemm::GRAD_INPUT), true, false, codes).rows;
-      const Form W = make(weight(), right(Gemm::GRAD_INPUT), false, true, codes).columns;
-      multiply(Gemm::GRAD_INPUT, dO, W, p_.grad_A, p_.a_type);
+      multiply(Gemm::GRAD_INPUT, dO, weight_form(Gemm::GRAD_INPUT), p_.grad_A, p_.a_type);
     }
   }
 
-  int64_t bytes() const { return memory_.used(); }
+  Moe8Bytes bytes() const { return {memory_.used(), kept_.used()}; }
 
  private:
   OperandFormat left(Gemm gemm) const { return decode_format(p_.left[static_cast<int>(gemm)]); }
@@ -286,6 +308,24 @@ class Products {
 
   Both make(const Source& s, const OperandFormat& format, bool rows, bool columns, bool as_codes) {
     return forms_.make(s, format, rows, columns, as_codes);
+  }
+
+  // The form of the weight that OUT or GRAD_INPUT reads. A kept weight's are made both at once, in one
+  // pass where they are of one format, and lie where they lay when they were made.
+  Form weight_form(Gemm gemm) {
+    const bool is_out = gemm == Gemm::OUT;
+    if (p_.kept == nullptr) {
+      const Both made = make(weight(), right(gemm), is_out, !is_out, reads_codes(gemm));
+      return is_out ? made.rows : made.columns;
+    }
+    Forms forms(op_, kept_);
+    const bool codes = reads_codes(Gemm::OUT), codes_back = reads_codes(Gemm::GRAD_INPUT);
+    const bool in_one_pass = p_.right[0] == p_.right[1] && codes == codes_back;
+    Both made = forms.make(weight(), right(Gemm::OUT), true, in_one_pass, codes);
+    if (!in_one_pass) {
+      made.columns = forms.make(weight(), right(Gemm::GRAD_INPUT), false, true, codes_back).columns;
+    }
+    return is_out ? made.rows : made.columns;
   }
 
   void multiply(Gemm gemm, const Form& l, const Form& r, void* out, int32_t out_type) {
@@ -326,6 +366,7 @@ class Products {
   const char* op_;
   const Moe8Product& p_;
   Workspace memory_;
+  Workspace kept_;
   Forms forms_;
   cuda::GroupMetadata metadata_;
 };
@@ -336,6 +377,14 @@ void check_sizes(const char* op, const Moe8Product& p) {
   for (const int64_t size : {p.M, p.N, p.K}) {
     MOE8_CHECK(size <= INT32_MAX, op, "A", "expected sizes below 2^31, got ", size);
   }
+}
+
+void compute(const Moe8Product& p, Moe8Bytes* bytes, void (Products::*call)()) {
+  check_sizes("moe8", p);
+  const OnDevice device(p.device);
+  Products products("moe8", p);
+  (products.*call)();
+  if (bytes != nullptr) *bytes = products.bytes();
 }
 
 // ---- quantizers -----------------------------------------------------------------
@@ -450,22 +499,12 @@ int moe8_cuda_available(int device) {
   return guarded([&] { check_available(device); });
 }
 
-int moe8_cuda_forward(Moe8Product* product) {
-  return guarded([&] {
-    check_sizes("moe8", *product);
-    Products products("moe8", *product);
-    products.forward();
-    product->bytes = products.bytes();
-  });
+int moe8_cuda_forward(const Moe8Product* product, Moe8Bytes* bytes) {
+  return guarded([&] { compute(*product, bytes, &Products::forward); });
 }
 
-int moe8_cuda_backward(Moe8Product* product) {
-  return guarded([&] {
-    check_sizes("moe8", *product);
-    Products products("moe8", *product);
-    products.backward();
-    product->bytes = products.bytes();
-  });
+int moe8_cuda_backward(const Moe8Product* product, Moe8Bytes* bytes) {
+  return guarded([&] { compute(*product, bytes, &Products::backward); });
 }
 
 int moe8_cuda_mx(Moe8Quantize* request) {

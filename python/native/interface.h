@@ -47,10 +47,23 @@ MOE8_INTERFACE int moe8_cpu_float8_decode(int elem, int tensorwise, const uint8_
                                           int64_t inner, const int32_t* ends, int64_t groups,
                                           void* values, int values_type, int threads);
 
+/// An operand of a product, to be quantized along its middle axis to the values that its codes stand for.
+struct Moe8Operand {
+  const void* x;
+  void* values;  // [outer, length, inner]
+  int64_t outer, length, inner;
+  const int32_t* ends;
+  int64_t groups;
+  int32_t form, type;  // an operand format other than high precision; of x
+};
+MOE8_INTERFACE int moe8_cpu_values(const Moe8Operand* operands, int count, int values_type,
+                                   int threads);
+
 // ---- a GPU ------------------------------------------------------------------
-// All pointers are to the memory of the current device. Functions with a workspace are called
-// twice: with a null one they say in `bytes` how much they need and launch nothing. It is 256-byte aligned
-// and may be given back to the stream's memory at once. They never wait for the device.
+// All pointers are to the memory of the current device, or of the one that a request names. Functions
+// with a workspace are called twice: first they say how much they need and launch nothing. It is
+// 256-byte aligned and may be given back to the stream's memory at once. They never wait for the
+// device.
 
 /// 0 where kernels run on the current device: one of compute capability 9.0 in a build with CUDA.
 MOE8_INTERFACE int moe8_cuda_available(int device);
@@ -64,17 +77,27 @@ struct Moe8Product {
   void* out;             // [M, N] of out_type, forward only
   void* grad_A;          // [M, K] of a_type; null: not wanted
   void* grad_W;          // [E, N, K] of w_type; null: not wanted
+  void* workspace;
+  void* kept;  // for both forms of W, which the caller keeps; null: made in the workspace
+  void* stream;
   int64_t M, N, K, E;
   int32_t a_type, w_type, out_type;
   int32_t has_tail;  // rows may be past the last group
+  int32_t device;
+  int32_t kept_is_made;  // by an earlier call; else this one makes them
   // Formats of the operands of the products out, grad_A, grad_W, and whether each accumulates fast.
   int32_t left[3], right[3], fast_accum[3];
-  void* workspace;
-  int64_t bytes;
-  void* stream;
 };
-MOE8_INTERFACE int moe8_cuda_forward(Moe8Product* product);
-MOE8_INTERFACE int moe8_cuda_backward(Moe8Product* product);
+
+/// How much memory a request needs.
+struct Moe8Bytes {
+  int64_t workspace;
+  int64_t kept;
+};
+/// @param bytes  null: launch. Else this alone is written, and of the request's pointers it matters
+///               only which are null, and their alignment
+MOE8_INTERFACE int moe8_cuda_forward(const Moe8Product* product, Moe8Bytes* bytes);
+MOE8_INTERFACE int moe8_cuda_backward(const Moe8Product* product, Moe8Bytes* bytes);
 
 /// Quantizers. x is [rows, columns]. Groups of rows: `offs` of `groups` end rows on the device, or
 /// null: `groups` groups of as many rows each.
@@ -94,7 +117,7 @@ struct Moe8Quantize {
   void* values;        // MX: instead of codes and scale
   int64_t width;       // FP8 along columns: written by the call with a null workspace
   int64_t padding;     // as width: what groups are padded to
-  void* workspace;
+  void* workspace;     // null: write `bytes` alone
   int64_t bytes;
   void* stream;
 };

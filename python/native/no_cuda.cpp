@@ -18,10 +18,10 @@ int refuse() {
 int moe8_cuda_available(int /*device*/) {
   return refuse();
 }
-int moe8_cuda_forward(Moe8Product* /*product*/) {
+int moe8_cuda_forward(const Moe8Product* /*product*/, Moe8Bytes* /*bytes*/) {
   return refuse();
 }
-int moe8_cuda_backward(Moe8Product* /*product*/) {
+int moe8_cuda_backward(const Moe8Product* /*product*/, Moe8Bytes* /*bytes*/) {
   return refuse();
 }
 int moe8_cuda_mx(Moe8Quantize* /*request*/) {
