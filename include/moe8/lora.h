@@ -35,8 +35,9 @@ std::vector<ParameterShape> lora_shapes(const TransformerConfig& config,
                                         const LoraOptions& options);
 
 /// Adds them to a model and freezes all that it has besides: no other parameter requires a gradient.
-/// A begins at random, by the seed, B with zeros, so that at first the model computes what it did.
-/// @throws c10::Error as lora_shapes(), for a model that has adapters, or one of several ranks.
+/// A begins at random, by the seed, B with zeros, so that at first the model computes what it did. Of
+/// experts over several ranks each adds those of its own.
+/// @throws c10::Error as lora_shapes(), for a model that has adapters, or one of a tensor group.
 void add_lora(TransformerImpl& model, const LoraOptions& options, uint64_t seed = 0);
 
 /// A weight with its adapter added to it, W + alpha / rank B A, in float32, rounded to W's dtype; or W

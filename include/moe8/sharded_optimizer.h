@@ -33,6 +33,7 @@ struct ShardedParameter {
   int64_t experts = 0;
   /// Its gradients are summed over `part_data`.
   MatrixPart part{};
+  double rate = 1;  // factor on the learning rate
 };
 
 /// Rows of the first dimension of a tensor that several ranks share out.

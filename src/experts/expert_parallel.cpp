@@ -36,6 +36,8 @@ std::optional<Config> choose_wire(TokenWire wire, const at::Tensor& w1, const at
     refusal = "w1 is not converted";
   } else if (!(gate == up)) {
     refusal = "w1 and w3 have different configs";
+  } else if (options.adapter1.a.defined() || options.adapter3.a.defined()) {
+    refusal = "adapters read their values";
   } else {
     refusal = RowCode::refusal(*gate, RowsOf::INPUT);
   }

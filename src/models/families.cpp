@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "base/nearest.h"
+#include "models/quantization_config.h"
 #include "nn/model_settings.h"
 
 namespace moe8 {
@@ -77,6 +78,12 @@ void common(Config& json, TransformerConfig& c) {
     json.value("output_router_logits", c.aux_loss_coeff > 0);
     json.value("router_aux_loss_coef", c.aux_loss_coeff);
   }
+}
+
+// Quantized weights are dequantized when they are read.
+template <typename Config>
+void quantization(Config& json) {
+  if constexpr (Config::kReads) read_quantization(json);
 }
 
 // ---- rotary positions -------------------------------------------------------
@@ -241,6 +248,7 @@ void read_qwen3_dense_layers(ConfigReader& json, TransformerConfig& c) {
 template <typename Config>
 void qwen3_moe(Config& json, TransformerConfig& c) {
   common(json, c);
+  quantization(json);
   head_dim(json, c);
   rope(json, c, 10000.0);
   json.value("attention_bias", c.attention_bias, false);
@@ -273,6 +281,7 @@ void qwen3_moe(Config& json, TransformerConfig& c) {
 template <typename Config>
 void olmoe(Config& json, TransformerConfig& c) {
   common(json, c);
+  quantization(json);
   rope(json, c, 10000.0);
   json.value("attention_bias", c.attention_bias, false);
   json.value("intermediate_size", c.hidden_dim);
@@ -300,6 +309,7 @@ constexpr std::array<TensorRow, 4> kMixtralExperts{{
 template <typename Config>
 void mixtral(Config& json, TransformerConfig& c) {
   common(json, c);
+  quantization(json);
   head_dim(json, c);
   rope(json, c, 1000000.0);
   json.value("intermediate_size", c.hidden_dim);
@@ -354,24 +364,12 @@ void read_layer_types(ConfigReader& json, TransformerConfig& c) {
   }
 }
 
-// MXFP4 experts are dequantized when they are read.
-template <typename Config>
-void mxfp4(Config& json) {
-  if constexpr (Config::kReads) {
-    const OrderedJson* const quantization = json.find("quantization_config");
-    if (!quantization) return;
-    if (text_at(*quantization, "quant_method") != "mxfp4") {
-      json.refuse("quantization_config", "quant_method mxfp4", dumped(*quantization));
-    }
-  }
-}
-
 template <typename Config>
 void gpt_oss(Config& json, TransformerConfig& c) {
   common(json, c);
   head_dim(json, c);
   rope(json, c, 150000.0);
-  mxfp4(json);
+  if constexpr (Config::kReads) read_mxfp4_quantization(json);
   json.value("attention_bias", c.attention_bias, true);
   json.value("intermediate_size", c.hidden_dim);
   json.value("num_local_experts", c.n_experts);
@@ -414,27 +412,10 @@ constexpr std::array<TensorRow, 11> kDeepseek{{
      "model.layers.{L}.mlp.shared_experts.up_proj.weight"},
 }};
 
-// FP8 weights with a scale per block are dequantized when they are read.
-template <typename Config>
-void fp8_blocks(Config& json) {
-  if constexpr (Config::kReads) {
-    const OrderedJson* const quantization = json.find("quantization_config");
-    if (!quantization) return;
-    const OrderedJson blocks =
-        quantization->is_object() && quantization->contains("weight_block_size")
-            ? (*quantization)["weight_block_size"]
-            : OrderedJson();
-    if (text_at(*quantization, "quant_method") != "fp8" || blocks != OrderedJson({128, 128})) {
-      json.refuse("quantization_config", "quant_method fp8 with blocks of 128 x 128",
-                  dumped(*quantization));
-    }
-  }
-}
-
 template <typename Config>
 void deepseek_v3(Config& json, TransformerConfig& c) {
   common(json, c);
-  fp8_blocks(json);
+  quantization(json);
   json.value("intermediate_size", c.dense_hidden_dim);
   json.value("moe_intermediate_size", c.hidden_dim);
   json.value("n_routed_experts", c.n_experts);

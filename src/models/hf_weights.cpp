@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What each TensorLayout of a family's table means, in both directions, and how quantized files are
-// read.
+// What each TensorLayout of a family's table means, in both directions.
 #include "models/hf_weights.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/ldexp.h>
 #include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <numeric>
@@ -15,6 +11,7 @@
 
 #include "base/check.h"
 #include "io/safetensors_header.h"
+#include "models/quantized_weights.h"
 #include "moe8/pretrained.h"
 
 namespace moe8 {
@@ -24,115 +21,13 @@ bool is_of_experts(std::string_view ours) {
   return ours.find(".moe.experts.") != std::string_view::npos;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return concat(at::IntArrayRef(shape));
-}
-
-[[noreturn]] void wrong_tensor(const HfFiles& files, const std::string& name,
-                               const std::string& expected) {
-  const SafetensorsEntry& entry = files.entry(name);
-  fail(kPretrained, files.folder(),
-       concat("tensor ", shown(name), ": expected ", expected, ", got ", entry.dtype, " ",
-              shape_text(entry.shape), ". Does config.json belong to these files?"));
-}
-
-void check_shape(const HfFiles& files, const std::string& name, const std::vector<int64_t>& shape) {
-  if (files.entry(name).shape != shape) wrong_tensor(files, name, shape_text(shape));
-}
-
-// ---- quantized files --------------------------------------------------------
-constexpr const char* kBlocks = "_blocks";       // of MXFP4: uint8 [..., blocks, 16]
-constexpr const char* kScales = "_scales";       // uint8 [..., blocks], E8M0
-constexpr const char* kScaleInv = "_scale_inv";  // of FP8 [rows / 128, columns / 128]
-constexpr int64_t kMxfp4Block = 32, kFp8Block = 128;
-
-// Two codes in a byte, the first in its low half. [rows, columns] bf16, exact.
-at::Tensor dequantized_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
-  constexpr int kBias = 127;
-  const at::Tensor values = at::tensor(
-      {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0},
-      at::kFloat);
-  const at::Tensor codes = at::stack({blocks.bitwise_and(15), blocks.bitwise_right_shift(4)}, -1);
-  const at::Tensor exponents = scales.to(at::kInt).sub_(kBias).unsqueeze(-1);
-  const at::Tensor elements =
-      values.index_select(0, codes.flatten().to(at::kInt)).view({-1, kMxfp4Block});
-  return at::ldexp(elements, exponents.view({-1, 1})).to(at::kBFloat16).view({blocks.size(0), -1});
-}
-
-at::Tensor dequantized_fp8(const at::Tensor& codes, const at::Tensor& scales) {
-  const at::Tensor spread =
-      scales.to(at::kFloat).repeat_interleave(kFp8Block, 0).repeat_interleave(kFp8Block, 1);
-  return (codes.to(at::kFloat) * spread.narrow(0, 0, codes.size(0)).narrow(1, 0, codes.size(1)))
-      .to(at::kBFloat16);
-}
-
-// A tensor as it is, or an FP8 matrix times its scales.
-at::Tensor read_plain(const HfFiles& files, const std::string& name,
-                      const std::vector<int64_t>& shape) {
-  check_shape(files, name, shape);
-  const std::string& dtype = files.entry(name).dtype;
-  const std::string scales = name + kScaleInv;
-  if (dtype == "F8_E4M3" && shape.size() == 2 && files.contains(scales)) {
-    const auto blocks = [](int64_t size) { return (size + kFp8Block - 1) / kFp8Block; };
-    check_shape(files, scales, {blocks(shape[0]), blocks(shape[1])});
-    return dequantized_fp8(files.tensor(name), files.tensor(scales));
-  }
-  if (dtype != "BF16" && dtype != "F32" && dtype != "F16") {
-    wrong_tensor(files, name, "BF16, F16 or F32");
-  }
-  return files.tensor(name);
-}
-
-// Stacked matrices as (E, out, in), whether they lie as (E, in, out) or as MXFP4 blocks of rows.
-class StackedRows {
- public:
-  StackedRows(const HfFiles& files, const std::string& name, int64_t experts, int64_t out,
-              int64_t in) {
-    if (!files.contains(name + kBlocks)) {
-      rows_ = read_plain(files, name, {experts, in, out}).transpose(1, 2);
-      return;
-    }
-    if (in % kMxfp4Block != 0) wrong_tensor(files, name + kBlocks, "rows of whole blocks of 32");
-    const int64_t blocks = in / kMxfp4Block;
-    for (const char* part : {kBlocks, kScales}) {
-      const std::string of_part = name + part;
-      if (!files.contains(of_part)) {
-        fail(kPretrained, files.folder(),
-             concat("tensor ", shown(of_part), ": expected beside ", shown(name + kBlocks),
-                    ", got none"));
-      }
-      if (files.entry(of_part).dtype != "U8") wrong_tensor(files, of_part, "U8");
-    }
-    check_shape(files, name + kBlocks, {experts, out, blocks, kMxfp4Block / 2});
-    check_shape(files, name + kScales, {experts, out, blocks});
-    blocks_ = files.tensor(name + kBlocks);
-    scales_ = files.tensor(name + kScales);
-  }
-  at::Tensor of(int64_t expert) const {
-    return rows_.defined()
-               ? rows_.select(0, expert)
-               : dequantized_mxfp4(blocks_.select(0, expert), scales_.select(0, expert));
-  }
-
- private:
-  at::Tensor rows_, blocks_, scales_;
-};
-
-bool is_quantized_part(const std::string& name, const HfFiles& files) {
-  const auto is_part = [&](std::string_view suffix) { return name.ends_with(suffix); };
-  if (is_part(kScaleInv))
-    return files.contains(name.substr(0, name.size() - std::string_view(kScaleInv).size()));
-  return is_part(kScales) &&
-         files.contains(name.substr(0, name.size() - std::string_view(kScales).size()) + kBlocks);
-}
-
 // ---- which tensors a model has ----------------------------------------------
 std::string first_name(const TensorPlace& place) {
   return of_expert(place.name, 0);
 }
 
 bool holds(const HfFiles& files, const std::string& name) {
-  return files.contains(name) || files.contains(name + kBlocks);
+  return files.contains(held_name(files, name));
 }
 
 // Of another family, whose names for the experts are there.
@@ -183,9 +78,8 @@ HfWeights::HfWeights(const HfFiles& files, const Family& family, const Transform
   std::set<std::string> expected;
   std::vector<std::string> missing;
   for (const HfTensor& tensor : hf_tensors(family, pretrained_tensors(config))) {
-    const bool is_mxfp4 = files.contains(tensor.name + kBlocks);
-    expected.insert(is_mxfp4 ? tensor.name + kBlocks : tensor.name);
-    if (!is_mxfp4 && !files.contains(tensor.name)) missing.push_back(tensor.name);
+    const std::string& name = *expected.insert(held_name(files, tensor.name)).first;
+    if (!files.contains(name)) missing.push_back(tensor.name);
   }
   MOE8_CHECK(missing.empty(), kPretrained, files.folder(), "expected the ", expected.size(),
              " tensors of its config.json (", family.model_type, "), of which ", missing.size(),
@@ -263,6 +157,7 @@ std::vector<HfTensor> hf_tensors(const Family& family, const std::vector<Paramet
       tensor.parts.emplace_back(own.name, place.layout);
       tensor.expert = e;
       tensor.elements += elements / count;
+      tensor.in = own.shape.back();
     }
   }
   return list;

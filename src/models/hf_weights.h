@@ -38,6 +38,7 @@ struct HfTensor {
   std::vector<std::pair<std::string, TensorLayout>> parts;  // of ours, with their layouts
   int64_t expert = 0;                                       // of TensorLayout::EXPERTS
   int64_t elements = 0;
+  int64_t in = 1;  // the last size of ours
 };
 
 /// Those of a model, in its order.

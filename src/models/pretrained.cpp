@@ -13,6 +13,8 @@
 #include "models/hf_config.h"
 #include "models/hf_files.h"
 #include "models/hf_weights.h"
+#include "models/quantization_config.h"
+#include "models/quantized_weights.h"
 #include "moe8/safetensors.h"
 #include "moe8/tensor_parallel.h"
 #include "moe8/transformer.h"
@@ -85,13 +87,13 @@ void check_same_model(TransformerConfig own, const TransformerConfig& there,
 // Tensors of one file.
 using Shard = std::vector<const HfTensor*>;
 
-std::vector<Shard> shards_of(const std::vector<HfTensor>& tensors, uint64_t itemsize,
-                             uint64_t most) {
+std::vector<Shard> shards_of(const std::vector<HfTensor>& tensors, at::ScalarType dtype,
+                             const SavePretrainedOptions& options) {
   std::vector<Shard> shards(1);
   uint64_t bytes = 0;
   for (const HfTensor& tensor : tensors) {
-    const uint64_t own = itemsize * static_cast<uint64_t>(tensor.elements);
-    if (!shards.back().empty() && bytes + own > most) {
+    const uint64_t own = bytes_of(tensor, options.weights, dtype);
+    if (!shards.back().empty() && bytes + own > options.shard_bytes) {
       shards.emplace_back();
       bytes = 0;
     }
@@ -120,7 +122,17 @@ class LastRead {
   at::Tensor tensor_;
 };
 
-void write_shards(const std::string& folder, const std::vector<Shard>& shards, uint64_t itemsize,
+// A tensor of the files, or its codes and scales.
+std::vector<std::pair<std::string, at::Tensor>> file_tensors(
+    const HfTensor& tensor, ExportedWeights weights,
+    const std::function<at::Tensor(const std::string&)>& read) {
+  const at::Tensor made = made_of(tensor, read);
+  if (is_quantized(tensor, weights)) return quantized(tensor.name, made, weights);
+  return {{tensor.name, made}};
+}
+
+void write_shards(const std::string& folder, const std::vector<Shard>& shards,
+                  ExportedWeights weights,
                   const std::function<at::Tensor(const std::string&)>& read) {
   const auto last = std::make_shared<LastRead>(read);
   const auto read_once = [last](const std::string& name) { return (*last)(name); };
@@ -132,9 +144,11 @@ void write_shards(const std::string& folder, const std::vector<Shard>& shards, u
                            : formatted("model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
     std::vector<std::pair<std::string, at::Tensor>> tensors;
     for (const HfTensor* tensor : shards[i]) {
-      tensors.emplace_back(tensor->name, made_of(*tensor, read_once));
-      map[tensor->name] = file;
-      total += itemsize * static_cast<uint64_t>(tensor->elements);
+      for (auto& [name, made] : file_tensors(*tensor, weights, read_once)) {
+        map[name] = file;
+        total += made.nbytes();
+        tensors.emplace_back(name, std::move(made));
+      }
     }
     save_safetensors(folder + "/" + file, tensors, {{"format", "pt"}});
   }
@@ -204,12 +218,17 @@ void save_pretrained(const std::string& folder, const TransformerConfig& config,
   MOE8_CHECK(!fs::exists(folder), kSavePretrained, folder, "expected a folder that does not exist");
   WrittenConfig written = write_config(config);
   const std::vector<HfTensor> tensors = hf_tensors(*written.family, pretrained_tensors(config));
+  check_can_quantize(tensors, options.weights);
   AtomicFolder made(kSavePretrained, folder);
   if (!options.files_from.empty()) copy_beside(options.files_from, made.partial(), written.json);
   written.json["torch_dtype"] = dtype == at::kFloat ? "float32" : "bfloat16";
+  if (options.weights != ExportedWeights::PLAIN) {
+    const bool is_rowwise = options.weights == ExportedWeights::FP8_ROWWISE;
+    written.json["quantization_config"] =
+        quantization_config(is_rowwise ? kFloatQuantized : kMxfp8Quantized);
+  }
   write_file(kSavePretrained, made.partial() + "/config.json", written.json.dump(2) + "\n");
-  const auto itemsize = static_cast<uint64_t>(c10::elementSize(dtype));
-  write_shards(made.partial(), shards_of(tensors, itemsize, options.shard_bytes), itemsize, tensor);
+  write_shards(made.partial(), shards_of(tensors, dtype, options), options.weights, tensor);
   made.commit();
 }
 

@@ -23,12 +23,15 @@ constexpr const char* kLoraScale = "lora_scale";
 
 // ---- adding them --------------------------------------------------------------
 // On the device and in the dtype of the weight.
-ExpertAdapter new_adapter(const at::Tensor& weight, int64_t rank, at::Generator& generator) {
+// @param part  which of the equal parts, along the first dimension, of the whole weight it is
+ExpertAdapter new_adapter(const at::Tensor& weight, int64_t rank, at::Generator& generator,
+                          int64_t part = 0) {
   const LoraShape shape = lora_shape(weight.sizes().vec(), rank);
   const at::TensorOptions options = weight.options().requires_grad(false);
   at::Tensor a = at::empty(shape.a, options.device(at::kCPU));
   const double in = static_cast<double>(weight.size(-1));
-  trunc_normal_(a, generator, 1 / std::sqrt(3 * in));  // as wide as U(-1 / sqrt(in), 1 / sqrt(in))
+  const double std = 1 / std::sqrt(3 * in);  // as wide as U(-1 / sqrt(in), 1 / sqrt(in))
+  trunc_normal_(a, generator, std, part * a.numel());
   return {a.to(weight.device()), at::zeros(shape.b, options)};
 }
 
@@ -44,12 +47,10 @@ void add_to_linear(torch::nn::LinearImpl& linear, const LoraOptions& options,
 
 void add_to_experts(ExpertsImpl& experts, const std::string& which, const LoraOptions& options,
                     at::Generator& generator) {
-  MOE8_CHECK(experts.group().size() == 1, kLora, "model", "expected all experts on one rank, got ",
-             experts.group().size(), " ranks");
   const bool is_first = which == "w1", is_second = which == "w2";
   const at::Tensor& weight = is_first ? experts.w1 : is_second ? experts.w2 : experts.w3;
   ExpertAdapter& adapter = is_first ? experts.lora1 : is_second ? experts.lora2 : experts.lora3;
-  adapter = new_adapter(weight, options.rank, generator);
+  adapter = new_adapter(weight, options.rank, generator, experts.group().rank());
   adapter.a = experts.register_parameter(which + "_" + kLoraA, adapter.a);
   adapter.b = experts.register_parameter(which + "_" + kLoraB, adapter.b);
   experts.lora_scale = options.alpha / static_cast<double>(options.rank);
@@ -60,7 +61,8 @@ void add_to_experts(ExpertsImpl& experts, const std::string& which, const LoraOp
 void add_lora(TransformerImpl& model, const LoraOptions& options, uint64_t seed) {
   const std::vector<ParameterShape> weights = lora_targets(model.config(), options);
   MOE8_CHECK(model.tensor_group().size() == 1, kLora, "model",
-             "expected whole weights on one rank, got ", model.tensor_group().size(), " ranks");
+             "expected dense weights that each rank has whole, got parts on ",
+             model.tensor_group().size(), " ranks");
   for (const auto& parameter : model.named_parameters()) {
     MOE8_CHECK(parameter.key().find(kLoraA) == std::string::npos, kLora, "model",
                "expected none with adapters, got ", parameter.key());

@@ -19,6 +19,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "base/check.h"
@@ -64,11 +65,12 @@ at::Tensor rows_of(const at::Tensor& x, const RowRange& range) {
                                                   : plain.narrow(0, range.first, range.count);
 }
 
-// Consecutive parameters of one dtype and one group.
+// Parameters of one dtype, one group and one factor on the learning rate.
 struct Bucket {
   const Group* group = nullptr;
   size_t rank = 0;
   at::ScalarType dtype = at::kFloat;
+  double rate = 1;
   std::vector<size_t> parameters;
   std::vector<std::vector<RowRange>> shares;  // [rank][parameter]
   std::vector<int64_t> elements;              // of each rank
@@ -219,17 +221,19 @@ void ShardedOptimizer::State::make_buckets(int64_t elements) {
     size_t bucket;
     int64_t room;
   };
-  std::map<std::pair<const Group*, at::ScalarType>, Open> open;
+  std::map<std::tuple<const Group*, at::ScalarType, double>, Open> open;
   for (size_t i = parameters.size(); i-- > 0;) {
     const at::Tensor& x = tensor(i);
     const Group* const group = &group_of(i);
-    const auto found = open.try_emplace({group, x.scalar_type()}, Open{0, -1}).first;
+    const double rate = parameters[i].rate;
+    const auto found = open.try_emplace({group, x.scalar_type(), rate}, Open{0, -1}).first;
     if (x.numel() > found->second.room) {
       found->second = {buckets.size(), elements};
       Bucket& bucket = buckets.emplace_back();
       bucket.group = group;
       bucket.rank = static_cast<size_t>(group->rank());
       bucket.dtype = x.scalar_type();
+      bucket.rate = rate;
     }
     buckets[found->second.bucket].parameters.push_back(i);
     found->second.room -= x.numel();
@@ -544,7 +548,7 @@ at::Tensor ShardedOptimizer::clip_gradients() {
 
 void ShardedOptimizer::set_learning_rate(double learning_rate) {
   for (Bucket& bucket : state_->buckets) {
-    if (bucket.optimizer) bucket.optimizer->set_learning_rate(learning_rate);
+    if (bucket.optimizer) bucket.optimizer->set_learning_rate(bucket.rate * learning_rate);
   }
 }
 

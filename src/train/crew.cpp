@@ -99,14 +99,15 @@ const Group& Crew::data() const {
 const Group& Crew::expert() const {
   return parallel_ ? parallel_->expert() : alone_;
 }
+const Group& Crew::expert_data() const {
+  return parallel_ ? parallel_->expert_data() : alone_;
+}
 const Group& Crew::tensor() const {
   return parallel_ ? parallel_->tensor() : alone_;
 }
 
 ShardingGroups Crew::sharding() const {
-  return {.all = world(),
-          .expert_data = parallel_ ? parallel_->expert_data() : alone_,
-          .part_data = data()};
+  return {.all = world(), .expert_data = expert_data(), .part_data = data()};
 }
 
 at::Device Crew::device(const RunConfig& config) const {

@@ -37,6 +37,7 @@ class Crew {
   const Group& world() const;
   const Group& data() const;
   const Group& expert() const;
+  const Group& expert_data() const;  // the ranks that hold the same experts
   const Group& tensor() const;
   /// For the optimizer.
   ShardingGroups sharding() const;

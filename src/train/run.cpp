@@ -142,7 +142,8 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
                  ? std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
                                              config_.training.sums_in_products(), rates_of(config_))
                  : std::make_unique<Stepper>(*model_, config_.optimizer, config_.training.weights,
-                                             crew_.sharding(), crew_.part(config_.model));
+                                             crew_.sharding(), crew_.part(config_.model),
+                                             rates_of(config_));
   health_ = std::make_unique<Health>(*model_, config_.numerics, config_.training.steps);
   if (options_.profiled_steps > 0 && crew_.is_first()) {
     profile_.emplace(device_, options_.profiled_steps);
@@ -159,11 +160,8 @@ void Run::check_tokens() const {
              config_.from, " --out DIR");
 }
 
-// What several ranks share out is trained as a whole, and their losses are those of equal parts.
+// The losses of a tensor group's ranks are those of equal parts.
 void Run::check_ranks() const {
-  MOE8_CHECK(!config_.trains_in_part() || crew_.is_alone(), kTrain, "ranks",
-             "expected one process beside lora, optimizer.frozen and optimizer.rates, got ",
-             crew_.size());
   MOE8_CHECK(!data_.counts_some() || crew_.tensor().size() == 1, kTrain, "parallel.tensor",
              "expected 1 where some targets do not count, got ", crew_.tensor().size());
 }

@@ -128,6 +128,7 @@ class Run {
   bool validation_due(int64_t step) const;
   bool validate(StepMetrics& metrics);
   bool checkpoint_due(bool new_best) const;
+  std::vector<TensorPiece> model_pieces() const;
   void save();
   void keep_checkpoints();
   void check_finite(double value, const char* what, int64_t number);

@@ -127,6 +127,28 @@ bool Run::checkpoint_due(bool new_best) const {
   return new_best || state_.step % interval == 0 || state_.step == config_.training.steps;
 }
 
+// What this rank writes of the model: of several ranks its part of what is stepped, and what is not,
+// frozen weights and balancing biases, where no rank before it has the same.
+std::vector<TensorPiece> Run::model_pieces() const {
+  const bool is_alone = crew_.is_alone();
+  const ModelPart part = crew_.part(config_.model);
+  const auto parameters = model_->named_parameters();
+  std::vector<TensorPiece> pieces;
+  if (!is_alone) pieces = stepper_->owned();
+  for (auto& [name, tensor] : learned_tensors(*model_)) {
+    const at::Tensor* const parameter = parameters.find(name);
+    if (!is_alone && parameter && parameter->requires_grad()) continue;
+    const HeldAlong held = held_along(name, tensor, part);
+    const Group& alike = held.parts == 1               ? crew_.world()
+                         : holds_experts(name, tensor) ? crew_.expert_data()
+                                                       : crew_.data();
+    if (alike.rank() > 0) continue;
+    const bool rows = held.axis == 0;
+    pieces.push_back(piece_of(name, rows ? held.first : 0, tensor, rows ? 0 : held.first));
+  }
+  return pieces;
+}
+
 // The metrics first: a checkpoint promises the lines up to its step.
 void Run::save() {
   count_process();
@@ -134,15 +156,7 @@ void Run::save() {
   agree(crew_.world(), [&] {
     if (is_first) metrics_->sync();
   });
-  CheckpointTensors tensors{{}, stepper_->state()};
-  if (!crew_.is_alone()) tensors.model = stepper_->owned();
-  for (auto& [name, tensor] : learned_tensors(*model_)) {
-    // What no optimizer steps, balancing biases, is the same on all ranks.
-    const bool is_stepped = !name.ends_with(".expert_bias");
-    if (crew_.is_alone() || (is_first && !is_stepped)) {
-      tensors.model.push_back(piece_of(name, 0, tensor));
-    }
-  }
+  CheckpointTensors tensors{model_pieces(), stepper_->state()};
   if (is_first) {
     for (auto& [name, state] : generator_states(device_)) {
       tensors.training.push_back(piece_of(name, 0, state));

@@ -23,11 +23,18 @@ std::vector<OptimizedParameter> parameters_of(const torch::nn::Module& model,
   return parameters;
 }
 
+double rate_of(const std::map<std::string, double>& rates, const std::string& name) {
+  const auto rate = rates.find(name);
+  return rate == rates.end() ? 1 : rate->second;
+}
+
 std::vector<ShardedParameter> shared_out(std::vector<OptimizedParameter> parameters,
-                                         const ModelPart& part) {
+                                         const ModelPart& part,
+                                         const std::map<std::string, double>& rates) {
   std::vector<ShardedParameter> shared;
   for (OptimizedParameter& parameter : parameters) {
     ShardedParameter& one = shared.emplace_back();
+    one.rate = rate_of(rates, parameter.name);
     const at::Tensor& tensor = parameter.tensor;
     const HeldAlong held = held_along(parameter.name, tensor, part);
     if (held.parts > 1 && holds_experts(parameter.name, tensor)) {
@@ -64,9 +71,8 @@ Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weight
   std::map<double, std::vector<OptimizedParameter>> by_rate;
   int64_t number = 0;
   for (OptimizedParameter& parameter : parameters_of(model, config)) {
-    const auto rate = rates.find(parameter.name);
     parameter.number = number++;  // whatever the other rates are
-    by_rate[rate == rates.end() ? 1 : rate->second].push_back(std::move(parameter));
+    by_rate[rate_of(rates, parameter.name)].push_back(std::move(parameter));
   }
   for (auto& [rate, parameters] : by_rate) {
     alone_.push_back({rate, std::make_unique<Optimizer>(std::move(parameters), options)});
@@ -74,9 +80,11 @@ Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weight
 }
 
 Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-                 const ShardingGroups& groups, const ModelPart& part)
-    : shared_(std::make_unique<ShardedOptimizer>(shared_out(parameters_of(model, config), part),
-                                                 options_of(config, weights), groups)) {}
+                 const ShardingGroups& groups, const ModelPart& part,
+                 const std::map<std::string, double>& rates)
+    : shared_(
+          std::make_unique<ShardedOptimizer>(shared_out(parameters_of(model, config), part, rates),
+                                             options_of(config, weights), groups)) {}
 
 void Stepper::accumulate() {
   if (shared_) return shared_->accumulate();

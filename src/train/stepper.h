@@ -28,9 +28,11 @@ class Stepper {
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
           bool sums_in_products = false, const std::map<std::string, double>& rates = {});
   /// Of several ranks, each of which steps a part.
-  /// @param part  what this rank's model holds
+  /// @param part   what this rank's model holds
+  /// @param rates  as above
   Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weights weights,
-          const ShardingGroups& groups, const ModelPart& part);
+          const ShardingGroups& groups, const ModelPart& part,
+          const std::map<std::string, double>& rates = {});
 
   /// Call it after every backward: with master weights takes the gradients from the parameters, and
   /// adds up those of several backwards in float32 (Optimizer::accumulate).
@@ -57,7 +59,7 @@ class Stepper {
   /// @throws c10::Error when one is missing or has another shape or dtype.
   void restore(const PieceReader& files);
 
-  /// This rank's part of the parameters. Of several ranks only.
+  /// This rank's part of the parameters that are stepped. Of several ranks only.
   std::vector<TensorPiece> owned() const;
 
   /// What is stepped: masters, or the parameters themselves. The next step reads their grad(). Of one

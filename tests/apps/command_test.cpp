@@ -65,6 +65,9 @@ TEST(Command, WrongUsageIsOneLineAndTwo) {
   expect_usage_error({"--verson"}, "Did you mean '--version'?");
   expect_usage_error({"doctor", "now"}, "unexpected argument 'now'. See: moe8 doctor --help");
   expect_usage_error({"conformance"}, "DIR is required");
+  expect_usage_error({"export", "run", "--to", "x", "--weights", "fp9"}, "fp9");
+  expect_usage_error({"export", "run", "--to", "x", "--adapter", "--weights", "plain"},
+                     "--adapter");
   expect_usage_error({"conformance", ".", "--device", "tpu"}, "tpu");
   expect_usage_error({"plan", "--model", "x.safetensors"}, "--convert or --recipe is required");
 }

@@ -8,8 +8,10 @@
 Tiny models of every family with random weights, in float32: logits and the gradients of all weights
 agree within 1e-4 of the largest; every file that moe8 writes holds the tensors of the one it read, bit
 for bit; and transformers computes the same bits from it. `moe8 generate` gives the tokens of its generate(),
-with and without a cache, and `moe8 eval` its loss. Run by a Python that has torch, transformers
-and safetensors (./dev test --hf installs them).
+with and without a cache, and `moe8 eval` its loss. Adapters that moe8 trained and exported are read by
+PEFT, whose model gives the logits of the merged one within 1e-4 of the largest; weights exported in FP8 and
+MXFP8 are decompressed by compressed-tensors to codes x scales, which moe8 reads as well. Run by a Python that
+has these libraries (./dev test --hf installs them).
 """
 import argparse
 import copy
@@ -62,6 +64,7 @@ CASES = {
         n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3, q_lora_rank=16, kv_lora_rank=16,
         qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
         rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
+    "qwen3_moe_blocks": ("Qwen3Moe", shape(**EXPERTS, head_dim=16, moe_intermediate_size=64)),
     "deepseek_v3_others": ("DeepseekV3", shape(
         num_key_value_heads=4, first_k_dense_replace=0, intermediate_size=40, moe_intermediate_size=24,
         n_routed_experts=8, n_group=1, topk_group=1, num_experts_per_tok=3, q_lora_rank=None, kv_lora_rank=16,
@@ -210,6 +213,110 @@ def compare_losses(moe8, model, folder, name):
           f"{name}: eval gives {row['loss']}, transformers {nats / 700}")
 
 
+def tokens_file(model, folder):
+    tokens = torch.randint(model.config.vocab_size, (4000,), generator=torch.Generator().manual_seed(SEED))
+    tokens.to(torch.uint16).numpy().tofile(folder / "train.bin")
+
+
+def train(moe8, model, folder, out, more):
+    """A few steps from folder/model."""
+    tokens_file(model, folder)
+    (folder / f"{out}.toml").write_text(f"""
+[model]
+from = "{folder}/model"
+[data]
+files = ["{folder}/train.bin"]
+tokens = "uint16"
+[optimizer]
+learning_rate = 3e-2
+warmup_steps = 1
+[training]
+steps = 3
+batch_size = 2
+seq_len = 16
+weights = "float32"
+validation_batches = 1
+device = "cpu"
+[output]
+folder = "{folder}/{out}"
+{more}""")
+    subprocess.run([moe8, "train", "--config", folder / f"{out}.toml"], check=True, capture_output=True)
+
+
+def exported(moe8, folder, run, to, *words):
+    subprocess.run([moe8, "export", folder / run, "--to", folder / to, *words], check=True, capture_output=True)
+    return folder / to
+
+
+def load(model, folder):
+    made = type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    made.set_experts_implementation("eager")
+    return made.eval()
+
+
+def compare_adapters(moe8, model, folder, name, tokens):
+    """PEFT's model with the adapter, the merged one, and both are another than the one that they began with."""
+    import peft
+    dense = name.startswith(("deepseek", "qwen3_moe_others"))
+    for out, targets in {
+            "lora": "",
+            "lora_some": """targets = ["re:.*\\\\.experts\\\\.w3", "layers.1.attention.wo.weight"%s]""" %
+                         (""", "re:.*\\\\.(feed_forward|shared_experts)\\\\.w[12]\\\\.weight" """ if dense else "")}.items():
+        train(moe8, model, folder, out, f"[lora]\nrank = 3\nalpha = 9\n{targets}")
+        merged = logits_of(load(model, exported(moe8, folder, out, out + "_merged")), tokens)
+        adapter = exported(moe8, folder, out, out + "_adapter", "--adapter")
+        with_adapter = logits_of(peft.PeftModel.from_pretrained(load(model, folder / "model"), adapter).eval(), tokens)
+        before = logits_of(load(model, folder / "model"), tokens)
+        difference = ((with_adapter - merged).abs().max() / merged.abs().max()).item()
+        change = ((before - merged).abs().max() / merged.abs().max()).item()
+        check(difference <= 1e-4 and change > 1e-2,
+              f"{name}: {out}: PEFT's model differs by {difference:.3g}, training changed {change:.3g}")
+        print(f"  PEFT's model differs from the merged one by {difference:.2g}, which training changed by {change:.2g}")
+
+
+def decompressed(folder):
+    """Every tensor of the files, by compressed-tensors, and how many had scales."""
+    from compressed_tensors.compressors.base import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import is_match
+    config = QuantizationConfig.model_validate(json.loads((folder / "config.json").read_text())["quantization_config"])
+    scheme, = config.config_groups.values()
+    compressor = BaseCompressor.get_value_from_registry(config.format)
+    tensors, count = load_file(folder / "model.safetensors"), 0
+    linear = torch.nn.Linear(1, 1)
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        module = name.removesuffix(".weight_scale")
+        check(is_match(module, linear, scheme.targets, config.ignore), f"{module}: not what the config says")
+        check(compressor.can_compress(type(linear), scheme), f"{config.format}: not the format of its scheme")
+        state = {"weight": tensors.pop(module + ".weight"), "weight_scale": tensors.pop(name)}
+        codes, scales = state["weight"].float(), state["weight_scale"]
+        powers = scales.float() if scales.dtype != torch.uint8 else torch.exp2(scales.float() - 127)
+        values = compressor.decompress(state, scheme)["weight"].float()
+        wanted = (codes.unflatten(1, (powers.shape[1], -1)) * powers[..., None]).flatten(1)
+        check(torch.equal(values, wanted), f"{module}: decompressed to other numbers")
+        tensors[module + ".weight"] = values
+        count += 1
+    return tensors, count
+
+
+def compare_quantized(moe8, model, folder, name):
+    if name.startswith("gpt_oss"):
+        return  # its stacks are refused
+    train(moe8, model, folder, "whole", "")
+    plain = load_file(exported(moe8, folder, "whole", "plain") / "model.safetensors")
+    blocks = all(weight.shape[1] % 32 == 0 for key, weight in plain.items()
+                 if weight.ndim == 2 and ".layers." in key and not key.endswith("gate.weight"))
+    for weights in ["fp8_rowwise"] + (["mxfp8_rceil", "mxfp8_floor"] if blocks else []):
+        got, count = decompressed(exported(moe8, folder, "whole", weights, "--weights", weights))
+        check(sorted(got) == sorted(plain) and count > 0, f"{name}: {weights}: other tensors")
+        for key, tensor in plain.items():
+            # 4 binary digits are left, fewer of the smallest; scales rounded down cut off an eighth
+            part = 8 if weights == "mxfp8_floor" else 16
+            near = tensor if torch.equal(got[key], tensor) else tensor.abs() / part + tensor.abs().max() / 512
+            check(((got[key] - tensor).abs() <= near.abs()).all(), f"{name}: {weights}: {key} is another")
+        print(f"  {weights}: {count} matrices decompressed to codes x scales")
+
+
 def compare(program, moe8, name, folder):
     model, tokens = make(name, folder)
     run(program, folder)
@@ -221,13 +328,16 @@ def compare(program, moe8, name, folder):
     check(torch.equal(before, after), f"{name}: transformers computes other logits from the export")
     compare_generated(moe8, model, folder, name)
     compare_losses(moe8, model, folder, name)
+    with torch.no_grad():
+        compare_adapters(moe8, model, folder, name, tokens)
+    compare_quantized(moe8, model, folder, name)
     print(f"{name}: {len(original)} tensors the same bits, transformers the same logits, tokens and loss",
           flush=True)
 
 
 def record(folder):
     for name in CASES:
-        if "_others" in name or name in ("olmoe_linear", "mixtral_window"):
+        if "_others" in name or name in ("olmoe_linear", "mixtral_window", "qwen3_moe_blocks"):
             continue
         with tempfile.TemporaryDirectory() as temporary:
             made, case = pathlib.Path(temporary), folder / name

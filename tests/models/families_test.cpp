@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "models/quantization_config.h"
 #include "testing/compare.h"
 
 namespace moe8 {
@@ -61,6 +62,19 @@ TEST(Families, WhatIsNotComputedIsRefused) {
   EXPECT_THAT(refusal("deepseek_v3", "quantization_config",
                       {{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}),
               HasSubstr("blocks of 128 x 128"));
+  OrderedJson quantized = quantization_config(kMxfp8Quantized);
+  EXPECT_EQ(refusal("olmoe", "quantization_config", quantized), "");
+  quantized["config_groups"]["group_0"]["weights"]["group_size"] = 16;
+  EXPECT_THAT(refusal("olmoe", "quantization_config", quantized), HasSubstr("mxfp8-quantized"));
+  quantized = quantization_config(kFloatQuantized);
+  EXPECT_EQ(refusal("mixtral", "quantization_config", quantized), "");
+  quantized["config_groups"]["group_0"]["weights"]["strategy"] = "tensor";
+  EXPECT_THAT(refusal("mixtral", "quantization_config", quantized), HasSubstr("by channel"));
+  quantized = quantization_config(kFloatQuantized);
+  quantized["kv_cache_scheme"] = {{"num_bits", 8}};
+  EXPECT_THAT(refusal("mixtral", "quantization_config", quantized), HasSubstr("by channel"));
+  EXPECT_THAT(refusal("gpt_oss", "quantization_config", quantization_config(kFloatQuantized)),
+              HasSubstr("expected quant_method mxfp4"));
   OrderedJson json = json_of("qwen3_moe");
   json["rope_parameters"] = {{"rope_type", "longrope"}};
   EXPECT_THAT(error_of([&] { read_config(json, "config.json"); }),

@@ -8,6 +8,8 @@
 #include "models/hf_case.h"
 #include "models/hf_files.h"
 #include "models/hf_weights.h"
+#include "moe8/float8.h"
+#include "moe8/mx.h"
 #include "testing/compare.h"
 #include "testing/folder.h"
 
@@ -136,6 +138,102 @@ TEST(Pretrained, Fp8BlocksAreDequantized) {
   save_safetensors(model + "/model.safetensors", {tensors.begin(), tensors.end()});
   const auto read = testing::pretrained(model)->named_parameters();
   EXPECT_TRUE(same_bits(codes.to(at::kFloat) * 0.25, read["layers.0.attention.wo.weight"]));
+}
+
+// A model whose rows are whole blocks of 32, written with codes.
+class QuantizedExport : public ::testing::TestWithParam<ExportedWeights> {
+ protected:
+  Transformer made(const std::string& family) const {
+    TransformerConfig config = read_pretrained_config(case_of(family));
+    config.hidden_dim = 64;
+    return Transformer(config, 3, at::kFloat);
+  }
+  static bool is_mx() { return GetParam() != ExportedWeights::FP8_ROWWISE; }
+  static ScaleCalculationMode mode() {
+    return GetParam() == ExportedWeights::MXFP8_FLOOR ? ScaleCalculationMode::FLOOR
+                                                      : ScaleCalculationMode::RCEIL;
+  }
+  static at::Tensor values(const at::Tensor& weight) {
+    if (is_mx()) return fake_quantize_mx(weight, ElemDtype::E4M3, mode());
+    return fake_quantize_float8(weight, Float8Granularity::axiswise(-1), ElemDtype::E4M3, true);
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_P(QuantizedExport, IsReadBackAsTheQuantizerSays) {
+  for (const std::string family : {"qwen3_moe", "olmoe", "mixtral"}) {
+    const Transformer model = made(family);
+    testing::save(model, folder_ / family, {.weights = GetParam()});
+    const auto before = model->named_parameters();
+    size_t quantized = 0;
+    for (const auto& parameter : testing::pretrained(folder_ / family)->named_parameters()) {
+      const std::string& name = parameter.key();
+      const at::Tensor own = before[name].detach();
+      const bool has_codes = name.find(".experts.w") != std::string::npos ||
+                             name.find(".attention.w") != std::string::npos;
+      quantized += has_codes ? 1 : 0;
+      EXPECT_TRUE(same_bits(has_codes ? values(own) : own, parameter.value().detach())) << name;
+    }
+    EXPECT_EQ(quantized, 14U);
+  }
+}
+
+TEST_P(QuantizedExport, FilesHoldItsCodesAndScales) {
+  const Transformer model = made("qwen3_moe");
+  testing::save(model, folder_ / "model", {.shard_bytes = 20'000, .weights = GetParam()});
+  const HfFiles files(folder_ / "model");
+  EXPECT_GT(files.paths().size(), 2U);
+  const std::string name = "model.layers.1.mlp.experts.2.down_proj.weight";
+  const at::Tensor weight = model->named_parameters()["layers.1.moe.experts.w2"].detach()[2];
+  const at::Tensor scales = files.tensor(name + "_scale");
+  if (is_mx()) {
+    const MXTensor expected = quantize_mx(weight, ElemDtype::E4M3, mode());
+    EXPECT_TRUE(same_bits(expected.data, files.tensor(name)));
+    EXPECT_TRUE(same_bits(expected.scale.view(at::kByte), scales));
+    EXPECT_EQ(files.entry(name + "_scale").shape, (std::vector<int64_t>{32, 2}));
+  } else {
+    const Float8Tensor expected =
+        quantize_float8(weight, Float8Granularity::axiswise(-1), ElemDtype::E4M3, true);
+    EXPECT_TRUE(same_bits(expected.data, files.tensor(name)));
+    EXPECT_TRUE(same_bits(expected.scale, scales.reciprocal()));
+    EXPECT_EQ(files.entry(name + "_scale").shape, (std::vector<int64_t>{32, 1}));
+  }
+  EXPECT_FALSE(files.contains("model.layers.1.mlp.gate.weight_scale"));
+  EXPECT_FALSE(files.contains("lm_head.weight_scale"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizedExport,
+                         ::testing::Values(ExportedWeights::FP8_ROWWISE,
+                                           ExportedWeights::MXFP8_RCEIL,
+                                           ExportedWeights::MXFP8_FLOOR));
+
+TEST(Pretrained, WhatCannotBeQuantizedIsRefused) {
+  const TemporaryFolder folder;
+  const auto error = [&](const std::string& family, ExportedWeights weights) {
+    const Transformer model = testing::pretrained(case_of(family));
+    return error_of([&] { testing::save(model, folder / family, {.weights = weights}); });
+  };
+  EXPECT_THAT(error("gpt_oss", ExportedWeights::FP8_ROWWISE),
+              HasSubstr("expected a family whose files hold a matrix per expert, got "
+                        "\"model.layers.0.mlp.experts.gate_up_proj\""));
+  EXPECT_THAT(error("olmoe", ExportedWeights::MXFP8_RCEIL),
+              HasSubstr("expected rows of whole blocks of 32 elements, got 24 in "));
+  EXPECT_FALSE(fs::exists(folder / "olmoe"));
+}
+
+TEST(Pretrained, ScalesThatDoNotFitAreRefused) {
+  const TemporaryFolder folder;
+  const Transformer model = testing::pretrained(case_of("mixtral"));
+  testing::save(model, folder / "mixtral", {.weights = ExportedWeights::FP8_ROWWISE});
+  auto tensors = load_safetensors(folder / "mixtral/model.safetensors");
+  const std::string name = "model.layers.0.self_attn.q_proj.weight_scale";
+  for (const at::Tensor& wrong : {at::ones({1}), at::ones({32, 1}, at::kInt)}) {
+    tensors[name] = wrong;
+    save_safetensors(folder / "mixtral/model.safetensors", {tensors.begin(), tensors.end()});
+    EXPECT_THAT(error_of([&] { testing::pretrained(folder / "mixtral"); }),
+                HasSubstr("q_proj.weight_scale\": expected "));
+  }
 }
 
 // ---- folders that are wrong -----------------------------------------------------

@@ -115,6 +115,9 @@ TEST_F(ExportTest, WhatCannotBeExported) {
   train(config, {});
   EXPECT_THAT(error_of([&] { export_run(config.output.folder, folder_ / "out"); }),
               HasSubstr("expected a model of one of the families"));
+  EXPECT_THAT(
+      error_of([&] { export_run(config.output.folder, folder_ / "out", {.adapter = true}); }),
+      HasSubstr("[export] adapter: expected a run with [lora], got "));
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 

@@ -98,8 +98,7 @@ TEST_F(FineTuningTest, AStoppedRunWithFrozenParametersGoesOn) {
     EXPECT_TRUE(same_bits(expected.at(name), tensor)) << name;
   }
   parts.optimizer.frozen = {"re:.*w1.*"};
-  EXPECT_THAT(error_of([&] { train(parts, resumed()); }),
-              HasSubstr("optimizer.frozen: expected "));
+  EXPECT_THAT(error_of([&] { train(parts, resumed()); }), HasSubstr("optimizer.frozen: expected "));
 }
 
 // A step of AdamW is as long as its learning rate, where it is the first.
@@ -216,6 +215,17 @@ TEST_F(FineTuningTest, AdaptersAreTrainedResumedAndExported) {
   EXPECT_NEAR(merged, adapted, 1e-5);
   EXPECT_GT(std::abs(loss(find_model(model)) - adapted), 1e-3);
   EXPECT_TRUE(std::isfinite(result.train_loss));
+
+  // Or with FP8 codes; or the adapters alone.
+  export_run(folder_ / "lora", folder_ / "codes", {.weights = ExportedWeights::FP8_ROWWISE});
+  EXPECT_NEAR(loss(find_model(folder_ / "codes")), adapted, 0.05);
+  const ExportResult alone = export_run(folder_ / "lora", folder_ / "alone", {.adapter = true});
+  int64_t elements = 0;
+  for (const auto& [name, tensor] : after)
+    elements += name.find("lora_") < name.size() ? tensor.numel() : 0;
+  EXPECT_EQ(alone.parameters, elements);
+  EXPECT_TRUE(fs::exists(folder_ / "alone/adapter_config.json"));
+  EXPECT_TRUE(fs::exists(folder_ / "alone/adapter_model.safetensors"));
 }
 
 TEST_F(FineTuningTest, AnAdaptersPlanHasNoOptimizerOfTheModel) {

@@ -559,20 +559,16 @@ void check_tensor_parallel(const RunConfig& config) {
              ", got muon. Muon steps whole matrices; parallel.expert spreads stacks of them.");
 }
 
-// What is trained in part, on ranks that share it out whole.
 void check_fine_tuning(const RunConfig& config) {
-  const bool is_in_part = config.trains_in_part();
-  MOE8_CHECK(!is_in_part || config.parallel.expert * config.parallel.tensor == 1, kRunConfig,
-             "parallel",
-             "expected expert = 1 and tensor = 1 beside lora, optimizer.frozen and "
-             "optimizer.rates, got ",
-             config.parallel.expert, " and ", config.parallel.tensor);
+  MOE8_CHECK(config.lora.rank == 0 || config.parallel.tensor == 1, kRunConfig, "parallel.tensor",
+             "expected 1 beside lora, whose adapters are whole on every rank, got ",
+             config.parallel.tensor);
   MOE8_CHECK(config.lora.rank == 0 || config.optimizer.frozen.empty(), kRunConfig,
              "optimizer.frozen", "expected none beside lora, which freezes the whole model");
   MOE8_CHECK(config.data.attention_across_documents || config.parallel.tensor == 1, kRunConfig,
              "data.attention_across_documents",
              "expected true beside parallel.tensor = ", config.parallel.tensor, ", got false");
-  if (is_in_part) trained_parameters(config);  // that every key names one
+  if (config.trains_in_part()) trained_parameters(config);  // that every key names one
 }
 
 }  // namespace
