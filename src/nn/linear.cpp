@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "nn/linear.h"
 
+#include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
 #include <vector>
 
 #include "gemm/torch_gemm.h"
+#include "nn/frozen_codes.h"
 #include "nn/lora.h"
 #include "weights/tags.h"
 
@@ -53,15 +55,14 @@ struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
 }  // namespace
 
 torch::Tensor linear(const torch::Tensor& x, torch::nn::Linear& module) {
-  const torch::Tensor& weight = module->weight;
+  const torch::Tensor weight = weight_of(*module, module->weight, "weight");
   const bool in_float32 = x.is_cpu() && x.scalar_type() == at::kBFloat16 &&
                           weight.scalar_type() == at::kBFloat16 && !cpu_prefers_bf16() &&
                           !find_tag(weight);
-  if (!in_float32) return with_lora(module(x), x, module);
-  const torch::Tensor& bias = module->bias;
-  return with_lora(
-      LinearInFloat32::apply(x, weight, bias.defined() ? std::optional(bias) : std::nullopt), x,
-      module);
+  const auto bias = module->bias.defined() ? std::optional(module->bias) : std::nullopt;
+  if (in_float32) return with_lora(LinearInFloat32::apply(x, weight, bias), x, module);
+  const bool is_its_own = weight.is_same(module->weight);
+  return with_lora(is_its_own ? module(x) : at::linear(x, weight, bias), x, module);
 }
 
 }  // namespace moe8

@@ -10,6 +10,7 @@
 #include "moe8/model_ops.h"
 #include "moe8/router_losses.h"
 #include "moe8/transformer.h"
+#include "nn/frozen_codes.h"
 #include "nn/init.h"
 #include "nn/linear.h"
 #include "nn/recompute.h"
@@ -121,12 +122,14 @@ torch::Tensor ExpertsImpl::forward(const torch::Tensor& x, const Routing& routin
     const TokenExchange exchange(group_, routing.experts, group_.size() * w1.size(0));
     return forward_in(exchange, x, routing);
   }
-  return moe_experts(x, w1, w3, w2, routing.order, routing.scores, options());
+  return moe_experts(x, weight_of(*this, w1, "w1"), weight_of(*this, w3, "w3"),
+                     weight_of(*this, w2, "w2"), routing.order, routing.scores, options());
 }
 
 torch::Tensor ExpertsImpl::forward_in(const TokenExchange& exchange, const torch::Tensor& x,
                                       const Routing& routing) {
-  return moe_experts_parallel(exchange, x, w1, w3, w2, routing.scores, options());
+  return moe_experts_parallel(exchange, x, weight_of(*this, w1, "w1"), weight_of(*this, w3, "w3"),
+                              weight_of(*this, w2, "w2"), routing.scores, options());
 }
 
 void ExpertsImpl::init_weights(at::Generator& generator, double std) {

@@ -36,7 +36,8 @@ namespace {
 // Over ranks goes what the parts of moe8/tensor_parallel.h are made for.
 void check_spreads(const TransformerConfig& config, const Group& group) {
   MOE8_CHECK(group.size() == 1 || !config.attention_is_whole(), "Attention", "tensor_group",
-             "expected one rank beside attention_bias, attention_sinks, qk_norm and kv_rank, got ",
+             "expected one rank beside attention_bias, attention_sinks, qk_norm = \"width\" and "
+             "kv_rank, got ",
              group.size());
 }
 

@@ -27,6 +27,9 @@ constexpr std::string_view kSpaces =
 constexpr std::string_view kWordCharacters =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"
     "\\x{1f170}-\\x{1f189}";
+// Of Latin-1's numbers that are no digits Oniguruma counts these to \w and to the words of \b, but not
+// within [...].
+constexpr std::string_view kWordNumbers = "\\xb2\\xb3\\xb9\\xbc-\\xbe";
 constexpr std::string_view kHexDigits = "0-9A-Fa-f";
 
 constexpr uint32_t kCompileOptions =
@@ -150,9 +153,13 @@ class Translation {
       case 'S':
         return replace(2, "[^", kSpaces, "]");
       case 'w':
-        return replace(2, "[", kWordCharacters, "]");
+        return replace(2, "[", word(), "]");
       case 'W':
-        return replace(2, "[^", kWordCharacters, "]");
+        return replace(2, "[^", word(), "]");
+      case 'b':
+        return boundary("(?<!", "(?=", "(?<=", "(?!");
+      case 'B':
+        return boundary("(?<!", "(?!", "(?<=", "(?=");
       case 'h':
         return replace(2, "[", kHexDigits, "]");
       case 'H':
@@ -160,6 +167,12 @@ class Translation {
       default:
         return plain_escape();
     }
+  }
+  static std::string word() { return concat(kWordCharacters, kWordNumbers); }
+  // PCRE2's own has other words.
+  void boundary(const char* not_behind, const char* then, const char* behind, const char* or_then) {
+    const std::string one = "[" + word() + "])";
+    replace(2, "(?:", concat(not_behind, one, then, one, "|", behind, one, or_then, one), ")");
   }
   void plain_escape() {
     switch (in_[at_ + 1]) {

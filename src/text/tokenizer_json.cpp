@@ -235,7 +235,7 @@ void add_pre_tokenizer(const Node& node, PreTokenizers& all) {
   } else if (type == "Metaspace") {
     add_metaspace(node, all);
   } else if (type == "Whitespace") {
-    all.push_back(split_at(find_pattern("\\w+|[^\\w\\s]+", node.place()), SplitBehavior::REMOVED,
+    all.push_back(split_at(find_pattern("[\\w]+|[^\\w\\s]+", node.place()), SplitBehavior::REMOVED,
                            /*invert=*/true));
   } else if (type == "WhitespaceSplit") {
     all.push_back(split_at(find_characters(is_whitespace), SplitBehavior::REMOVED));

@@ -23,6 +23,7 @@
 #include "moe8/model_ops.h"
 #include "moe8/pretrained.h"
 #include "moe8/version.h"
+#include "nn/frozen_codes.h"
 #include "nn/init.h"
 #include "train/agree.h"
 #include "train/config/trained_parameters.h"
@@ -294,6 +295,14 @@ torch::Tensor Run::backward(int64_t number, StepClock& clock) {
   });
 }
 
+// Of the layers of experts. Their balancing biases are part of the model, which adapters leave as it is.
+void Run::end_counts() {
+  if (config_.lora.rank == 0) return update_expert_bias(*model_);
+  const at::NoGradGuard no_grad;
+  for (const at::Tensor& counts : expert_counts(*model_)) counts.zero_();
+  for (const at::Tensor& sums : router_losses(*model_)) sums.zero_();
+}
+
 // Computes the next step, or on a GPU has it computed: nothing here waits for the device. The
 // optimizer leaves the weights alone when the norm of the gradients is not finite; look() then ends
 // the run before anything is written.
@@ -314,7 +323,7 @@ Run::LaunchedStep Run::launch() {
   numbers.insert(numbers.begin() + 1, norm);
   StepReadout readout(std::move(numbers));
   stepper_->step(metrics.lr);
-  update_expert_bias(*model_);
+  end_counts();
   clock.stop();
   if (device_.is_cpu()) {
     metrics.tokens_per_cpu_s = tokens_of_a_step(t) / (cpu_seconds() - cpu_start);
@@ -403,9 +412,18 @@ void Run::share_process() {
   shares_process_ = true;
 }
 
+// The weights that this run begins or goes on with are there by now.
+void Run::keep_base_as_codes() {
+  MOE8_CHECK(
+      keep_as_codes(*model_) > 0, kTrain, "lora.base",
+      "expected a recipe that converts weights to codes whose scales are powers of two, got ",
+      config_.training.recipe, ". base = \"weights\" keeps them as they are.");
+}
+
 void Run::begin() {
   const Settings now = settings();
   open_folder();
+  if (!finished_ && config_.lora.base == LoraBase::CODES) keep_base_as_codes();
   first_step_ = state_.step + 1;
   row_ = progress_.add(config_.training.recipe, config_.training.steps, state_.step);
   if (!finished_) {

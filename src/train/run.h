@@ -84,6 +84,8 @@ class Run {
   void check_tokens() const;
   void check_ranks() const;
   void begin_with_published();
+  void end_counts();
+  void keep_base_as_codes();
   void open_folder();
   void take_folder();
   void resume();

@@ -214,7 +214,8 @@ NamedTensors Run::whole_model() const {
     const HeldAlong held = held_along(name, tensor, part);
     if (held.parts == 1) continue;
     const Group& holders = holds_experts(name, tensor) ? crew_.expert() : crew_.tensor();
-    const torch::Tensor all = all_gather(holders, tensor.transpose(0, held.axis).contiguous());
+    const torch::Tensor part_of_it = tensor.to(device_).transpose(0, held.axis).contiguous();
+    const torch::Tensor all = all_gather(holders, part_of_it);
     tensor = crew_.is_first() ? all.transpose(0, held.axis).cpu().contiguous() : torch::Tensor();
   }
   return tensors;

@@ -80,9 +80,12 @@ std::vector<std::string> header_of(const RunConfig& config, const ConversionRepo
     for (const TrainedParameter& one : trained_parameters(config)) {
       trained += elements_of(one.parameter.shape);
     }
-    lines.push_back("  trained  " + amount(trained) + " parameters" +
-                    (config.lora.rank > 0 ? concat(" of adapters, rank ", config.lora.rank)
-                                          : std::string(", the others are frozen")));
+    lines.push_back(
+        "  trained  " + amount(trained) + " parameters" +
+        (config.lora.rank > 0
+             ? concat(" of adapters, rank ", config.lora.rank,
+                      config.lora.base == LoraBase::CODES ? ", beside weights kept as codes" : "")
+             : std::string(", the others are frozen")));
   }
   lines.push_back("  folder   " + config.output.folder);
   return lines;

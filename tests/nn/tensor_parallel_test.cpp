@@ -112,6 +112,10 @@ TEST(ParallelLinears, SayWhatDoesNotDivide) {
         EXPECT_THAT(error_of([&] { Attention(config, group); }),
                     HasSubstr("[Attention] tensor_group: expected a divisor of n_kv_heads = 1, "
                               "got 2 ranks"));
+        config = small_config();
+        config.qk_norm = QkNorm::WIDTH;  // over the heads of all ranks
+        EXPECT_THAT(error_of([&] { Attention(config, group); }),
+                    HasSubstr("[Attention] tensor_group: expected one rank beside"));
       },
       all_tensor);
 }

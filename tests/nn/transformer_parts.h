@@ -32,6 +32,7 @@ inline TransformerConfig small_config() {
   config.n_experts = 8;
   config.top_k = 3;
   config.hidden_dim = 128;
+  config.qk_norm = QkNorm::HEAD;
   return config;
 }
 

@@ -123,6 +123,12 @@ TEST(RegexTest, ReadsPatternsAsOnigurumaDoes) {
   EXPECT_EQ(matches("\\h+", "xbeefy"), (Texts{"beef"})) << "hexadecimal digits";
   EXPECT_EQ(matches("\\s", "a\xE1\xA0\x8E z"), (Texts{" "})) << "U+180E is no space";
   EXPECT_EQ(matches("\\w+", "a\xCC\x81_b-c"), (Texts{"a\xCC\x81_b", "c"})) << "marks are of words";
+  const std::string squared = "x\xC2\xB2 \xE2\x81\xB5";  // of Latin-1, and a superscript beyond it
+  EXPECT_EQ(matches("\\w", squared), (Texts{"x", "\xC2\xB2"})) << "numbers of Latin-1 alone";
+  EXPECT_EQ(matches("[\\w]", squared), (Texts{"x"})) << "and not in brackets";
+  EXPECT_EQ(matches("\\W", squared), (Texts{" ", "\xE2\x81\xB5"}));
+  EXPECT_EQ(matches("\\b.", squared), (Texts{"x", " "})) << "words of the same characters";
+  EXPECT_EQ(matches("\\B.", "x\xCC\x81-"), (Texts{"\xCC\x81"})) << "a mark goes on with a word";
   EXPECT_EQ(matches("^b$", "a\nb\nc"), (Texts{"b"})) << "lines";
   EXPECT_EQ(matches("(?m:a.b)", "a\nb"), (Texts{"a\nb"})) << "m is what s is elsewhere";
   EXPECT_EQ(matches("\\u0061\\v?", "ab"), (Texts{"a"}));

@@ -10,14 +10,17 @@
 #include <set>
 #include <span>
 
+#include "moe8/lora.h"
 #include "moe8/pretrained.h"
 #include "moe8/safetensors.h"
 #include "moe8/transformer.h"
+#include "nn/frozen_codes.h"
 #include "testing/compare.h"
 #include "text/tokenize_job.h"
 #include "train/config/trained_parameters.h"
 #include "train/evaluate.h"
 #include "train/export.h"
+#include "train/model_source.h"
 #include "train/plan/memory_plan.h"
 #include "train/stepper.h"
 #include "train/text_data.h"
@@ -226,6 +229,92 @@ TEST_F(FineTuningTest, AdaptersAreTrainedResumedAndExported) {
   EXPECT_EQ(alone.parameters, elements);
   EXPECT_TRUE(fs::exists(folder_ / "alone/adapter_config.json"));
   EXPECT_TRUE(fs::exists(folder_ / "alone/adapter_model.safetensors"));
+}
+
+// Nothing but adapters: what moe8 export --adapter leaves out would be missed.
+TEST_F(FineTuningTest, AdaptersLeaveTheBalancingBias) {
+  RunConfig run = config("bias");
+  run.lora.rank = 2;
+  ASSERT_GT(run.model.load_balance_coeff, 0);
+  const auto after = trained(run);
+  EXPECT_EQ(after.at("layers.1.moe.expert_bias").abs().max().item<double>(), 0);
+}
+
+// Forward computes the same with codes, and so does a run that goes on with what they stand for.
+TEST_F(FineTuningTest, AdaptersBesideWeightsKeptAsCodes) {
+  for (const std::string recipe : {"fp8_rowwise", "mxfp8_rceil"}) {
+    RunConfig plain = config(recipe + "-weights");
+    plain.lora = {.rank = 4, .alpha = 8};
+    plain.training.recipe = recipe;
+    plain.training.weights = Weights::MASTER;
+    plain.training.activation_checkpointing = Recompute::FULL;
+    plain.checkpoint.interval = 3;
+    RunConfig codes = plain;
+    codes.lora.base = LoraBase::CODES;
+    codes.output.folder = folder_ / recipe + "-codes";
+    trained(plain);
+    const auto after = trained(codes);
+    const auto losses = [](const RunConfig& run) {
+      return read_metrics(run.output.folder + "/metrics.jsonl");
+    };
+    EXPECT_EQ(losses(plain).front().loss, losses(codes).front().loss);
+    EXPECT_NEAR(losses(plain).back().loss, losses(codes).back().loss, 0.02);
+    RunConfig parts = codes;
+    parts.output.folder = folder_ / recipe + "-parts";
+    RunOptions options;
+    int calls = 0;
+    options.interrupted = [&] { return ++calls > 4 ? 15 : 0; };
+    train(parts, options);
+    train(parts, resumed());
+    const auto again = load_safetensors(parts.output.folder + "/model.safetensors");
+    for (const auto& [name, tensor] : after) EXPECT_TRUE(same_bits(tensor, again.at(name))) << name;
+    const ModelSource source = find_model(codes.output.folder);
+    EXPECT_EQ(source.dtype, at::kBFloat16);
+    parts.lora.base = LoraBase::WEIGHTS;
+    EXPECT_THAT(error_of([&] { train(parts, resumed()); }), HasSubstr("lora.base: expected codes"));
+  }
+}
+
+TEST_F(FineTuningTest, WhatCannotBeKeptAsCodes) {
+  RunConfig run = config("codes");
+  run.lora.base = LoraBase::CODES;
+  EXPECT_THAT(error_of([&] { run.validate(); }), HasSubstr("lora.base: expected \"weights\""));
+  run.lora.rank = 2;
+  EXPECT_THAT(error_of([&] { run.validate(); }),
+              HasSubstr("training.activation_checkpointing: expected full beside lora.base"));
+  run.training.activation_checkpointing = Recompute::FULL;
+  EXPECT_THAT(error_of([&] { train(run, {}); }),
+              HasSubstr("lora.base: expected a recipe that converts weights to codes"));
+}
+
+TEST_F(FineTuningTest, APlanOfCodesHasHalfOfTheWeights) {
+  RunConfig run = config("plan");
+  run.training.weights = Weights::MASTER;
+  run.training.recipe = "fp8_rowwise";
+  run.training.activation_checkpointing = Recompute::FULL;
+  run.lora.rank = 2;
+  const MemoryPlan weights = plan_memory(run);
+  run.lora.base = LoraBase::CODES;
+  const MemoryPlan codes = plan_memory(run);
+  Transformer model(run.model, 1, at::kBFloat16);
+  add_lora(*model, run.lora.options());
+  convert_model(*model, run.conversion());
+  keep_as_codes(*model);
+  double bytes = 0;
+  for (const auto& parameter : model->named_parameters()) {
+    const at::Tensor& x = parameter.value();
+    if (!is_kept_as_codes(x)) bytes += double(x.nbytes());
+  }
+  for (const auto& buffer : model->named_buffers()) {
+    const bool is_part = buffer.key().ends_with("_codes") || buffer.key().ends_with("_scales");
+    if (is_part) bytes += double(buffer.value().nbytes());
+  }
+  EXPECT_EQ(codes.weights, bytes);
+  EXPECT_LT(codes.weights, 0.75 * weights.weights);
+  EXPECT_EQ(codes.weight_forms, 0);
+  // Before they are codes the weights are there as they are.
+  EXPECT_EQ(codes.step.before, weights.weights + codes.masters + codes.optimizer);
+  EXPECT_GE(codes.peak(), codes.step.before);
 }
 
 TEST_F(FineTuningTest, AnAdaptersPlanHasNoOptimizerOfTheModel) {

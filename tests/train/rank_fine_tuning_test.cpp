@@ -116,7 +116,8 @@ TEST_P(TrainedInPart, IsTheSameBitsUnderAnotherSplit) {
     }
     config.parallel.expert = experts;
     run(config, experts);
-    if (folder_.is_parent()) EXPECT_TRUE(bytes_of(left.model()) == written) << experts << " ranks";
+    if (!folder_.is_parent()) continue;
+    EXPECT_TRUE(bytes_of(left.model()) == written) << experts << " ranks";
   }
 }
 

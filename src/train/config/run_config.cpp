@@ -42,6 +42,8 @@ constexpr std::array<std::string_view, 2> kWords<GradientSums>{"rounded", "produ
 template <>
 constexpr std::array<std::string_view, 2> kWords<SmallLinears>{"convert", "bf16"};
 template <>
+constexpr std::array<std::string_view, 2> kWords<LoraBase>{"weights", "codes"};
+template <>
 constexpr std::array<std::string_view, 3> kWords<CudaGraphs>{"auto", "on", "off"};
 template <>
 constexpr std::array<std::string_view, 2> kWords<OptimizerKind>{"adamw", "muon"};
@@ -326,6 +328,7 @@ void for_each_setting(C& c, Visit&& visit) {
   visit("lora", "rank", c.lora.rank, kCountOrZero);
   visit("lora", "alpha", c.lora.alpha, kAny);
   visit("lora", "targets", c.lora.targets, kAny);
+  visit("lora", "base", c.lora.base, kAny);
   visit("training", "steps", c.training.steps, kCount);
   visit("training", "batch_size", c.training.batch_size, Range{1, 1 << 20});
   visit("training", "seq_len", c.training.seq_len, Range{1, 1 << 24});
@@ -502,6 +505,10 @@ std::string_view to_string(GradientSums value) {
   return kWords<GradientSums>.at(static_cast<size_t>(value));
 }
 
+std::string_view to_string(LoraBase value) {
+  return kWords<LoraBase>.at(static_cast<size_t>(value));
+}
+
 std::string_view to_string(SmallLinears value) {
   return kWords<SmallLinears>.at(static_cast<size_t>(value));
 }
@@ -545,7 +552,8 @@ void check_tensor_parallel(const RunConfig& config) {
                " = ", size, ", got ", ranks);
   };
   MOE8_CHECK(!m.attention_is_whole(), kRunConfig, "parallel.tensor",
-             "expected 1 beside model.attention_bias, attention_sinks, qk_norm or kv_rank, got ",
+             "expected 1 beside model.attention_bias, attention_sinks, qk_norm = \"width\" or "
+             "kv_rank, got ",
              ranks, ". Such attention is whole on every rank.");
   constexpr int64_t kWidth = 8;
   check("model.n_kv_heads", m.n_kv_heads);
@@ -563,6 +571,15 @@ void check_fine_tuning(const RunConfig& config) {
   MOE8_CHECK(config.lora.rank == 0 || config.parallel.tensor == 1, kRunConfig, "parallel.tensor",
              "expected 1 beside lora, whose adapters are whole on every rank, got ",
              config.parallel.tensor);
+  const bool as_codes = config.lora.base == LoraBase::CODES;
+  MOE8_CHECK(!as_codes || config.lora.rank > 0, kRunConfig, "lora.base",
+             "expected \"weights\" without lora.rank, got \"codes\": weights that are trained are "
+             "kept as they are");
+  MOE8_CHECK(!as_codes || config.training.activation_checkpointing == Recompute::FULL, kRunConfig,
+             "training.activation_checkpointing",
+             "expected full beside lora.base = \"codes\", got ",
+             to_string(config.training.activation_checkpointing),
+             ". What is made of codes would be kept from forward to backward.");
   MOE8_CHECK(config.lora.rank == 0 || config.optimizer.frozen.empty(), kRunConfig,
              "optimizer.frozen", "expected none beside lora, which freezes the whole model");
   MOE8_CHECK(config.data.attention_across_documents || config.parallel.tensor == 1, kRunConfig,

@@ -112,11 +112,18 @@ struct OptimizerConfig {
   bool operator==(const OptimizerConfig&) const = default;
 };
 
+/// What is kept of converted weights beside adapters: themselves, or the codes alone that their products
+/// make of them (nn/frozen_codes.h).
+enum class LoraBase { WEIGHTS, CODES };
+
+std::string_view to_string(LoraBase value);  // "weights", "codes"
+
 /// Adapters that are trained in place of the model (moe8/lora.h).
 struct LoraConfig {
   int64_t rank = 0;  // 0: none
   double alpha = 16;
   std::vector<std::string> targets = LoraOptions().targets;
+  LoraBase base = LoraBase::WEIGHTS;
 
   LoraOptions options() const { return {rank, alpha, targets}; }
   bool operator==(const LoraConfig&) const = default;

@@ -15,6 +15,7 @@
 #include "base/overloaded.h"
 #include "moe8/mx.h"
 #include "moe8/tensor_parallel.h"
+#include "nn/frozen_codes.h"
 #include "train/config/trained_parameters.h"
 #include "train/plan/saved_activations.h"
 #include "train/update_rules.h"
@@ -104,11 +105,6 @@ struct FormsOfStep {
   double kept = 0;     // after it
 };
 
-bool is_recomputed(const std::string& name, Recompute recompute) {
-  if (recompute == Recompute::NONE || !name.starts_with("layers.")) return false;
-  return recompute == Recompute::FULL || name.find(".attention.") == std::string::npos;
-}
-
 // A GPU lets go of them with the gradient of a single backward (FormsForOneBackward), and already
 // when forward is through with the form that it alone reads, unless backward will compute forward
 // once more; then the other one is made there. Those of frozen weights wait for no gradient.
@@ -174,10 +170,21 @@ Trained plan_gradients(MemoryPlan& plan, const RunConfig& config,
   return trained;
 }
 
+// A frozen weight that is kept as codes along its rows: the weight and its forms are there while its
+// layer is computed.
+bool is_planned_as_codes(const RunConfig& config, const Config& converted) {
+  return config.lora.base == LoraBase::CODES && can_be_codes(converted);
+}
+
+double row_code_bytes(const Config& converted, const std::vector<int64_t>& shape) {
+  return std::visit(CodeBytes{shape, shape.size() - 1}, training_formats(converted).out.right);
+}
+
 void plan_weights(MemoryPlan& plan, const RunConfig& config, const PlannedConversion& conversion,
                   const ParallelConfig& held, const Trained& trained) {
   const TrainingConfig& t = config.training;
   double elements = config.lora.rank > 0 ? trained.elements : 0;  // adapters, beside the model
+  double as_codes = 0;                                            // of the elements
   for (const ParameterShape& whole : parameter_shapes(config.model)) {
     const std::vector<int64_t> shape = held_shape(whole, held).shape;
     elements += numel(shape);
@@ -186,14 +193,22 @@ void plan_weights(MemoryPlan& plan, const RunConfig& config, const PlannedConver
     const FormsOfStep forms = forms_of_step(t, conversion.forms(whole.name), whole.name,
                                             trained.names.contains(whole.name));
     plan.codes += code_bytes(*converted, shape);
+    if (is_planned_as_codes(config, *converted)) {
+      as_codes += numel(shape);
+      plan.weights += row_code_bytes(*converted, shape);
+      part_of(plan, config, whole.name).recomputed +=
+          numel(shape) * (conversion.itemsize() + conversion.forms(whole.name).of_weight);
+      continue;
+    }
     plan.weight_forms += forms.waiting * numel(shape);
     part_of(plan, config, whole.name).forms += forms.waiting * numel(shape);
     part_of(plan, config, whole.name).kept_forms += forms.kept * numel(shape);
   }
   const bool masters = t.weights == Weights::MASTER;
-  plan.weights = elements * conversion.itemsize();
+  plan.weights += (elements - as_codes) * conversion.itemsize();
   plan.masters = masters ? trained.elements * kFloat : 0;
   plan.optimizer = moments_of(config, trained.held, masters ? kFloat : conversion.itemsize());
+  plan.step.before = as_codes > 0 ? elements * conversion.itemsize() : 0;
 }
 
 void plan_saved(MemoryPlan& plan, const RunConfig& config, const PlannedConversion& conversion,
@@ -204,7 +219,7 @@ void plan_saved(MemoryPlan& plan, const RunConfig& config, const PlannedConversi
   for (size_t i = 0; i < saved.size(); ++i) {
     PartMemory& part = plan.step.parts[i];
     part.saved = saved[i].bytes() * plan.tokens;
-    part.recomputed = saved[i].recomputed * plan.tokens;
+    part.recomputed += saved[i].recomputed * plan.tokens;
     part.passing = passing_through(config, held, i, plan.tokens);
     plan.saved_a_token += saved[i].bytes();
     plan.recomputed_a_token = std::max(plan.recomputed_a_token, saved[i].recomputed);
@@ -238,6 +253,7 @@ MemoryPlan plan_memory(const RunConfig& config, const ParallelConfig& held) {
   plan_weights(plan, config, conversion, held, trained);
   plan_saved(plan, config, conversion, held);
   plan.step.fixed = plan.weights + plan.masters + plan.optimizer;
+  if (plan.step.before > 0) plan.step.before += plan.masters + plan.optimizer;
   return plan;
 }
 

@@ -8,9 +8,11 @@
 #include "base/check.h"
 #include "dist/layout.h"
 #include "experts/token_wire.h"
+#include "moe8/lora.h"
 #include "moe8/sharded_optimizer.h"
 #include "moe8/tensor_parallel.h"
 #include "train/batch_share.h"
+#include "train/config/trained_parameters.h"
 #include "train/plan/memory_plan.h"
 #include "train/plan/planned_conversion.h"
 #include "train/plan/saved_activations.h"
@@ -68,7 +70,8 @@ struct HeldByGroups {
 
 HeldByGroups held_by(const RunConfig& config, const LayoutGroups& groups, int64_t machine) {
   HeldByGroups held(groups, machine);
-  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
+  for (const TrainedParameter& trained : trained_parameters(config)) {
+    const ParameterShape& parameter = trained.parameter;
     const double count = numel(held_shape(parameter, config.parallel));
     Held& one = held.of(parameter.name);
     one.elements += count;
@@ -97,14 +100,25 @@ double activations_sent(const RunConfig& config, double tokens, double width) {
   return count * tokens / ranks * (ranks - 1) * double(m.dim) * width;
 }
 
+// Adapters beside w1 and w3 read the values of tokens, which then travel as such.
+bool adapters_read_tokens(const RunConfig& config) {
+  if (config.lora.rank == 0) return false;
+  const auto adapters = lora_shapes(config.model, config.lora.options());
+  return std::ranges::any_of(adapters, [](const ParameterShape& one) {
+    return one.name.find(".moe.experts.w1_") != std::string::npos ||
+           one.name.find(".moe.experts.w3_") != std::string::npos;
+  });
+}
+
 // The table of docs/distributed.md; tokens are those of this rank.
 double tokens_sent(const RunConfig& config, double tokens, double width) {
   const TransformerConfig& m = config.model;
   const auto d = double(m.dim), k = double(m.top_k);
+  const bool as_values = adapters_read_tokens(config);
   double bytes = 0;
   for (const ConversionRow& row : plan_conversion(config).rows) {
     if (!row.fqn.ends_with(".experts.w1")) continue;
-    const bool codes = row.config && !RowCode::refusal(*row.config, RowsOf::INPUT);
+    const bool codes = !as_values && row.config && !RowCode::refusal(*row.config, RowsOf::INPUT);
     const double wire =
         codes ? d + double(RowCode(m.dim, at::kBFloat16, *row.config, RowsOf::INPUT).scale_bytes())
               : width * d;
@@ -160,9 +174,13 @@ RankPlan plan_rank(const RunConfig& config, int64_t world, int64_t machine) {
   plan.saved = one.saved();
   plan.step = one.step;
   plan.step.fixed = plan.weights + plan.masters + plan.optimizer;
+  if (one.step.before > 0) {
+    plan.step.before += plan.masters + plan.optimizer - one.masters - one.optimizer;
+  }
   plan.step.most_travelling = plan.travelling;
   for (PartMemory& part : plan.step.parts) part.gradients = part.earlier = 0;
-  for (const ParameterShape& parameter : parameter_shapes(config.model)) {
+  for (const TrainedParameter& trained : trained_parameters(config)) {
+    const ParameterShape& parameter = trained.parameter;
     const Held& of = held.of(parameter.name);
     const double count = numel(held_shape(parameter, parallel));
     const double sum = count / of.ranks * of.sum_bytes(rounds, width);

@@ -281,6 +281,11 @@ size_t part_of_name(const std::string& name, const TransformerConfig& config) {
   return number + 1;
 }
 
+bool is_recomputed(const std::string& name, Recompute recompute) {
+  if (recompute == Recompute::NONE || !name.starts_with("layers.")) return false;
+  return recompute == Recompute::FULL || name.find(".attention.") == std::string::npos;
+}
+
 double chance_of_rank(const TransformerConfig& config, int64_t ranks) {
   const double experts = double(config.n_experts), elsewhere = experts - experts / double(ranks);
   double none = 1;
@@ -314,11 +319,14 @@ std::vector<SavedByPart> saved_by_part(const RunConfig& config, const PlannedCon
   }
   parts.back().kept = list_of([&](SavedList& list) { add_end(list, c); }).take();
   for (const ParameterShape& one : adapters) {
-    std::vector<SavedTensor>& kept = parts[part_of_name(one.name, c)].kept;
-    for (const SavedTensor& row :
-         list_of([&](SavedList& list) { add_adapter(list, one, c.top_k); }).take()) {
-      add_to(kept, row.what, row.bytes);
+    SavedByPart& part = parts[part_of_name(one.name, c)];
+    const std::vector<SavedTensor> rows =
+        list_of([&](SavedList& list) { add_adapter(list, one, c.top_k); }).take();
+    if (is_recomputed(one.name, recompute)) {
+      part.recomputed += sum_of(rows);
+      continue;
     }
+    for (const SavedTensor& row : rows) add_to(part.kept, row.what, row.bytes);
   }
   return parts;
 }

@@ -42,6 +42,9 @@ std::vector<SavedTensor> saved_for_backward(const RunConfig& config,
 size_t parts_of_model(const TransformerConfig& config);
 size_t part_of_name(const std::string& name, const TransformerConfig& config);
 
+/// Whether what the parameter of this name is used for is computed once more in backward.
+bool is_recomputed(const std::string& name, Recompute recompute);
+
 /// The chance that a given one of `ranks` has an expert of a token.
 double chance_of_rank(const TransformerConfig& config, int64_t ranks);
 

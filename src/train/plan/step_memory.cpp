@@ -27,7 +27,7 @@ double StepMemory::peak() const {
     alive += part.kept_forms - part.forms + part.gradients - part.earlier - part.saved;
     on_their_way += part.travelling;
   }
-  return std::max(peak, alive + std::min(on_their_way, most_travelling));
+  return std::max({peak, alive + std::min(on_their_way, most_travelling), before});
 }
 
 }  // namespace moe8

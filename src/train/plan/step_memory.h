@@ -21,6 +21,7 @@ struct PartMemory {
 
 struct StepMemory {
   double fixed = 0;                 // weights, masters, moments
+  double before = 0;                // the first step, when weights are not codes yet; 0: no more
   double most_travelling = 0;       // at once, of all parts
   std::vector<PartMemory> parts{};  // in the order of forward
 

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "moe8/tensor_parallel.h"
+#include "nn/frozen_codes.h"
 
 namespace moe8 {
 namespace {
@@ -32,10 +33,16 @@ bool holds_experts(std::string_view name, const at::Tensor& tensor) {
 
 NamedTensors learned_tensors(const torch::nn::Module& model) {
   NamedTensors tensors;
+  const auto buffers = model.named_buffers();
   for (const auto& parameter : model.named_parameters()) {
-    tensors.emplace_back(parameter.key(), parameter.value().detach());
+    const auto& [name, weight] = parameter.pair();
+    tensors.emplace_back(
+        name,
+        is_kept_as_codes(weight)
+            ? values_of_codes(weight, buffers[name + "_codes"], buffers[name + "_scales"]).cpu()
+            : weight.detach());
   }
-  for (const auto& buffer : model.named_buffers()) {
+  for (const auto& buffer : buffers) {
     // Counts of tokens are of one step only; the bias is part of what the model learned.
     if (buffer.key().ends_with(".expert_bias")) tensors.emplace_back(buffer.key(), buffer.value());
   }

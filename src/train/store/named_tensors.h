@@ -44,7 +44,7 @@ struct HeldAlong {
 HeldAlong held_along(std::string_view name, const at::Tensor& tensor, const ModelPart& part);
 
 /// All that a model learned: its parameters and the balancing biases of its experts. They share
-/// their data with the model.
+/// their data with the model; those of weights kept as codes (nn/frozen_codes.h) are made, on the CPU.
 NamedTensors learned_tensors(const torch::nn::Module& model);
 
 /// A piece that begins there in the whole tensor.

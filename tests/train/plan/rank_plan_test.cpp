@@ -6,15 +6,18 @@
 #include <torch/torch.h>
 
 #include <chrono>
+#include <set>
 #include <thread>
 
 #include "dist/activity.h"
 #include "dist/layout.h"
+#include "moe8/lora.h"
 #include "moe8/transformer.h"
 #include "testing/compare.h"
 #include "testing/counting_allocator.h"
 #include "testing/fake_group.h"
 #include "testing/processes.h"
+#include "train/config/trained_parameters.h"
 #include "train/plan/memory_plan.h"
 #include "train/stepper.h"
 
@@ -86,9 +89,20 @@ at::Tensor loss_of(Transformer& model, const at::Tensor& tokens, const at::Tenso
   return torch::nn::functional::cross_entropy(logits.flatten(0, 1), targets);
 }
 
+// As a run does.
+void freeze(Transformer& model, const RunConfig& config) {
+  if (config.lora.rank > 0) return add_lora(*model, config.lora.options());
+  std::set<std::string> trained;
+  for (const TrainedParameter& one : trained_parameters(config)) trained.insert(one.parameter.name);
+  for (const auto& parameter : model->named_parameters()) {
+    parameter.value().requires_grad_(trained.contains(parameter.key()));
+  }
+}
+
 Counted count(const RunConfig& config, const Groups& groups) {
   Counted counted;
   Transformer model(config.model, 1, at::kBFloat16, groups.expert, groups.tensor);
+  freeze(model, config);
   for (const at::Tensor& x : model->parameters()) counted.weights += double(x.nbytes());
   const int64_t before = alive();
   Stepper stepper(*model, config.optimizer, config.training.weights,
@@ -137,6 +151,7 @@ void expect_planned(const RunConfig& config, int64_t world, const Counted& mean)
   const double sent = plan.gradients.bytes + plan.activations.bytes;
   if (config.parallel.expert == 1) {
     EXPECT_EQ(mean.sent_in_backward, sent);
+    if (config.trains_in_part()) return;  // of what frozen weights do not keep the plan counts all
     // Offsets and counts of experts and the loss with its number of tokens are left out.
     const TransformerConfig& m = config.model;
     const double left_out = double((m.n_layers - m.n_dense_layers) * m.n_experts * 4 + 8);
@@ -182,6 +197,33 @@ TEST_F(RankPlanTest, IsWhatRanksHoldAndSend) {
                                         mean.const_data_ptr<double>() + mean.numel()}));
         },
         [&](int64_t) { return layout; });
+  }
+}
+
+// What is trained in part, beside all that is held.
+TEST_F(RankPlanTest, KnowsWhatIsTrained) {
+  RunConfig adapters = small_config(), frozen = small_config();
+  adapters.lora = {.rank = 4, .alpha = 8};
+  frozen.optimizer.frozen = {"re:.*\\.experts\\.w[12]", "re:.*attention.*",
+                             "tok_embeddings.weight"};
+  for (const RunConfig& chosen : {adapters, frozen}) {
+    for (const int64_t expert : {1, 2}) {
+      in_processes(
+          {2, 4},
+          [&](Parallel& p) {
+            RunConfig config = chosen;
+            config.parallel.expert = expert;
+            const Counted own =
+                count(config, {p.world(), p.data(), p.expert(), p.expert_data(), p.tensor()});
+            const at::Tensor mean = at::tensor(own.values(), at::kDouble);
+            all_reduce_(p.world(), mean);
+            mean.div_(double(p.world().size()));
+            expect_planned(config, p.world().size(),
+                           Counted::from({mean.const_data_ptr<double>(),
+                                          mean.const_data_ptr<double>() + mean.numel()}));
+          },
+          [&](int64_t) { return ParallelLayout{.expert = expert}; });
+    }
   }
 }
 
