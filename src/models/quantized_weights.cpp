@@ -24,6 +24,7 @@ constexpr const char* kBlocks = "_blocks";       // of MXFP4: uint8 [..., blocks
 constexpr const char* kBlockScales = "_scales";  // uint8 [..., blocks], E8M0
 constexpr const char* kScaleInv = "_scale_inv";  // of FP8: [rows / 128, columns / 128]
 constexpr const char* kScale = "_scale";         // of FP8: [rows, 1], or bytes [rows, columns / 32]
+constexpr const char* kFp8 = "F8_E4M3";
 constexpr int64_t kFp8Block = 128;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -109,7 +110,7 @@ at::Tensor read_plain(const HfFiles& files, const std::string& name,
   check_shape(files, name, shape);
   const std::string& dtype = files.entry(name).dtype;
   const bool has_scales = files.contains(name + kScaleInv) || files.contains(name + kScale);
-  if (dtype == "F8_E4M3" && shape.size() == 2 && has_scales) return read_fp8(files, name, shape);
+  if (dtype == kFp8 && shape.size() == 2 && has_scales) return read_fp8(files, name, shape);
   if (dtype != "BF16" && dtype != "F32" && dtype != "F16") {
     wrong_tensor(files, name, "BF16, F16 or F32");
   }
@@ -152,7 +153,10 @@ bool is_quantized_part(const std::string& name, const HfFiles& files) {
   const auto without = [&](std::string_view suffix) {
     return name.ends_with(suffix) ? name.substr(0, name.size() - suffix.size()) : std::string();
   };
-  return files.contains(without(kScaleInv)) || files.contains(without(kScale)) ||
+  const auto is_of_codes = [&](const std::string& matrix) {
+    return files.contains(matrix) && files.entry(matrix).dtype == kFp8;
+  };
+  return is_of_codes(without(kScaleInv)) || is_of_codes(without(kScale)) ||
          (name.ends_with(kBlockScales) && files.contains(without(kBlockScales) + kBlocks));
 }
 

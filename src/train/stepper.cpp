@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "train/stepper.h"
 
-#include <ATen/ops/stack.h>
+#include <ATen/core/grad_mode.h>
 
 #include "train/update_rules.h"
 
@@ -75,7 +75,13 @@ Stepper::Stepper(torch::nn::Module& model, const OptimizerConfig& config, Weight
     by_rate[rate_of(rates, parameter.name)].push_back(std::move(parameter));
   }
   for (auto& [rate, parameters] : by_rate) {
-    alone_.push_back({rate, std::make_unique<Optimizer>(std::move(parameters), options)});
+    std::vector<int64_t> numbers;
+    for (const OptimizedParameter& parameter : parameters) numbers.push_back(parameter.number);
+    alone_.push_back(
+        {rate, std::make_unique<Optimizer>(std::move(parameters), options), std::move(numbers)});
+  }
+  if (alone_.size() > 1) {
+    of_norms_ = make_optim_engine(alone_.front().optimizer->stepped().front().device(), 1);
   }
 }
 
@@ -91,13 +97,28 @@ void Stepper::accumulate() {
   for (const Rated& one : alone_) one.optimizer->accumulate();
 }
 
-// All gradients have one norm, whatever their rates.
+// Whatever their rates, in the order of the model: in the bits of one rate, and of several ranks.
+torch::Tensor Stepper::norm_of_all() {
+  std::map<int64_t, torch::Tensor> by_number;
+  for (const Rated& one : alone_) {
+    const std::vector<torch::Tensor>& stepped = one.optimizer->stepped();
+    for (size_t i = 0; i < stepped.size(); ++i) {
+      const torch::Tensor& grad = stepped[i].grad();
+      if (grad.defined()) by_number[one.numbers[i]] = grad.detach().contiguous();
+    }
+  }
+  std::vector<torch::Tensor> grads;
+  for (auto& [number, grad] : by_number) grads.push_back(std::move(grad));
+  return grads.empty() ? torch::Tensor() : of_norms_->norm(grads);
+}
+
 torch::Tensor Stepper::clip_gradients() {
   if (shared_) return shared_->clip_gradients();
-  if (alone_.size() == 1) return alone_.front().optimizer->clip_gradients();
-  std::vector<torch::Tensor> norms;
-  for (const Rated& one : alone_) norms.push_back(one.optimizer->clip_gradients());
-  const torch::Tensor norm = at::stack(norms).norm();
+  torch::Tensor norm;
+  for (const Rated& one : alone_) norm = one.optimizer->clip_gradients();  // takes its gradients
+  if (alone_.size() == 1) return norm;
+  const at::NoGradGuard no_grad;
+  if (const torch::Tensor all = norm_of_all(); all.defined()) norm = all;
   for (const Rated& one : alone_) one.optimizer->clip_gradients(norm);
   return norm;
 }

@@ -11,6 +11,7 @@
 
 #include "moe8/optimizer.h"
 #include "moe8/sharded_optimizer.h"
+#include "optim/engine.h"
 #include "train/config/run_config.h"
 #include "train/store/named_tensors.h"
 
@@ -71,9 +72,12 @@ class Stepper {
   struct Rated {
     double rate;
     std::unique_ptr<Optimizer> optimizer;
+    std::vector<int64_t> numbers;  // of its parameters among all
   };
+  torch::Tensor norm_of_all();
 
-  std::vector<Rated> alone_;  // one of the two
+  std::vector<Rated> alone_;               // one of the two
+  std::unique_ptr<OptimEngine> of_norms_;  // of several rates
   std::unique_ptr<ShardedOptimizer> shared_;
 };
 

@@ -234,6 +234,12 @@ TEST(Pretrained, ScalesThatDoNotFitAreRefused) {
     EXPECT_THAT(error_of([&] { testing::pretrained(folder / "mixtral"); }),
                 HasSubstr("q_proj.weight_scale\": expected "));
   }
+  // Beside a matrix that has none.
+  tensors[name] = at::ones({32, 1});
+  tensors["model.layers.0.self_attn.q_proj.weight"] = at::ones({32, 32}, at::kBFloat16);
+  save_safetensors(folder / "mixtral/model.safetensors", {tensors.begin(), tensors.end()});
+  EXPECT_THAT(error_of([&] { testing::pretrained(folder / "mixtral"); }),
+              HasSubstr("q_proj.weight_scale\": expected none of this name"));
 }
 
 // ---- folders that are wrong -----------------------------------------------------

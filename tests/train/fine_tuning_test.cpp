@@ -271,7 +271,8 @@ TEST_F(FineTuningTest, AdaptersBesideWeightsKeptAsCodes) {
     const ModelSource source = find_model(codes.output.folder);
     EXPECT_EQ(source.dtype, at::kBFloat16);
     parts.lora.base = LoraBase::WEIGHTS;
-    EXPECT_THAT(error_of([&] { train(parts, resumed()); }), HasSubstr("lora.base: expected codes"));
+    EXPECT_THAT(error_of([&] { train(parts, resumed()); }),
+                HasSubstr("lora.base: expected 'codes'"));
   }
 }
 
