@@ -2,7 +2,6 @@
 // Adapters in PEFT's names: what PEFT adds to a model by its own formulas is what moe8 adds to it.
 #include <ATen/ops/einsum.h>
 
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
