@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fixtures. MOE8_PYTHON_CASES names the file that test_python_cases wrote (./dev test --python)."""
+"""Fixtures. MOE8_PYTHON_CASES names the file that test_python_cases wrote (./dev test --python).
+MOE8_TEST_DEVICE=cuda puts tensors that name no device on a GPU; test_bits is of the CPU alone."""
 import os
 import pathlib
 
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+if "MOE8_TEST_DEVICE" in os.environ:
+    torch.set_default_device(os.environ["MOE8_TEST_DEVICE"])
 
 
 @pytest.fixture(autouse=True)

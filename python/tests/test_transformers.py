@@ -24,7 +24,7 @@ FAMILIES = {
                        q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
                        n_shared_experts=1),
 }
-IDS = torch.randint(0, 128, (2, 32), generator=torch.Generator().manual_seed(1))
+IDS = torch.randint(0, 128, (2, 32), generator=torch.Generator(torch.get_default_device()).manual_seed(1))
 
 
 @pytest.fixture(autouse=True)

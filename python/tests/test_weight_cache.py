@@ -48,7 +48,7 @@ def build():
 
 
 def train(model, optimizer, steps=3, micro_batches=2, forward=lambda model, x: model(x)):
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(7)
     for _ in range(steps):
         for _ in range(micro_batches):
             x = torch.randn(64, 32, generator=generator, requires_grad=True)
