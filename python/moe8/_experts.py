@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from . import _products
+from ._tensors import outside_autocast
 from .config import meaning
 
 _OP = "moe_experts"
@@ -130,6 +131,7 @@ def row_dtype(x, o):
 
 
 # ---- forward and backward ----------------------------------------------------------------------------------
+@outside_autocast
 def forward(x, w13, w2, experts, scores, b13, b2, o, kept=(None, None)):
     """out [T, d] and H [R, 2h], which backward reads. scores and biases are float32. kept: _kept.Parts of w13, w2."""
     order = Order(experts, w13.shape[0])
@@ -168,6 +170,7 @@ class Gradients:
     b2: Optional[torch.Tensor] = None
 
 
+@outside_autocast
 def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs, kept=(None, None)):
     """Gradients of what `needs` names ("x", "w13", ...); scores' and biases' are float32."""
     order = Order(experts, w13.shape[0])

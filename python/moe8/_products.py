@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from . import _native
 from ._native import ask, fail
-from ._tensors import HIGH, MX, check_device, plain, type_of
+from ._tensors import HIGH, MX, check_device, outside_autocast, plain, type_of
 from .config import meaning
 
 OUT, GRAD_INPUT, GRAD_WEIGHT = range(3)
@@ -163,17 +163,6 @@ def _cpu_grad_weight(grad_out, A, offs, ends, config, dtype):
     return _rounded(product, dtype)
 
 
-def _outside_autocast(function):
-    """Values of operands are multiplied as they are, whatever autocast would make of them."""
-    @functools.wraps(function)
-    def call(*arguments):
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return function(*arguments)
-        return function(*arguments)
-    return call
-
-
 # ---- on a GPU -------------------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=64)
 def _one_group(rows, device, _stream):
@@ -250,7 +239,7 @@ def _gpu_backward(grad_out, A, W, offs, config, needs_A, needs_W, kept):
 
 
 # ---- both -----------------------------------------------------------------------------------------------
-@_outside_autocast
+@outside_autocast
 def forward(op, A, W, offs, config, out_dtype, kept=None):
     """A [M, K], W [E, N, K], offs [E]; or W [N, K] and offs None -> [M, N] out_dtype. kept: a _kept.Part of W."""
     A = plain(A)
@@ -262,7 +251,7 @@ def forward(op, A, W, offs, config, out_dtype, kept=None):
     return _gpu_forward(A, plain(W), offs, config, out_dtype, kept)
 
 
-@_outside_autocast
+@outside_autocast
 def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None):
     """Gradients of A and W in their dtypes; None where one is not needed."""
     grad_out, A = plain(grad_out), plain(A)

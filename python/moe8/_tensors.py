@@ -71,6 +71,18 @@ def plain(x):
     return (x.resolve_neg() if x.is_neg() else x).contiguous()
 
 
+def outside_autocast(function):
+    """What a kernel computes is decided: autocast, in which it may be called, has no say in its products."""
+    @functools.wraps(function)
+    def call(*arguments):
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return call(*arguments)
+        return function(*arguments)
+    return call
+
+
 def pointer(x):
     return None if x is None else x.data_ptr()
 

@@ -56,6 +56,7 @@ struct Moe8Operand {
   int64_t groups;
   int32_t form, type;  // an operand format other than high precision; of x
 };
+static_assert(sizeof(Moe8Operand) == 64);  // as Python packs it
 MOE8_INTERFACE int moe8_cpu_values(const Moe8Operand* operands, int count, int values_type,
                                    int threads);
 
@@ -88,6 +89,7 @@ struct Moe8Product {
   // Formats of the operands of the products out, grad_A, grad_W, and whether each accumulates fast.
   int32_t left[3], right[3], fast_accum[3];
 };
+static_assert(sizeof(Moe8Product) == 176);  // as Python packs it
 
 /// How much memory a request needs.
 struct Moe8Bytes {

@@ -91,6 +91,23 @@ def test_autocast():
     assert x.grad.dtype == w.grad.dtype == torch.float32
 
 
+def test_products_inside_autocast_are_the_recipe_s():
+    """Values of a tensorwise scale are no bf16 numbers, nor are scores' gradients by a bias; backward is inside as
+    well."""
+    def experts(x, w1, w2, scores, b2):
+        chosen = torch.arange(32).view(16, 2) % 4
+        return moe8.moe_experts(x, w1, None, w2, chosen, scores, b2=b2)
+    bf16 = torch.bfloat16
+    cases = [(lambda x, w: moe8.linear(x, w, config="tensorwise"), (leaf(16, 64, dtype=bf16), leaf(48, 64, dtype=bf16))),
+             (experts, (leaf(16, 64, dtype=bf16), leaf(4, 96, 64, dtype=bf16), leaf(4, 64, 48, dtype=bf16),
+                        torch.rand(16, 2, requires_grad=True), leaf(4, 64, dtype=bf16)))]
+    for function, tensors in cases:
+        expected = gradients(function, tensors)
+        with torch.autocast("cpu", dtype=bf16):
+            got = gradients(function, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got))
+
+
 def test_checkpoint():
     tensors = leaf(70, 64), leaf(4, 64, 48)
     product = lambda a, b: moe8.grouped_mm(a, b, OFFS, "mxfp8_rceil")
@@ -128,6 +145,11 @@ def test_any_number_of_threads_gives_the_same_bits():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_requests_are_as_long_as_the_library_s():
+    from moe8 import _products
+    assert (_products._ONE.size, _products._TWO.size, _products._PRODUCT.size) == (64, 128, 176)
 
 
 # ---- edges ------------------------------------------------------------------------------------------------
