@@ -169,6 +169,19 @@ void TransformerBlockImpl::init_weights(at::Generator& generator) {
 }
 
 // ---- transformer ------------------------------------------------------------
+namespace {
+
+// Parameters in this dtype, for weights to come. Layer by layer: modules make theirs in float32, which
+// for all of a large model together would be twice what it needs.
+void make_room(torch::nn::Module& module, at::ScalarType dtype) {
+  for (torch::Tensor& parameter : module.parameters()) {
+    if (parameter.scalar_type() == dtype) continue;
+    parameter.set_data(at::empty(parameter.sizes(), at::dtype(dtype)));
+  }
+}
+
+}  // namespace
+
 TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
                                  at::ScalarType dtype, const Group& expert_group,
                                  const Group& tensor_group)
@@ -181,13 +194,12 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     layers->push_back(TransformerBlock(config, layer, expert_group, tensor_group));
+    make_room(*layers->ptr(static_cast<size_t>(layer)), dtype);
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
   output = linear_without_bias(config.dim, config.vocab_size);
   if (!config.tied_embeddings) register_module("output", output);
-  for (torch::Tensor& parameter : parameters()) {
-    parameter.set_data(at::empty(parameter.sizes(), at::dtype(dtype)));
-  }
+  make_room(*this, dtype);
   if (config.tied_embeddings) output->weight = tok_embeddings->weight;
   init_weights(seed);
   freqs_ = rotary_frequencies(config);
