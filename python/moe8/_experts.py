@@ -41,7 +41,8 @@ class Order:
         self.row_of_slot = torch.empty_like(rows).scatter_(0, slots, rows)
         self.offs = torch.searchsorted(ordered, torch.arange(count, device=flat.device), right=True).int()
         end = self.offs[-1:]
-        if end.device.type == "cpu" and end.item() == flat.numel():
+        on_host = end.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and end.item() == flat.numel():
             self.outside = None
         else:
             self.outside = rows.ge(end)

@@ -127,9 +127,36 @@ def test_recipe_of_register():
     assert torch.equal(model(IDS).logits, got)
 
 
-def test_other_activations_are_refused():
-    model = build("Qwen3Moe")
-    moe8.quantize_(model, {"re:.*experts.*": "fp8_rowwise"})
-    experts_of(model).act_fn = torch.nn.GELU()
-    with pytest.raises(moe8.Error, match="expected silu"):
-        model(IDS)
+@pytest.mark.parametrize("converts", [True, False])
+def test_other_activations_run_between_the_products(converts):
+    plain = experts_of(build("Qwen3Moe", "eager"))
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    plain.act_fn = torch.nn.GELU()
+    layer = copy.deepcopy(plain)
+    layer.config = copy.deepcopy(plain.config)
+    layer.config._experts_implementation = "moe8"
+    if converts:
+        moe8.quantize_(layer, {"": "fp8_rowwise"}, unused="error")
+    else:
+        moe8_transformers.register("fp8_rowwise")
+    x, grad = torch.randn(96, 64), torch.randn(96, 64)
+    weights, index = torch.randn(96, 8).softmax(-1).topk(2)
+    index[5] = 8  # of no expert, as with expert parallelism
+    eager = result(plain, x, index, weights, grad)
+    for expected, got in zip(eager, result(layer, x, index, weights, grad)):
+        assert expected.shape == got.shape and expected.dtype == got.dtype
+        assert 22 < sqnr(expected, got) < 60
+    torch._dynamo.reset()
+    y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, index, weights)
+    assert torch.equal(y, layer(x, index, weights))
+
+
+def test_norms_of_experts():
+    layer = experts_of(build("Qwen3Moe"))
+    moe8.quantize_(layer, {"": "fp8_rowwise"}, unused="error")
+    layer.act_fn, norm = torch.nn.GELU(), torch.nn.RMSNorm(64)
+    x, index, one = torch.randn(96, 64), torch.randint(0, 8, (96, 1)), torch.ones(96, 1)
+    expected = norm(layer(x, index, one))
+    layer.has_post_expert_norm, layer.post_expert_norm = True, norm
+    assert torch.equal(layer(x, index, one), expected)

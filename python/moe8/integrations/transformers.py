@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._experts import Order
 from .._native import fail
 from ..config import config_text, meaning
 from ..conversion import converted_config
@@ -54,36 +55,46 @@ def _config_of(weight, name, module):
 
 
 def _activation(module):
-    """How gate and up are joined, as moe_experts names it."""
-    if not getattr(module, "has_gate", True):
-        fail(_OP, "experts", f"expected experts with a gate, got {type(module).__name__} without. Load the model with "
-             "experts_implementation='grouped_mm' and convert it by moe8.quantize_")
+    """How gate and up are joined, as moe_experts names it; None: in a way of the model's own."""
+    if not getattr(module, "has_gate", True) or getattr(module, "has_post_expert_norm", False):
+        return None
     if hasattr(module, "alpha") and hasattr(module, "limit"):  # GPT-OSS
         return {"activation": "clamped_swiglu", "alpha": float(module.alpha), "limit": float(module.limit)}
     function = getattr(module, "act_fn", None)
     own_gate = getattr(type(module)._apply_gate, "__name__", "") != "_default_apply_gate"
     is_silu = isinstance(function, nn.SiLU) or getattr(function, "__name__", type(function).__name__) in (
         "silu", "SiLU", "SiLUActivation")
-    if own_gate or not is_silu or getattr(module, "has_post_expert_norm", False):
-        fail(_OP, "experts", f"expected silu(gate) * up, got {type(module).__name__} with "
-             f"{'a gate or a norm of its own' if is_silu else type(function).__name__}. Load the model with "
-             "experts_implementation='grouped_mm' and convert it by moe8.quantize_")
-    return {"activation": "swiglu"}
+    return {"activation": "swiglu"} if is_silu and not own_gate else None
+
+
+def _by_operations(module, x, index, scores, weights, biases, configs):
+    """The layer with the model's own activation between moe8's products, each of which rounds to x's dtype."""
+    order = Order(index, weights[0].shape[0])
+    rows = order.tokens(x)
+    for number, (weight, bias, config) in enumerate(zip(weights, biases, configs)):
+        if number == 1:
+            rows = module._apply_gate(rows) if getattr(module, "has_gate", True) else module.act_fn(rows)
+        rows = ops.grouped_mm(rows, weight.transpose(-2, -1), order.offs, config, bias, out_dtype=x.dtype)
+    if getattr(module, "has_post_expert_norm", False):
+        rows = module.post_expert_norm(rows)
+    return order.sums(rows, scores.float(), x.dtype)
 
 
 def experts_forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
                     top_k_weights: torch.Tensor) -> torch.Tensor:
     """The experts of a layer of transformers: hidden_states [T, d], top_k_index and top_k_weights [T, k] -> [T, d]."""
-    gate_up, down = self.gate_up_proj, self.down_proj
-    config, config2 = (_config_of(weight, name, self) for weight, name in ((gate_up, "gate_up_proj"),
-                                                                           (down, "down_proj")))
+    names = ("gate_up_proj" if getattr(self, "has_gate", True) else "up_proj", "down_proj")
+    weights = [getattr(self, name) for name in names]
+    configs = [_config_of(weight, name, self) for weight, name in zip(weights, names)]
+    has_bias = getattr(self, "has_bias", False)
+    biases = [getattr(self, f"{name}_bias") if has_bias else None for name in names]
     options = _activation(self)
     if getattr(self, "is_transposed", False):
-        gate_up, down = gate_up.transpose(-2, -1), down.transpose(-2, -1)
-    biases = {}
-    if getattr(self, "has_bias", False):
-        biases = {"b1": self.gate_up_proj_bias, "b2": self.down_proj_bias}
+        weights = [weight.transpose(-2, -1) for weight in weights]
     with torch._C.DisableTorchFunctionSubclass():
-        return ops.moe_experts(hidden_states, gate_up, None, down, top_k_index, top_k_weights, config=config,
-                               config2=config2, gate_up="halves" if self.is_concatenated else "interleaved", **options,
-                               **biases)
+        if options is None:
+            return _by_operations(self, hidden_states, top_k_index, top_k_weights, weights, biases, configs)
+        return ops.moe_experts(hidden_states, weights[0], None, weights[1], top_k_index, top_k_weights,
+                               config=configs[0], config2=configs[1],
+                               gate_up="halves" if self.is_concatenated else "interleaved", **options, b1=biases[0],
+                               b2=biases[1])
