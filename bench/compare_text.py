@@ -101,9 +101,9 @@ def main():
         tokenizer = options.tokenizer or folder / "tokenizer.json"
         if not options.tokenizer:
             make_tokenizer(tokenizer, text.read_text()[:1_000_000])
-        script, megabytes = folder / "tokenize.py", text.stat().st_size / 1e6
+        script, megabytes = folder / "their_tokenize.py", text.stat().st_size / 1e6
         script.write_text(TOKENIZE)
-        generate = folder / "generate.py"
+        generate = folder / "their_generate.py"
         generate.write_text(GENERATE)
 
         def ours(threads):
