@@ -32,6 +32,12 @@ void add_adapters(RunConfig& config) {
   config.optimizer.rates = {{"re:.*\\.experts\\..*", 0.5}};
 }
 
+void keep_codes(RunConfig& config) {
+  add_adapters(config);
+  config.lora.base = LoraBase::CODES;
+  config.training.activation_checkpointing = Recompute::FULL;
+}
+
 void freeze_some(RunConfig& config) {
   config.optimizer.frozen = {"tok_embeddings.weight", "re:.*\\.experts\\.w2",
                              "re:.*attention\\.w[qv].*"};
@@ -124,6 +130,7 @@ TEST_P(TrainedInPart, IsTheSameBitsUnderAnotherSplit) {
 INSTANTIATE_TEST_SUITE_P(Ranks, TrainedInPart,
                          ::testing::Values(Part{"adapters", add_adapters, "bf16"},
                                            Part{"adapters_fp8", add_adapters, "fp8_rowwise"},
+                                           Part{"codes", keep_codes, "fp8_rowwise"},
                                            Part{"frozen", freeze_some, "mxfp8_rceil"}),
                          [](const auto& of) { return std::string(of.param.name); });
 
