@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "models/quantization_config.h"
 
+#include <algorithm>
 #include <string_view>
 
 #include "moe8/formats.h"
@@ -49,13 +50,10 @@ bool is_compressed_tensors(const OrderedJson& config) {
   const bool has_cache = config.contains("kv_cache_scheme") && !config["kv_cache_scheme"].is_null();
   const auto groups = config.find("config_groups");
   if (has_cache || groups == config.end() || !groups->is_object()) return false;
-  for (const auto& [name, group] : groups->items()) {
+  return std::ranges::all_of(*groups, [&](const OrderedJson& group) {
     const auto weights = group.is_object() ? group.find("weights") : group.end();
-    if (weights == group.end() || !mean_the_same(*weights, arguments(format, "channel", false))) {
-      return false;
-    }
-  }
-  return true;
+    return weights != group.end() && mean_the_same(*weights, arguments(format, "channel", false));
+  });
 }
 
 }  // namespace

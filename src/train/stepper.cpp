@@ -108,6 +108,7 @@ torch::Tensor Stepper::norm_of_all() {
     }
   }
   std::vector<torch::Tensor> grads;
+  grads.reserve(by_number.size());
   for (auto& [number, grad] : by_number) grads.push_back(std::move(grad));
   return grads.empty() ? torch::Tensor() : of_norms_->norm(grads);
 }

@@ -143,7 +143,7 @@ TEST(Pretrained, Fp8BlocksAreDequantized) {
 // A model whose rows are whole blocks of 32, written with codes.
 class QuantizedExport : public ::testing::TestWithParam<ExportedWeights> {
  protected:
-  Transformer made(const std::string& family) const {
+  static Transformer made(const std::string& family) {
     TransformerConfig config = read_pretrained_config(case_of(family));
     config.hidden_dim = 64;
     return Transformer(config, 3, at::kFloat);
