@@ -67,17 +67,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(command, ranks, out, more=()):
+def start(command, ranks, out, variables=None):
     """A process for each rank, with its output in `out`/rank-N.txt."""
     out.mkdir(parents=True, exist_ok=True)
     port, threads = free_port(), max(1, os.cpu_count() // ranks)
     processes = []
     for rank in range(ranks):
         environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
-                           LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                           LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **(variables or {}))
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         with open(out / f"rank-{rank}.txt", "w") as log:
-            processes.append(subprocess.Popen([*command, *more], env=environment, stdout=log,
+            processes.append(subprocess.Popen(command, env=environment, stdout=log,
                                               stderr=subprocess.STDOUT))
     return processes
 
@@ -99,14 +99,17 @@ def tail(out, rank, size=1500):
     return f"{out}/rank-{rank}.txt: {(out / f'rank-{rank}.txt').read_text(errors='replace')[-size:]}"
 
 
-def train_command(arguments, out, settings):
-    command = [arguments.moe8, "train", "--config", arguments.config, "--data", arguments.text]
-    command += ["--out", str(out)]
-    for key, value in {**settings, "training.device": arguments.device}.items():
-        command += ["--set", f"{key}={value}"]
-    for one in arguments.set:
+def command_of(arguments, verb, settings):
+    """Of moe8, with these settings and those of the command line after them."""
+    command = [arguments.moe8, verb, "--config", arguments.config]
+    for one in [f"{key}={value}" for key, value in settings.items()] + arguments.set:
         command += ["--set", one]
     return command
+
+
+def train_command(arguments, out, settings):
+    settings = {**settings, "training.device": arguments.device}
+    return command_of(arguments, "train", settings) + ["--data", arguments.text, "--out", str(out)]
 
 
 def steps_of(run):
@@ -116,12 +119,8 @@ def steps_of(run):
 
 # ---- train ----------------------------------------------------------------------
 def plan_of(arguments, settings):
-    command = [arguments.moe8, "plan", "--config", arguments.config, "--json", "--device", arguments.device]
-    command += ["--world", str(arguments.gpus)]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    for one in arguments.set:
-        command += ["--set", one]
+    command = command_of(arguments, "plan", settings)
+    command += ["--json", "--device", arguments.device, "--world", str(arguments.gpus)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -138,8 +137,8 @@ def train_recipe(arguments, recipe, bars):
                 "training.validation_interval": 0, "numerics.interval": 0, "checkpoint.interval": 0,
                 "output.checkpoint": "false"}
     plan = plan_of(arguments, settings)
-    ranks = start(train_command(arguments, run / "run", settings), arguments.gpus, run,
-                  ["--profile", str(PROFILED)])
+    command = train_command(arguments, run / "run", settings) + ["--profile", str(PROFILED)]
+    ranks = start(command, arguments.gpus, run)
     statuses = wait_for(ranks, run, arguments.limit)
     if any(statuses):
         bars.failed.append(f"train, {recipe}")
@@ -184,11 +183,8 @@ def train(arguments, bars):
 def bench(arguments, ranks, variables, bars):
     out = arguments.out / "-".join(["bench", str(ranks), *variables.values()]).replace(",", "+")
     table = out / "rows.json"
-    os.environ.update(variables)
-    statuses = wait_for(start([arguments.bench, "--rounds", "5", "--json", str(table)], ranks, out), out,
-                        arguments.limit)
-    for name in variables:
-        del os.environ[name]
+    command = [arguments.bench, "--rounds", "5", "--json", str(table)]
+    statuses = wait_for(start(command, ranks, out, variables), out, arguments.limit)
     if any(statuses):
         bars.failed.append(f"parallel_bench over {ranks}")
     print(f"\n{ranks} ranks\n{(out / 'rank-0.txt').read_text(errors='replace')}")
@@ -254,7 +250,7 @@ def kill(arguments, bars):
         bars.failed.append("a killed rank ends the others with a line that names it")
     half = max(1, ranks // 2)
     settings["parallel.expert"] = half
-    again = start(train_command(small, run / "run", settings), half, run / "again", ["--resume"])
+    again = start(train_command(small, run / "run", settings) + ["--resume"], half, run / "again")
     statuses = wait_for(again, run / "again", arguments.limit)
     steps = [step["step"] for step in steps_of(run / "run")]
     whole = not any(statuses) and steps == list(range(1, KILLED_STEPS + 1))

@@ -294,20 +294,17 @@ TEST(PlanConfig, AGpuKeepsCodesAndGpusAreCounted) {
   EXPECT_THAT(run_moe8({"plan", "--config", config}).out, ::testing::Not(HasSubstr("H200")));
 }
 
+// The model of 4 billion parameters on GPUs, eight batches a step.
+Ran plan_4b(const std::vector<std::string>& more) {
+  std::vector<std::string> words{"plan", "--config"};
+  words.push_back(std::string(MOE8_CONFIGS) + "/4b_bench.toml");
+  words.insert(words.end(), {"--device", "cuda", "--set", "training.accumulation=8"});
+  words.insert(words.end(), more.begin(), more.end());
+  return run_moe8(words);
+}
+
 TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
-  const std::vector<std::string> plan{"plan",
-                                      "--config",
-                                      std::string(MOE8_CONFIGS) + "/4b_bench.toml",
-                                      "--device",
-                                      "cuda",
-                                      "--set",
-                                      "training.accumulation=8"};
-  const auto with = [&](const std::vector<std::string>& more) {
-    std::vector<std::string> words = plan;
-    words.insert(words.end(), more.begin(), more.end());
-    return run_moe8(words);
-  };
-  const Ran ran = with({"--world", "8", "--expert", "2", "--json"});
+  const Ran ran = plan_4b({"--world", "8", "--expert", "2", "--json"});
   ASSERT_EQ(ran.status, 0) << ran.err;
   const nlohmann::json json = nlohmann::json::parse(ran.out);
   const nlohmann::json& rank = json["rank"];
@@ -322,29 +319,17 @@ TEST(PlanConfig, OneOfSeveralRanksHoldsAPartOfTheOptimizer) {
               (one["weights"].get<double>() - experts) * 7 / 8 + experts / 2 * 3 / 4, 1.0);
   EXPECT_EQ(rank["weights_sent_across"], 0);
   EXPECT_GT(rank["step_ms"]["total"].get<double>(), rank["step_ms"]["compute"].get<double>());
-  const Ran pairs = with({"--world", "8", "--gpus-per-machine", "2", "--network", "25"});
+  const Ran pairs = plan_4b({"--world", "8", "--gpus-per-machine", "2", "--network", "25"});
   EXPECT_THAT(pairs.out, HasSubstr("one rank of 8"));
   EXPECT_THAT(pairs.out, HasSubstr("of it to other machines"));
   EXPECT_THAT(pairs.out, HasSubstr("time of a step on H200s, estimated"));
-  EXPECT_THAT(with({"--world", "3"}).err, HasSubstr("that 3 data-parallel ranks can share"));
-  EXPECT_THAT(with({"--world", "8", "--expert", "3"}).err, HasSubstr("parallel.expert"));
+  EXPECT_THAT(plan_4b({"--world", "3"}).err, HasSubstr("that 3 data-parallel ranks can share"));
+  EXPECT_THAT(plan_4b({"--world", "8", "--expert", "3"}).err, HasSubstr("parallel.expert"));
 }
 
 TEST(PlanConfig, OneOfATensorGroupHoldsPartsOfDenseWeights) {
-  const std::vector<std::string> plan{"plan",
-                                      "--config",
-                                      std::string(MOE8_CONFIGS) + "/4b_bench.toml",
-                                      "--device",
-                                      "cuda",
-                                      "--set",
-                                      "training.accumulation=8",
-                                      "--world",
-                                      "8",
-                                      "--json"};
-  const auto with = [&](const std::string& tensor) {
-    std::vector<std::string> words = plan;
-    words.insert(words.end(), {"--tensor", tensor});
-    return run_moe8(words);
+  const auto with = [](const std::string& tensor) {
+    return plan_4b({"--world", "8", "--json", "--tensor", tensor});
   };
   const Ran ran = with("2");
   ASSERT_EQ(ran.status, 0) << ran.err;
