@@ -74,6 +74,14 @@ struct PlainBytes {
   at::Tensor in, out;
 };
 
+/// What each rank may send as equal parts, where each has other bytes: about their mean.
+int64_t in_equal_parts(const Group& group, int64_t bytes) {
+  const at::Tensor sum = at::full({1}, bytes, on_gpu(at::kLong));
+  all_reduce_(group, sum);
+  const int64_t size = group.size();
+  return sum.item<int64_t>() / size / size * size;
+}
+
 // Of which part leaves a rank.
 double bytes_out(const Group& group, int64_t bytes) {
   const auto size = static_cast<double>(group.size());
@@ -232,7 +240,7 @@ std::vector<Row> rows_of_legs(const Group& group, const ExpertLayerShape& shape)
     for (const int64_t each : widths) {
       sent.push_back(at::empty({splits.sent(), each}, on_gpu(at::kByte)).random_());
     }
-    const auto plain = std::make_shared<PlainBytes>(group, bytes / group.size() * group.size());
+    const auto plain = std::make_shared<PlainBytes>(group, in_equal_parts(group, bytes));
     const auto exchanges = [group, splits, sent] {
       std::vector<Pending> coming;
       coming.reserve(sent.size());

@@ -17,6 +17,10 @@ set(_torch_lib "${MOE8_LIBTORCH_RUNPATH}")
 set_target_properties(moe8 PROPERTIES INSTALL_RPATH "$ORIGIN;${_torch_lib}")
 install(TARGETS moe8 EXPORT moe8Targets
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+if(TARGET moe8_nccl)  # found beside libmoe8.so
+  set_target_properties(moe8_nccl PROPERTIES INSTALL_RPATH "$ORIGIN;${_torch_lib}")
+  install(TARGETS moe8_nccl LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+endif()
 if(MOE8_APPS)
   file(RELATIVE_PATH _lib_from_bin "/${CMAKE_INSTALL_BINDIR}" "/${CMAKE_INSTALL_LIBDIR}")
   set_target_properties(moe8_app PROPERTIES INSTALL_RPATH "$ORIGIN/${_lib_from_bin};${_torch_lib}")

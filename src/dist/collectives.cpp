@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "dist/activity.h"
 #include "dist/c10d_names.h"
+#include "dist/exchanges.h"
 #include "dist/group.h"
 #include "quantize/check_input.h"
 
@@ -171,6 +172,23 @@ Pending begin_all_to_all(const Group& group, const at::Tensor& in, at::IntArrayR
 at::Tensor all_to_all(const Group& group, const at::Tensor& in, at::IntArrayRef in_rows,
                       at::IntArrayRef out_rows) {
   return begin_all_to_all(group, in, in_rows, out_rows).wait();
+}
+
+Pending begin_send_and_receive(const Group& group, const at::Tensor& out, int64_t to,
+                               const at::Tensor& in, int64_t from) {
+  constexpr const char* kOp = "send_and_receive";
+  auto made = pending(kOp, group);
+  made->result = in;
+  made->sent = {out};
+  count_sent(bytes(out));
+  std::vector<int64_t> out_rows(static_cast<size_t>(group.size())), in_rows = out_rows;
+  out_rows[static_cast<size_t>(to)] = out.size(0);
+  in_rows[static_cast<size_t>(from)] = in.size(0);
+  made->work = exchange(kOp, group, [&] {
+    at::Tensor sent = bytes_of_rows(out), received = bytes_of_rows(in);
+    return all_to_all_single(*group.process_group(), received, sent, in_rows, out_rows);
+  });
+  return Pending(std::move(made));
 }
 
 Pending begin_exchange(const Group& group, const std::vector<at::Tensor>& parts, int64_t rows) {

@@ -32,15 +32,6 @@ struct Group::Impl {
 /// Connects the members by `store`, which they have for themselves.
 ProcessGroupPtr make_process_group(const Group::Impl& group, const StorePtr& store);
 
-/// parts[r] goes to rank r, but this rank's own, which stays where it is: not even a copy of it is
-/// made. The result is what the others sent to this rank, `rows` each: [(size - 1) * rows, ...], in
-/// the order of ranks.
-Pending begin_exchange(const Group& group, const std::vector<at::Tensor>& parts, int64_t rows);
-
-/// begin_all_gather() into `out`, [size * n, ...], contiguous, of the dtype of `in`; `in` may be the
-/// rows of `out` that are this rank's.
-Pending begin_all_gather_into(const Group& group, const at::Tensor& out, const at::Tensor& sent);
-
 /// In the store of a world the key of the first reason to end, "rank 3: ...".
 constexpr const char* kFirstReason = "ended";
 

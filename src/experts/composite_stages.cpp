@@ -5,7 +5,6 @@
 
 #include <variant>
 
-#include "autograd/group_bias.h"
 #include "experts/activation.h"
 #include "experts/stages.h"
 #include "routing/rows.h"
@@ -74,12 +73,10 @@ class CompositeStages final : public ExpertStages {
     return grads;
   }
 
-  at::Tensor combine(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
-                     const at::Tensor& bias) const override {
-    if (!bias.defined()) return sum_rows(rows, call.order, scores, call.x_dtype);
-    const at::Tensor with_bias = rows.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
-    add_group_bias(with_bias, bias, call.groups);
-    return sum_rows(with_bias, call.order, scores, call.x_dtype);
+  void combine_into(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
+                    const at::Tensor& bias, int64_t first_token,
+                    const at::Tensor& out) const override {
+    sum_rows_into(rows, call.order, scores, bias, first_token, out);
   }
 
  private:

@@ -519,9 +519,10 @@ class CudaStages final : public ExpertStages {
     return grads;
   }
 
-  at::Tensor combine(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
-                     const at::Tensor& bias) const override {
-    return cuda_sum_rows(rows, call.order, scores, bias, call.x_dtype);
+  void combine_into(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
+                    const at::Tensor& bias, int64_t first_token,
+                    const at::Tensor& out) const override {
+    cuda_sum_rows_into(rows, call.order, scores, bias, first_token, out);
   }
 
  private:

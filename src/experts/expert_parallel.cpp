@@ -90,7 +90,7 @@ at::Tensor moe_experts_parallel(const TokenExchange& exchange, const at::Tensor&
   const ArrivedTokens tokens =
       receive_tokens(exchange, x, scores, codes, /*as_codes=*/!casts(x.device().type()));
   const at::Tensor rows = experts_of_arrived(tokens, w1, w3, w2, options);
-  return exchange.combine(rows, choose_grad_wire(wire, w2, options));
+  return combine_arrived(exchange, tokens, rows, choose_grad_wire(wire, w2, options));
 }
 
 at::Tensor moe_experts_parallel(const Group& group, const at::Tensor& x, const at::Tensor& w1,

@@ -67,11 +67,15 @@ class KeptHidden {
 /// One call, from forward to backward.
 struct Layer : torch::CustomClassHolder {
   Layer(ExpertsCall c, const ExpertsTensors& tensors)
-      : call(std::move(c)), codes(tensors.codes), send_x_grad(tensors.send_x_grad) {}
+      : call(std::move(c)),
+        codes(tensors.codes),
+        send_x_grad(tensors.send_x_grad),
+        send_result(tensors.send_result) {}
 
   ExpertsCall call;
   std::optional<TokenCodes> codes;  // until forward has read them
   std::function<void(const at::Tensor& grad)> send_x_grad;
+  std::function<at::Tensor(const RowsWriter& write)> send_result;  // until forward has called it
   const ExpertStages* stages = nullptr;
   std::array<int, kInputs> position{};  // among the inputs of the autograd function; -1: not there
   std::array<bool, kInputs> needs{};    // a gradient, as far as forward knows
@@ -285,9 +289,13 @@ at::Tensor FusedExperts::forward(AutogradContext* ctx, const at::TensorList& inp
     drop_if_for_step(w2, right_key(product));
     return Y;
   };
-  const bool weighs = call.placement == ScorePlacement::OUTPUT;
-  const at::Tensor out = stages.combine(call, down_product(), weighs ? hidden.scores : at::Tensor(),
-                                        input_of(*layer, inputs, kBias2));
+  const at::Tensor Y = down_product(), bias2 = input_of(*layer, inputs, kBias2);
+  const at::Tensor scores = call.placement == ScorePlacement::OUTPUT ? hidden.scores : at::Tensor();
+  const auto send_result = std::exchange(layer->send_result, nullptr);
+  const at::Tensor out = send_result ? send_result([&](int64_t first, const at::Tensor& rows) {
+    stages.combine_into(call, Y, scores, bias2, first, rows);
+  })
+                                     : stages.combine(call, Y, scores, bias2);
   save(ctx, *layer, inputs);
   ctx->saved_data["layer"] = c10::IValue::make_capsule(layer);
   return out;

@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 
+#include "experts/arrived_tokens.h"
 #include "experts/stages.h"
 
 namespace moe8 {
@@ -25,6 +26,8 @@ struct ExpertsTensors {
   /// Called in backward with the gradient of x as soon as that is there, before those of weights are
   /// computed: it may travel meanwhile. Unset: the products come in the order that is fastest.
   std::function<void(const at::Tensor& grad)> send_x_grad{};
+  /// Called in forward instead of making the result at once; gives what stands for it.
+  std::function<at::Tensor(const RowsWriter& write)> send_result{};
 };
 
 /// @return [T, d] of x's dtype. Differentiable once in all tensors. Arithmetic: docs/numerics.md,

@@ -339,6 +339,7 @@ at::Tensor moe_experts_of(const ArrivedTokens& tokens, const at::Tensor& w1, con
   ExpertsRequest request = request_of(a, tokens.order, tokens.scores, options);
   request.tensors.codes = tokens.codes;
   request.tensors.send_x_grad = tokens.send_x_grad;
+  request.tensors.send_result = tokens.send_result;
   return run_first(request, options.implementation);
 }
 

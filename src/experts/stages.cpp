@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "experts/stages.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 
 #include "base/check.h"
@@ -25,6 +26,14 @@ std::string refusals_before(const ExpertsCall& call, const ExpertStages* chosen)
 std::string ExpertsCall::describe() const {
   return concat("stages of experts: ", order.tokens(), " tokens x ", order.top_k(), " of ",
                 order.n_experts(), " experts, ", dim, " x ", hidden, ", ", x_dtype, " on ", device);
+}
+
+at::Tensor ExpertStages::combine(const ExpertsCall& call, const at::Tensor& rows,
+                                 const at::Tensor& scores, const at::Tensor& bias) const {
+  const at::Tensor out =
+      at::empty({call.order.tokens(), call.dim}, rows.options().dtype(call.x_dtype));
+  combine_into(call, rows, scores, bias, 0, out);
+  return out;
 }
 
 const std::vector<const ExpertStages*>& expert_stages() {

@@ -132,11 +132,17 @@ class ExpertStages {
 
   /// Forward, and backward for dx: out[t] = sum_j w_j (rows[row_of_slot[t * k + j]] + bias[e]) in
   /// float32, j ascending, rounded once to x_dtype.
-  /// @param rows    [R, d]
-  /// @param scores  w, float32 [T, k], or undefined for 1
-  /// @param bias    b2, float32 [E, d], or undefined
-  virtual at::Tensor combine(const ExpertsCall& call, const at::Tensor& rows,
-                             const at::Tensor& scores, const at::Tensor& bias) const = 0;
+  /// @param rows         [R, d]
+  /// @param scores       w, float32 [T, k], or undefined for 1
+  /// @param bias         b2, float32 [E, d], or undefined
+  /// @param first_token  which token out[0] is
+  /// @param out          [tokens, d], contiguous: some neighbouring tokens
+  virtual void combine_into(const ExpertsCall& call, const at::Tensor& rows,
+                            const at::Tensor& scores, const at::Tensor& bias, int64_t first_token,
+                            const at::Tensor& out) const = 0;
+  /// Of all tokens.
+  at::Tensor combine(const ExpertsCall& call, const at::Tensor& rows, const at::Tensor& scores,
+                     const at::Tensor& bias) const;
 };
 
 /// LibTorch's operations, on any device.

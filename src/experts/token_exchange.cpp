@@ -22,6 +22,7 @@
 #include "autograd/function_parts.h"
 #include "base/check.h"
 #include "dist/activity.h"
+#include "dist/exchanges.h"
 #include "experts/arrived_tokens.h"
 #include "experts/cuda_exchange.h"
 #include "experts/token_wire.h"
@@ -229,10 +230,63 @@ BesideTokens tokens_beside(const Exchange& exchange, const at::Tensor& bytes, bo
 }
 
 // ---- dispatch -------------------------------------------------------------------------
-// Has the sizes, dtype and device of rows, and no values.
-at::Tensor stand_in(const at::Tensor& x, int64_t rows) {
-  return at::empty({1}, x.options().requires_grad(false)).expand({rows, x.size(1)});
+// Has sizes, dtype and device, and no values.
+at::Tensor stand_in(const at::TensorOptions& options, int64_t rows, int64_t columns) {
+  return at::empty({1}, options.requires_grad(false)).expand({rows, columns});
 }
+
+}  // namespace
+
+// Made rank by rank, the next one first and this one last: what is made for one travels while that for
+// the next is.
+class RowsUnderWay {
+ public:
+  /// @param like  has their width, dtype and device
+  RowsUnderWay(std::shared_ptr<Exchange> exchange, const at::Tensor& like)
+      : exchange_(std::move(exchange)),
+        columns_(like.size(1)),
+        options_(like.options().requires_grad(false)) {}
+
+  /// What stands for them.
+  at::Tensor send(const RowsWriter& write) {
+    const Exchange& exchange = *exchange_;
+    const Group& group = exchange.group;
+    result_ = at::empty({exchange.sent, columns_}, options_);
+    const std::vector<at::Tensor> to_here = result_.split_with_sizes(exchange.rows_to);
+    for (int64_t step = 1; step < group.size(); ++step) {
+      const int64_t to = (group.rank() + step) % group.size();
+      const int64_t from = (group.rank() + group.size() - step) % group.size();
+      const at::Tensor rows = at::empty({rows_of(to), columns_}, options_);
+      write(first_of(to), rows);
+      under_way_.push_back(begin_send_and_receive(group, rows, to, to_here[index(from)], from));
+    }
+    write(first_of(group.rank()), to_here[index(group.rank())]);
+    return stand_in(options_, exchange.received, columns_);
+  }
+  bool has_begun() const { return result_.defined(); }
+  /// [S, d], in the order of ranks; kept no longer.
+  at::Tensor take() {
+    for (Pending& one : under_way_) one.wait();
+    under_way_.clear();
+    return std::exchange(result_, {});
+  }
+
+ private:
+  static size_t index(int64_t rank) { return static_cast<size_t>(rank); }
+  int64_t rows_of(int64_t rank) const { return exchange_->rows_from[index(rank)]; }
+  int64_t first_of(int64_t rank) const {
+    return std::accumulate(exchange_->rows_from.begin(), exchange_->rows_from.begin() + rank,
+                           int64_t{0});
+  }
+
+  const std::shared_ptr<Exchange> exchange_;
+  const int64_t columns_;
+  const at::TensorOptions options_;
+  at::Tensor result_;
+  std::vector<Pending> under_way_;
+};
+
+namespace {
 
 struct Dispatch : torch::autograd::Function<Dispatch> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x,
@@ -254,7 +308,9 @@ struct Dispatch : torch::autograd::Function<Dispatch> {
         only_in_groups(expert_order(got.experts, exchange.own_experts()), exchange.choices);
     TokenCodes codes{code, {data.wait(), got.scale}};
     const bool stays_codes = travelled->as_codes && !code.is_values();
-    variable_list out{stays_codes ? stand_in(x, exchange.received) : codes.values(), got.experts};
+    variable_list out{
+        stays_codes ? stand_in(x.options(), exchange.received, x.size(1)) : codes.values(),
+        got.experts};
     if (stays_codes) travelled->codes = std::move(codes);
     if (scores) out.push_back(got.scores);
     ctx->mark_non_differentiable({out[1]});
@@ -288,18 +344,20 @@ struct Dispatch : torch::autograd::Function<Dispatch> {
 };
 
 struct Combine : torch::autograd::Function<Combine> {
+  /// @param under_way  the rows, where they have left already; or null
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows,
-                            const TravelledPtr& travelled) {
+                            const TravelledPtr& travelled, RowsUnderWay* under_way) {
     const PlainOps guard;
     ctx->saved_data["travelled"] = c10::IValue::make_capsule(travelled);
     const Exchange& exchange = *travelled->exchange;
-    return exchange.sum_of_ranks(exchange.begin_back(rows).wait(), travelled->dtype);
+    const at::Tensor came = under_way ? under_way->take() : exchange.begin_back(rows).wait();
+    return exchange.sum_of_ranks(came, travelled->dtype);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto travelled = travelled_of(ctx);
     const Exchange& exchange = *travelled->exchange;
-    variable_list result(2);
+    variable_list result(3);
     {
       const PlainOps guard;
       const at::Tensor grad = written_out(grads[0]).to(travelled->dtype).contiguous();
@@ -330,6 +388,16 @@ void check_tokens(const char* argument, const at::Tensor& x, int64_t rows,
   MOE8_CHECK(x.dim() == 2 && x.size(0) == rows && x.device() == experts.device(), kExchangeOp,
              argument, "expected [", rows, ", d] on ", experts.device(), " to fit experts of ",
              experts.sizes(), ", got ", describe(x));
+}
+
+at::Tensor combine(const std::shared_ptr<Exchange>& exchange, const at::Tensor& rows,
+                   const std::optional<Config>& grad_wire, RowsUnderWay* under_way) {
+  exchange->know();
+  check_tokens("rows", rows, exchange->received, exchange->experts);
+  RowCode code = row_code("grad_wire", rows, grad_wire, RowsOf::GRAD_OUTPUT);
+  const auto travelled =
+      c10::make_intrusive<Travelled>(exchange, std::move(code), rows.scalar_type());
+  return Combine::apply(rows, travelled, under_way);
 }
 
 }  // namespace
@@ -364,14 +432,24 @@ ArrivedTokens receive_tokens(const TokenExchange& exchange, const at::Tensor& x,
       shared, row_code("wire", x, wire, RowsOf::INPUT), x.scalar_type());
   travelled->as_codes = as_codes;
   const variable_list out = Dispatch::apply(x, weights, travelled);
+  const auto result = std::make_shared<RowsUnderWay>(shared, out[0]);
   return {.x = out[0],
           .codes = std::exchange(travelled->codes, std::nullopt),
           .experts = out[1],
           .scores = weights ? out[2] : at::Tensor(),
           .order = std::exchange(travelled->order, {}),
-          .send_x_grad = [travelled](const at::Tensor& grad) {
-            travelled->grad_coming = travelled->exchange->begin_back(grad);
-          }};
+          .send_x_grad =
+              [travelled](const at::Tensor& grad) {
+                travelled->grad_coming = travelled->exchange->begin_back(grad);
+              },
+          .send_result = [result](const RowsWriter& write) { return result->send(write); },
+          .result = result};
+}
+
+at::Tensor combine_arrived(const TokenExchange& exchange, const ArrivedTokens& tokens,
+                           const at::Tensor& rows, const std::optional<Config>& grad_wire) {
+  return combine(exchange.impl(), rows, grad_wire,
+                 tokens.result && tokens.result->has_begun() ? tokens.result.get() : nullptr);
 }
 
 ReceivedTokens TokenExchange::dispatch(const at::Tensor& x, const at::Tensor& scores,
@@ -382,11 +460,7 @@ ReceivedTokens TokenExchange::dispatch(const at::Tensor& x, const at::Tensor& sc
 
 at::Tensor TokenExchange::combine(const at::Tensor& rows,
                                   const std::optional<Config>& grad_wire) const {
-  impl_->know();
-  check_tokens("rows", rows, impl_->received, impl_->experts);
-  RowCode code = row_code("grad_wire", rows, grad_wire, RowsOf::GRAD_OUTPUT);
-  return Combine::apply(rows,
-                        c10::make_intrusive<Travelled>(impl_, std::move(code), rows.scalar_type()));
+  return moe8::combine(impl_, rows, grad_wire, /*under_way=*/nullptr);
 }
 
 const Group& TokenExchange::group() const {

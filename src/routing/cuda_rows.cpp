@@ -81,21 +81,24 @@ at::Tensor cuda_gather_tokens(const at::Tensor& x, const ExpertOrder& order) {
   return out;
 }
 
-at::Tensor cuda_sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
-                         const at::Tensor& bias, at::ScalarType out_dtype) {
+void cuda_sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
+                        const at::Tensor& bias, int64_t first_token, const at::Tensor& out) {
   const Launch launch(rows.device());
+  const int64_t tokens = out.size(0);
+  const auto own = [&](const at::Tensor& of_tokens) {
+    return of_tokens.narrow(0, first_token, tokens).contiguous();
+  };
   const at::Tensor source = rows.contiguous();
-  const at::Tensor weights = scores.defined() ? scores.contiguous() : at::Tensor();
+  const at::Tensor weights = scores.defined() ? own(scores) : at::Tensor();
   const at::Tensor added = bias.defined() ? bias.contiguous() : at::Tensor();
-  const at::Tensor experts = order.experts.contiguous();
-  const at::Tensor out = empty_on(source, {order.tokens(), source.size(1)}, out_dtype);
+  const at::Tensor experts = own(order.experts);
   const cuda::CombineArgs args{
       .rows = source.const_data_ptr(),
       .rows_type = float_type(source.scalar_type()),
-      .tokens = order.tokens(),
+      .tokens = tokens,
       .top_k = order.top_k(),
       .columns = source.size(1),
-      .row_of_slot = indices(order.row_of_slot),
+      .row_of_slot = indices(order.row_of_slot) + first_token * order.top_k(),
       .rows_in_groups = rows_in_groups(order),
       .scores = weights.defined() ? weights.const_data_ptr<float>() : nullptr,
       .bias = added.defined() ? added.const_data_ptr() : nullptr,
@@ -103,9 +106,8 @@ at::Tensor cuda_sum_rows(const at::Tensor& rows, const ExpertOrder& order, const
       .experts = experts.const_data_ptr(),
       .experts_type = index_type(experts),
       .out = out.mutable_data_ptr(),
-      .out_type = float_type(out_dtype)};
+      .out_type = float_type(out.scalar_type())};
   check_launch("combine_rows", cuda::launch_combine(args, launch.stream));
-  return out;
 }
 
 }  // namespace moe8

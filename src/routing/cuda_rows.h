@@ -23,10 +23,8 @@ ExpertOrder cuda_expert_order(const at::Tensor& experts, int64_t n_experts);
 /// [R, N] of x's dtype; zeros for rows in no group.
 at::Tensor cuda_gather_tokens(const at::Tensor& x, const ExpertOrder& order);
 
-/// out[t] = sum_j w_j * (rows[row_of_slot[t * k + j]] + bias[e]).
-/// @param scores  w, float32 [T, k], or undefined for 1
-/// @param bias    [E, N] bf16 or float32, or undefined
-at::Tensor cuda_sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
-                         const at::Tensor& bias, at::ScalarType out_dtype);
+/// sum_rows_into(). @param bias  bf16 or float32, or undefined
+void cuda_sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
+                        const at::Tensor& bias, int64_t first_token, const at::Tensor& out);
 
 }  // namespace moe8

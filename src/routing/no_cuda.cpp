@@ -37,8 +37,8 @@ ExpertOrder cuda_expert_order(const at::Tensor&, int64_t) {
 at::Tensor cuda_gather_tokens(const at::Tensor&, const ExpertOrder&) {
   fail_without_cuda();
 }
-at::Tensor cuda_sum_rows(const at::Tensor&, const ExpertOrder&, const at::Tensor&,
-                         const at::Tensor&, at::ScalarType) {
+void cuda_sum_rows_into(const at::Tensor&, const ExpertOrder&, const at::Tensor&, const at::Tensor&,
+                        int64_t, const at::Tensor&) {
   fail_without_cuda();
 }
 

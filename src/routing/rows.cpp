@@ -49,27 +49,47 @@ at::Tensor to_slots(const at::Tensor& of_rows, const ExpertOrder& order) {
 
 at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
                     at::ScalarType out_dtype) {
-  if (!cuda_rows_refusal(rows, order)) return cuda_sum_rows(rows, order, scores, {}, out_dtype);
-  const int64_t T = order.tokens(), k = order.top_k(), N = rows.size(1);
-  if (k == 0) return at::zeros({T, N}, rows.options().dtype(out_dtype));
+  const at::Tensor out = at::empty({order.tokens(), rows.size(1)}, rows.options().dtype(out_dtype));
+  sum_rows_into(rows, order, scores, {}, 0, out);
+  return out;
+}
+
+void sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
+                   const at::Tensor& bias, int64_t first_token, const at::Tensor& out) {
+  if (!cuda_rows_refusal(rows, order)) {
+    cuda_sum_rows_into(rows, order, scores, bias, first_token, out);
+    return;
+  }
+  const int64_t k = order.top_k(), N = rows.size(1);
+  if (k == 0) {
+    out.zero_();
+    return;
+  }
   // A row of zeros for slots that have none.
   const bool all_have_rows = order.rows() == order.experts.numel();
   const at::Tensor source = all_have_rows ? rows : at::constant_pad_nd(rows, {0, 0, 0, 1});
-  const at::Tensor row_of_slot = order.row_of_slot.clamp_max(order.rows()).view({T, k});
-  const at::Tensor weights =
-      scores.defined() ? scores.masked_fill(slots_in_groups(order).logical_not(), 0) : scores;
-  const at::Tensor out = at::empty({T, N}, rows.options().dtype(out_dtype));
-  for_row_blocks(T, N, rows.device(), [&](int64_t begin, int64_t size) {
+  const at::Tensor row_of_slot =
+      order.row_of_slot.clamp_max(order.rows()).view(order.experts.sizes());
+  at::Tensor has_no_group, weights;
+  if (scores.defined() || bias.defined()) has_no_group = slots_in_groups(order).logical_not();
+  if (scores.defined()) weights = scores.masked_fill(has_no_group, 0);
+  for_row_blocks(out.size(0), N, rows.device(), [&](int64_t begin, int64_t size) {
+    const auto slots = [&](const at::Tensor& of_slots, int64_t j) {  // the j-th of each token
+      return of_slots.narrow(0, first_token + begin, size).select(1, j);
+    };
     at::Tensor sum;
     for (int64_t j = 0; j < k; ++j) {
-      const at::Tensor index = row_of_slot.narrow(0, begin, size).select(1, j);
-      at::Tensor term = source.index_select(0, index).to(at::kFloat);
-      if (weights.defined()) term.mul_(weights.narrow(0, begin, size).narrow(1, j, 1));
+      at::Tensor term = source.index_select(0, slots(row_of_slot, j)).to(at::kFloat);
+      if (bias.defined()) {
+        const at::Tensor expert = slots(order.experts, j).clamp(0, order.n_experts() - 1);
+        term.add_(
+            bias.index_select(0, expert).masked_fill_(slots(has_no_group, j).unsqueeze(1), 0));
+      }
+      if (weights.defined()) term.mul_(slots(weights, j).unsqueeze(1));
       sum = sum.defined() ? sum.add_(term) : term;
     }
     out.narrow(0, begin, size).copy_(sum);
   });
-  return out;
 }
 
 }  // namespace moe8

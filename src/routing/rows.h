@@ -42,11 +42,19 @@ at::Tensor gather_slots(const at::Tensor& of_slots, const ExpertOrder& order);
 /// differentiable operations.
 at::Tensor to_slots(const at::Tensor& of_rows, const ExpertOrder& order);
 
-/// out[t, :] = sum_j w[t, j] * rows[row_of_slot[t * k + j], :] in float32, j ascending, rounded
-/// once.
+/// out[t, :] = sum_j w[t, j] * (rows[row_of_slot[t * k + j], :] + bias[e]) in float32, j ascending,
+/// rounded once.
 /// Rows in no group must hold 0.
 /// @param scores  w, float32 [T, k], or undefined for 1; those of slots in no group count as 0
+/// @return        [T, N], without biases
 at::Tensor sum_rows(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
                     at::ScalarType out_dtype);
+
+/// The same of some neighbouring tokens, wherever they shall lie.
+/// @param bias         [E, N], or undefined for 0; slots in no group have none
+/// @param first_token  which token out[0] is
+/// @param out          [tokens, N] bf16 or float32, contiguous
+void sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::Tensor& scores,
+                   const at::Tensor& bias, int64_t first_token, const at::Tensor& out);
 
 }  // namespace moe8

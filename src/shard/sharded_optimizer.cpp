@@ -23,7 +23,7 @@
 #include <utility>
 
 #include "base/check.h"
-#include "dist/group.h"
+#include "dist/exchanges.h"
 #include "formats/integers.h"
 #include "kernels/adamw.h"
 #include "optim/engine.h"

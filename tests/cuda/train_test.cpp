@@ -126,6 +126,9 @@ TEST_P(TrainOnGpu, TakesTheMemoryThatWasPlanned) {
   config.model.max_seq_len = config.training.seq_len = 512;
   config.training.batch_size = 32;
   config.training.steps = 4;
+  std::string text;
+  while (text.size() < (1 << 20)) text += testing::tiny_text();
+  config.data.files = {folder.write("long.txt", text)};
   config.training.recipe = GetParam();
   config.training.device = TrainingDevice::CUDA;
   config.training.cuda_graph = CudaGraphs::OFF;  // they keep memory of their own

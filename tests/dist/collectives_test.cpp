@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "base/check.h"
+#include "dist/exchanges.h"
 #include "moe8/parallel.h"
 #include "testing/processes.h"
 
@@ -85,6 +86,25 @@ TEST(Collectives, TwoExchangesMayBeOnTheirWay) {
     EXPECT_TRUE(first.wait().equal(at::arange(world.size())));
     EXPECT_FALSE(first.valid());
     EXPECT_THROW(first.wait(), c10::Error);
+  });
+}
+
+// To the next rank but one, from the last but one; some have no rows.
+TEST(Collectives, OneSendsWhileItReceives) {
+  in_processes({2, 4}, [](Parallel& p) {
+    const Group& world = p.world();
+    const int64_t size = world.size(), rank = world.rank(), step = size - 1;
+    const int64_t to = (rank + step) % size, from = (rank + size - step) % size;
+    for (const at::ScalarType dtype : kDtypes) {
+      const at::Tensor out = rows_of(rank, rows_between(rank, to), 5, dtype);
+      const at::Tensor expected = rows_of(from, rows_between(from, rank), 5, dtype);
+      const at::Tensor all = at::zeros({expected.size(0) + 2, 5}, out.options());
+      const at::Tensor in = all.narrow(0, 1, expected.size(0));
+      Pending coming = begin_send_and_receive(world, out, to, in, from);
+      EXPECT_TRUE(same_bits(coming.wait(), expected)) << dtype;
+      EXPECT_TRUE(same_bits(in, expected)) << dtype;  // where it was to come
+      EXPECT_TRUE(same_bits(all[0], at::zeros_like(all[0])));
+    }
   });
 }
 

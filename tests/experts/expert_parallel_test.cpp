@@ -167,6 +167,32 @@ TEST(ExpertParallel, RowsInNoGroupNeedNotBeThere) {
   }
 }
 
+// The fused layer sends each rank's rows as they are made; what it returns only stands for them.
+TEST(ExpertParallel, TheResultTravelsWhileItIsMade) {
+  in_processes(
+      {1, 3},
+      [](Parallel& p) {
+        const Group& group = p.expert();
+        const World world = world_of(
+            group.size(), {.tokens = 60, .top_k = 2, .experts = 6, .dim = 64, .hidden = 32}, 9);
+        const int64_t rank = group.rank();
+        const auto own = [&](const at::Tensor& w) { return part_of(w, rank, group.size()); };
+        for (const auto which : {ExpertsImplementation::FUSED, ExpertsImplementation::UNFUSED}) {
+          const TokenExchange exchange(group, world.of_rank(world.p.experts, rank), 6);
+          const ArrivedTokens tokens =
+              receive_tokens(exchange, world.of_rank(world.p.x, rank),
+                             world.of_rank(world.p.scores, rank), std::nullopt, /*as_codes=*/true);
+          const at::Tensor rows = moe_experts_of(tokens, own(world.p.w1), own(world.p.w3),
+                                                 own(world.p.w2), {.implementation = which});
+          EXPECT_EQ(rows.stride(1) == 0, which == ExpertsImplementation::FUSED);
+          EXPECT_EQ(rows.size(0), exchange.received());
+          const at::Tensor out = combine_arrived(exchange, tokens, rows, {});
+          EXPECT_TRUE(out.isfinite().all().item<bool>());
+        }
+      },
+      all_experts);
+}
+
 // Converted parameters decide what travels, and codes are fewer bytes than values.
 TEST(TokenExchange, TravelsEachTokenOncePerRank) {
   in_processes(
