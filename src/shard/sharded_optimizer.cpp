@@ -33,8 +33,9 @@ namespace moe8 {
 namespace {
 
 constexpr const char* kOptimizer = "sharded_optimizer";
-constexpr size_t kInMemory =
-    2;  // buckets of weights that travel through memory of their own, at once
+// Buckets of weights that travel through memory of their own, at once. Whoever waits for one of them
+// keeps the GPU idle; eight of the default size are half a gigabyte, where a step needs the least.
+constexpr size_t kInMemory = 8;
 
 SharedTensor shared(const OptimizedParameter& parameter) {
   const at::Tensor& x = parameter.tensor;

@@ -3,7 +3,10 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <exception>
+#include <string>
 
 namespace moe8 {
 namespace {
@@ -13,6 +16,17 @@ void set_if_other(int count) {
 }
 
 }  // namespace
+
+int64_t threads_beside_gpu(const std::function<const char*(const char*)>& variable,
+                           int64_t of_machine) {
+  const auto is_set_to = [&](const char* name, const std::string& value) {
+    const char* const found = variable(name);
+    return found && found == value;
+  };
+  const char* const ranks = variable("LOCAL_WORLD_SIZE");
+  if (!variable("TORCHELASTIC_RUN_ID") || !ranks || !is_set_to("OMP_NUM_THREADS", "1")) return 0;
+  return std::max<int64_t>(of_machine / std::max<int64_t>(std::atoll(ranks), 1), 1);
+}
 
 ThreadCount::ThreadCount(int64_t count)
     : before_(at::get_num_threads()), exceptions_(std::uncaught_exceptions()) {

@@ -3,8 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 namespace moe8 {
+
+/// For a run on a GPU whose config leaves the choice: torchrun gives its processes one thread each unless
+/// it is told otherwise (OMP_NUM_THREADS), by which initial weights of billions of parameters take minutes.
+/// Then an equal part of the machine's; else 0, LibTorch's choice.
+/// @param variable  reads the environment
+int64_t threads_beside_gpu(const std::function<const char*(const char*)>& variable,
+                           int64_t of_machine);
 
 /// Sets the number of LibTorch's threads and restores it at the end of its life. A change makes
 /// LibTorch rebuild a pool of threads, which waits for ever for those that a process without memory

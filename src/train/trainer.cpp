@@ -4,10 +4,12 @@
 
 #include <ATen/Parallel.h>
 
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/check.h"
@@ -42,13 +44,18 @@ void check(const RunConfig& config, const RunOptions& options) {
 
 // The config that reproduces the run wherever it is started from.
 RunConfig resolved(RunConfig config) {
+  config.training.device = training_device(config.training.device).is_cuda() ? TrainingDevice::CUDA
+                                                                             : TrainingDevice::CPU;
+  if (config.training.threads == 0 && config.training.device == TrainingDevice::CUDA) {
+    config.training.threads =
+        threads_beside_gpu([](const char* name) -> const char* { return std::getenv(name); },
+                           std::thread::hardware_concurrency());
+  }
   const ThreadCount threads(config.training.threads);
   for (std::string& file : config.data.files)
     file = std::filesystem::absolute(file).lexically_normal();
   config.output.folder = std::filesystem::absolute(config.output.folder).lexically_normal();
   config.training.threads = at::get_num_threads();
-  config.training.device = training_device(config.training.device).is_cuda() ? TrainingDevice::CUDA
-                                                                             : TrainingDevice::CPU;
   if (!config.convert.empty()) config.training.recipe = "custom";
   return config;
 }

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -458,6 +459,23 @@ TEST(ThreadCount, IsRestoredAtTheEndButNotInAFailure) {
 }
 
 // A signal may end the process as long as no step is done, and when the run fails or ends.
+TEST(ThreadCount, WhatTorchrunLimitsToOneIsSharedBesideGpus) {
+  std::map<std::string, const char*> variables;
+  const auto chosen = [&] {
+    return threads_beside_gpu(
+        [&](const char* name) { return variables.contains(name) ? variables[name] : nullptr; }, 32);
+  };
+  EXPECT_EQ(chosen(), 0);
+  variables = {{"TORCHELASTIC_RUN_ID", "x"}, {"LOCAL_WORLD_SIZE", "8"}, {"OMP_NUM_THREADS", "1"}};
+  EXPECT_EQ(chosen(), 4);
+  variables["LOCAL_WORLD_SIZE"] = "64";
+  EXPECT_EQ(chosen(), 1);
+  variables["OMP_NUM_THREADS"] = "6";  // somebody has chosen
+  EXPECT_EQ(chosen(), 0);
+  variables = {{"LOCAL_WORLD_SIZE", "8"}, {"OMP_NUM_THREADS", "1"}};  // not torchrun
+  EXPECT_EQ(chosen(), 0);
+}
+
 TEST(Train, SaysHowLongASignalMayWait) {
   const TemporaryFolder folder;
   RunConfig config = tiny_config(folder);
