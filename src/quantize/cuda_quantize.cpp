@@ -9,7 +9,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 
 #include "cuda/quantize/blocked_scales.h"
-#include "cuda/quantize/float8_decode.h"
+#include "cuda/quantize/decode_rows.h"
 #include "device/cuda_launch.h"
 #include "formats/integers.h"
 #include "groups/cuda_groups.h"
@@ -231,19 +231,23 @@ Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& g
   return out;
 }
 
-at::Tensor cuda_dequantize_float8_rows(const at::Tensor& codes, const at::Tensor& scale,
-                                       ElemDtype elem, at::ScalarType dtype) {
+at::Tensor cuda_dequantize_rows(const at::Tensor& codes, const at::Tensor& scale, ElemDtype elem,
+                                at::ScalarType dtype) {
   const Launch launch(codes.device());
   const at::Tensor scales = scale.contiguous();
+  const bool has_one = scales.scalar_type() == at::kFloat;
   const at::Tensor out = empty_on(codes, codes.sizes(), dtype);
-  const cuda::Float8DecodeArgs args{.codes = codes.const_data_ptr<uint8_t>(),
-                                    .scale = scales.const_data_ptr<float>(),
-                                    .rows = scales.numel(),
-                                    .columns = codes.size(-1),
-                                    .elem = elem,
-                                    .out = out.mutable_data_ptr(),
-                                    .out_type = float_type(dtype)};
-  check_launch("dequantize", cuda::launch_float8_decode(args, launch.stream));
+  const int64_t columns = codes.size(-1);
+  const cuda::DecodeRowsArgs args{
+      .codes = codes.const_data_ptr<uint8_t>(),
+      .scale = has_one ? scales.const_data_ptr<float>() : nullptr,
+      .block_scale = has_one ? nullptr : static_cast<const uint8_t*>(scales.const_data_ptr()),
+      .rows = columns > 0 ? codes.numel() / columns : 0,
+      .columns = columns,
+      .elem = elem,
+      .out = out.mutable_data_ptr(),
+      .out_type = float_type(dtype)};
+  check_launch("dequantize", cuda::launch_decode_rows(args, launch.stream));
   return out;
 }
 

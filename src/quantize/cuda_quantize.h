@@ -25,10 +25,11 @@ Float8Codes cuda_quantize_float8(const at::Tensor& x, const Float8Granularity& g
                                  ElemDtype elem, bool round_scales_to_power_of_2,
                                  const std::optional<at::Tensor>& offs);
 
-/// Values of codes with one scale per row, the last axis.
+/// Values of codes that are scaled along rows, the last axis.
 /// @param codes  uint8, contiguous, of E4M3 or E5M2
-at::Tensor cuda_dequantize_float8_rows(const at::Tensor& codes, const at::Tensor& scale,
-                                       ElemDtype elem, at::ScalarType dtype);
+/// @param scale  float32, one per row, of FP8; or bytes, one per block of 32, of MX
+at::Tensor cuda_dequantize_rows(const at::Tensor& codes, const at::Tensor& scale, ElemDtype elem,
+                                at::ScalarType dtype);
 
 /// to_blocked_m_groups, to_blocked_k_groups: bytes in, bytes out.
 BlockedGroups cuda_blocked_m_groups(const at::Tensor& bytes, const at::Tensor& offs);

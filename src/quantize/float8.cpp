@@ -246,7 +246,7 @@ at::Tensor dequantize(const Float8Tensor& x, std::optional<at::ScalarType> dtype
     const at::Tensor codes = unpack_codes(x.data, x.elem, x.data.sizes());
     const at::ScalarType out_dtype = dtype.value_or(x.orig_dtype);
     if (by == Implementation::CUDA_KERNELS && has_scale_per_row(x)) {
-      return cuda_dequantize_float8_rows(codes, x.scale, x.elem, out_dtype);
+      return cuda_dequantize_rows(codes, x.scale, x.elem, out_dtype);
     }
     return composite_dequantize_float8(x, codes, out_dtype);
   }

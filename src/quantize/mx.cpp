@@ -190,8 +190,15 @@ at::Tensor dequantize(const MXTensor& x, std::optional<at::ScalarType> dtype) {
   check_out_dtype(kOp, "dtype", dtype.value_or(x.orig_dtype));
   check_device_supported(kOp, "x", x.data);
   const at::Tensor codes = unpack_codes(x.data, x.elem, x.shape);
-  if (implementation_of(x.data, x.offs) != Implementation::CPU_KERNELS) {
+  const Implementation by = implementation_of(x.data, x.offs);
+  if (by != Implementation::CPU_KERNELS) {
     check_groups(kOp, codes, x.axis, x.offs);
+    const bool is_byte = x.elem == ElemDtype::E4M3 || x.elem == ElemDtype::E5M2;
+    if (by == Implementation::CUDA_KERNELS && is_byte && !x.offs &&
+        check_axis(kOp, codes, x.axis) == codes.dim() - 1) {
+      return cuda_dequantize_rows(codes, x.scale.contiguous().view(at::kByte), x.elem,
+                                  dtype.value_or(x.orig_dtype));
+    }
     return composite_dequantize_mx(x, codes, dtype.value_or(x.orig_dtype));
   }
   const Blocking blocking = block_axis(kOp, codes, x.axis, x.offs);

@@ -28,8 +28,7 @@ Float8Codes cuda_quantize_float8(const at::Tensor&, const Float8Granularity&, El
   fail_without_cuda("quantize_float8");
 }
 
-at::Tensor cuda_dequantize_float8_rows(const at::Tensor&, const at::Tensor&, ElemDtype,
-                                       at::ScalarType) {
+at::Tensor cuda_dequantize_rows(const at::Tensor&, const at::Tensor&, ElemDtype, at::ScalarType) {
   fail_without_cuda("dequantize");
 }
 

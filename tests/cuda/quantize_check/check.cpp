@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Inputs.
+// Inputs, and what results are compared by.
 #include "cuda/quantize_check/check.h"
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <iterator>
 #include <numeric>
 
@@ -62,6 +63,23 @@ std::vector<int32_t> ends_of(const std::vector<int32_t>& sizes) {
   std::vector<int32_t> ends;
   std::inclusive_scan(sizes.begin(), sizes.end(), std::back_inserter(ends));
   return ends;
+}
+
+Bytes with_one_nan(Bytes values, FloatType type) {
+  const auto name_nan = [&]<typename T>(T exponent, T nan) {
+    for (size_t i = 0; i < values.size(); i += sizeof(T)) {
+      T bits;
+      std::memcpy(&bits, &values[i], sizeof(T));
+      const T magnitude = static_cast<T>(bits & static_cast<T>(~(T{1} << (8 * sizeof(T) - 1))));
+      if (magnitude > exponent) std::memcpy(&values[i], &nan, sizeof(T));
+    }
+  };
+  if (type == FloatType::BF16) {
+    name_nan(uint16_t{0x7F80}, uint16_t{0x7FC0});
+  } else {
+    name_nan(0x7F800000u, 0x7FC00000u);
+  }
+  return values;
 }
 
 }  // namespace moe8::cuda

@@ -88,6 +88,9 @@ Bytes inverses(const std::vector<float>& scale);
 /// Codes as Float8TransposedArgs lays them out.
 Bytes transposed(const Problem& p, const Bytes& codes, const Placed& placed);
 
+/// Numbers of `type` in which every NaN is the one that kernels write.
+Bytes with_one_nan(Bytes values, FloatType type);
+
 struct MxExpected {
   Bytes codes, values, scale;
 };

@@ -6,7 +6,7 @@
 #include <deque>
 #include <numeric>
 
-#include "cuda/quantize/float8_decode.h"
+#include "cuda/quantize/decode_rows.h"
 #include "cuda/quantize_check/check.h"
 #include "formats/integers.h"
 #include "reference/float8.h"
@@ -23,7 +23,7 @@ Bytes with_pitch(const Bytes& codes, int64_t rows, int64_t columns, int64_t pitc
   return out;
 }
 
-// The values of codes by rows; any NaN is the one that the kernel writes.
+// The values of codes by rows.
 Bytes decoded(const Problem& p, const Float8Expected& rows, ElemDtype elem, FloatType type) {
   const Float8Set whole{0, p.columns};
   Bytes values(rows.codes.size() * (type == FloatType::BF16 ? 2 : 4));
@@ -38,20 +38,7 @@ Bytes decoded(const Problem& p, const Float8Expected& rows, ElemDtype elem, Floa
                                .out = values.data(),
                                .out_type = type};
   reference::dequantize_float8(a, 0, a.work_items());
-  const auto name_nan = [&]<typename T>(T exponent, T nan) {
-    for (size_t i = 0; i < values.size(); i += sizeof(T)) {
-      T bits;
-      std::memcpy(&bits, &values[i], sizeof(T));
-      const T magnitude = static_cast<T>(bits & static_cast<T>(~(T{1} << (8 * sizeof(T) - 1))));
-      if (magnitude > exponent) std::memcpy(&values[i], &nan, sizeof(T));
-    }
-  };
-  if (type == FloatType::BF16) {
-    name_nan(uint16_t{0x7F80}, uint16_t{0x7FC0});
-  } else {
-    name_nan(0x7F800000u, 0x7FC00000u);
-  }
-  return values;
+  return with_one_nan(std::move(values), type);
 }
 
 }  // namespace
@@ -151,9 +138,9 @@ void check_float8(const Problem& p, const Placed& placed, ElemDtype elem, bool p
     const DeviceBytes packed(rows.codes), scale(bytes_of(rows.scale));
     DeviceBytes out(values.size());
     run(what + " decoded", {{&out, &values}}, [&] {
-      return launch_float8_decode(
-          {packed.as<uint8_t>(), scale.as<float>(), p.rows, p.columns, elem, out.get(), type},
-          nullptr);
+      return launch_decode_rows({packed.as<uint8_t>(), scale.as<float>(), nullptr, p.rows,
+                                 p.columns, elem, out.get(), type},
+                                nullptr);
     });
   }
 

@@ -5,6 +5,7 @@
 #include <deque>
 #include <numeric>
 
+#include "cuda/quantize/decode_rows.h"
 #include "cuda/quantize_check/check.h"
 #include "reference/mx.h"
 
@@ -74,6 +75,15 @@ void check_mx(const Problem& p, const RowGroups& groups, int64_t equal_groups, E
          {&column_scale, &columns.scale}},
         [&] { return launch_mx(a, nullptr); });
   }
+  if (elem != ElemDtype::E4M3 && elem != ElemDtype::E5M2) return;
+  const Bytes values = with_one_nan(rows.values, values_type);
+  const DeviceBytes codes(rows.codes), scale(rows.scale);
+  DeviceBytes out(values.size());
+  run(what + " decoded", {{&out, &values}}, [&] {
+    return launch_decode_rows({codes.as<uint8_t>(), nullptr, scale.as<uint8_t>(), p.rows, p.columns,
+                               elem, out.get(), values_type},
+                              nullptr);
+  });
 }
 
 void check_joined_mx(const Problem& p, const std::vector<int64_t>& parts, ElemDtype elem,
