@@ -21,6 +21,7 @@ struct Meeting {
   int rank;
   int size;
   std::chrono::milliseconds timeout;
+  bool in_background = false;  // what computes goes first where both want the same GPU
 };
 
 /// The store of a launch, with a prefix for this start of the job.

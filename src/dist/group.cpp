@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <thread>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <utility>
 
 #include "base/check.h"
@@ -13,7 +14,7 @@ namespace moe8 {
 ProcessGroupPtr make_process_group(const Group::Impl& group, const StorePtr& store) {
   using c10d::ProcessGroup;
   const int rank = static_cast<int>(group.rank), size = static_cast<int>(group.size());
-  const Meeting meeting{store, rank, size, group.timeout};
+  const Meeting meeting{store, rank, size, group.timeout, group.in_background};
   auto made = c10::make_intrusive<ProcessGroup>(store, rank, size);
   made->setBackend(at::kCPU, ProcessGroup::GLOO, gloo_backend(meeting));
   made->setDefaultBackend(ProcessGroup::GLOO);
@@ -23,6 +24,27 @@ ProcessGroupPtr make_process_group(const Group::Impl& group, const StorePtr& sto
   }
   made->setGroupName("moe8/" + group.name);
   return made;
+}
+
+Group background(const Group& group) {
+  Group::Impl& of = group.impl();
+  if (of.size() == 1 || !of.world_store) return group;
+  const std::lock_guard lock(of.making);
+  if (!of.background) {
+    const auto made = std::make_shared<Group::Impl>();
+    made->name = of.name + ", in the background";
+    made->rank = of.rank;
+    made->ranks = of.ranks;
+    made->device = of.device;
+    made->timeout = of.timeout;
+    made->world_store = of.world_store;
+    made->in_background = true;
+    const std::string prefix = concat(of.name, "/", of.ranks.front(), "/background");
+    made->process_group =
+        make_process_group(*made, c10::make_intrusive<c10d::PrefixStore>(prefix, of.world_store));
+    of.background = made;
+  }
+  return Group(of.background);
 }
 
 std::string reason_of_others(const Group::Impl& group) {

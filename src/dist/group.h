@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -22,6 +23,8 @@ struct Group::Impl {
   at::DeviceType device = at::kCPU;  // of tensors beside those on the CPU
   std::chrono::milliseconds timeout{std::chrono::minutes(10)};
   StorePtr world_store{};  // in which ranks say why they ended; null: of nobody's world
+  bool in_background = false;
+  std::shared_ptr<Impl> background{};  // once background() was called
   std::mutex making{};
   ProcessGroupPtr process_group{};
 
@@ -31,6 +34,12 @@ struct Group::Impl {
 
 /// Connects the members by `store`, which they have for themselves.
 ProcessGroupPtr make_process_group(const Group::Impl& group, const StorePtr& store);
+
+/// The same ranks with a transport of their own, for what nobody waits for yet: exchanges that give way to
+/// kernels, and do not stand in a row with those of the group. All ranks call it in the same order; the
+/// second call gives the same group. Ends with the group. The group itself where it is alone, or of
+/// nobody's world.
+Group background(const Group& group);
 
 /// In the store of a world the key of the first reason to end, "rank 3: ...".
 constexpr const char* kFirstReason = "ended";

@@ -9,8 +9,8 @@ extern "C" [[gnu::visibility("default")]] void moe8_nccl_backend(const moe8::Mee
                                                                  moe8::BackendPtr& made) {
   const auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = meeting.timeout;
-  // What is sent takes few blocks for a short time: it shall not wait for those of long kernels.
-  options->is_high_priority_stream = true;
+  // What is waited for takes few blocks for a short time: it shall not wait for those of long kernels.
+  options->is_high_priority_stream = !meeting.in_background;
   made = c10::make_intrusive<c10d::ProcessGroupNCCL>(meeting.store, meeting.rank, meeting.size,
                                                      options);
 }

@@ -101,11 +101,14 @@ struct Parallel::Impl {
   void for_each_process_group(const Function& function) const {
     std::vector<c10d::ProcessGroup*> seen;
     for (const Group* group : {&world, &data, &expert, &expert_data, &tensor}) {
-      c10d::ProcessGroup* const process_group = group->impl().process_group.get();
-      if (!process_group) continue;
-      if (std::find(seen.begin(), seen.end(), process_group) != seen.end()) continue;
-      seen.push_back(process_group);
-      function(*process_group);
+      const std::shared_ptr<Group::Impl>& beside = group->impl().background;
+      for (c10d::ProcessGroup* const process_group :
+           {group->impl().process_group.get(), beside ? beside->process_group.get() : nullptr}) {
+        if (!process_group) continue;
+        if (std::find(seen.begin(), seen.end(), process_group) != seen.end()) continue;
+        seen.push_back(process_group);
+        function(*process_group);
+      }
     }
   }
 

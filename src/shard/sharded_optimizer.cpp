@@ -24,6 +24,7 @@
 
 #include "base/check.h"
 #include "dist/exchanges.h"
+#include "dist/group.h"
 #include "formats/integers.h"
 #include "kernels/adamw.h"
 #include "optim/engine.h"
@@ -69,6 +70,7 @@ at::Tensor rows_of(const at::Tensor& x, const RowRange& range) {
 // Parameters of one dtype, one group and one factor on the learning rate.
 struct Bucket {
   const Group* group = nullptr;
+  Group of_gradients;  // the same ranks
   size_t rank = 0;
   at::ScalarType dtype = at::kFloat;
   double rate = 1;
@@ -372,7 +374,7 @@ void ShardedOptimizer::State::launch() {
   const std::vector<at::Tensor> parts = packed_gradients(bucket).split_with_sizes(bucket.elements);
   bucket.own = parts[bucket.rank];
   if (bucket.ranks() > 1) {
-    bucket.coming = begin_exchange(*bucket.group, parts, bucket.mine());
+    bucket.coming = begin_exchange(bucket.of_gradients, parts, bucket.mine());
     const int64_t all = std::accumulate(bucket.elements.begin(), bucket.elements.end(), int64_t{0});
     bytes_sent += (all - bucket.mine()) * static_cast<int64_t>(bucket.own.itemsize());
   }
@@ -508,6 +510,11 @@ ShardedOptimizer::ShardedOptimizer(std::vector<ShardedParameter> parameters,
   s.check();
   s.on_device = at::TensorOptions(s.tensor(0).device());
   s.make_buckets(std::max<int64_t>(sharding.bucket_elements, 1));
+  // Kernels of backward go first; weights are waited for, gradients are not.
+  for (Bucket& bucket : s.buckets) {
+    bucket.of_gradients =
+        s.on_device.device().is_cuda() ? background(*bucket.group) : *bucket.group;
+  }
   s.make_pieces();
   s.make_slots();
   s.make_optimizers(options);

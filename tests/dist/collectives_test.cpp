@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "dist/exchanges.h"
+#include "dist/group.h"
 #include "moe8/parallel.h"
 #include "testing/processes.h"
 
@@ -105,6 +106,25 @@ TEST(Collectives, OneSendsWhileItReceives) {
       EXPECT_TRUE(same_bits(in, expected)) << dtype;  // where it was to come
       EXPECT_TRUE(same_bits(all[0], at::zeros_like(all[0])));
     }
+  });
+}
+
+// Beside those of the group, whose next exchange need not be the same on all ranks' threads.
+TEST(Collectives, TheBackgroundIsATransportOfItsOwn) {
+  in_processes({1, 3}, [](Parallel& p) {
+    const Group& world = p.world();
+    const Group beside = background(world);
+    EXPECT_EQ(beside.process_group(), background(world).process_group());
+    EXPECT_EQ(beside.process_group() == world.process_group(), world.size() == 1);
+    EXPECT_EQ(beside.ranks(), world.ranks());
+    EXPECT_EQ(beside.rank(), world.rank());
+    const std::vector<int64_t> ones(static_cast<size_t>(world.size()), 1);
+    const at::Tensor own = at::full({world.size()}, world.rank());
+    const bool is_odd = world.rank() % 2 == 1;
+    Pending first = begin_all_to_all(is_odd ? beside : world, own, ones, ones);
+    Pending second = begin_all_to_all(is_odd ? world : beside, own, ones, ones);
+    EXPECT_TRUE(second.wait().equal(at::arange(world.size())));
+    EXPECT_TRUE(first.wait().equal(at::arange(world.size())));
   });
 }
 
