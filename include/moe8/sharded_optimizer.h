@@ -58,7 +58,7 @@ struct ShardingOptions {
   /// Buckets of gradients that travel at once; each is held twice meanwhile, and one more that
   /// backward has just filled. Gradients of a layer's experts come all together: with less than their
   /// number a GPU waits for the first of them where it could compute the layer before.
-  int64_t gradients_in_flight = 8;
+  int64_t gradients_in_flight = 6;
   /// Buckets leave while backward still computes; else all in accumulate().
   bool overlap = true;
 };

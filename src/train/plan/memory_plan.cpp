@@ -118,11 +118,18 @@ FormsOfStep forms_of_step(const TrainingConfig& t, const KeptForms& forms, const
 }
 
 // ---- temporary tensors of a backward -------------------------------------------------
+// What the products behind the hidden gradient read of it. In FP8 codes along both axes are as large as
+// the gradient itself; MX codes are values there, once along each axis.
+bool has_values_along_both(const PlannedConversion& conversion, const std::string& weight) {
+  const Config* const config = conversion.config(weight);
+  return config && std::holds_alternative<MxFormat>(training_formats(*config).grad_input.left);
+}
+
 // On a GPU, of a rank's tokens: through experts the gradients of rows and of hidden rows, the hidden
 // rows once more, and the gradient of W2; through a dense feed-forward the same; at the end the
 // gradient of the projection and of its input.
-double passing_through(const RunConfig& config, const ParallelConfig& held, size_t part,
-                       double tokens) {
+double passing_through(const RunConfig& config, const PlannedConversion& conversion,
+                       const ParallelConfig& held, size_t part, double tokens) {
   const TransformerConfig& c = config.model;
   if (config.training.device != TrainingDevice::CUDA || part == 0) return 0;
   const auto number = static_cast<int64_t>(part) - 1;
@@ -136,8 +143,10 @@ double passing_through(const RunConfig& config, const ParallelConfig& held, size
     const double tensor = double(held.tensor);
     return of_hidden(tokens * tensor, double(c.dense_hidden_dim) / tensor, 1);
   }
-  return of_hidden(tokens * double(c.top_k), double(c.hidden_dim),
-                   double(c.n_experts) / double(held.expert));
+  const double rows = tokens * double(c.top_k), hidden = double(c.hidden_dim);
+  const std::string w1 = concat("layers.", number, ".moe.experts.w1");
+  return of_hidden(rows, hidden, double(c.n_experts) / double(held.expert)) +
+         (has_values_along_both(conversion, w1) ? width * rows * 2 * hidden : 0);
 }
 
 // ---- a plan, piece by piece ------------------------------------------------------------
@@ -220,7 +229,7 @@ void plan_saved(MemoryPlan& plan, const RunConfig& config, const PlannedConversi
     PartMemory& part = plan.step.parts[i];
     part.saved = saved[i].bytes() * plan.tokens;
     part.recomputed += saved[i].recomputed * plan.tokens;
-    part.passing = passing_through(config, held, i, plan.tokens);
+    part.passing = passing_through(config, conversion, held, i, plan.tokens);
     plan.saved_a_token += saved[i].bytes();
     plan.recomputed_a_token = std::max(plan.recomputed_a_token, saved[i].recomputed);
   }
