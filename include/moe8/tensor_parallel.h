@@ -57,7 +57,8 @@ at::Tensor reduce_scatter_sequence(const Group& group, const at::Tensor& x, int6
 at::Tensor sequence_part(const Group& group, const at::Tensor& x, int64_t dim = 1);
 
 /// How Transformer splits its parameter of this name: wq, wk, wv of attention, w1 and w3 of the dense
-/// and shared feed-forward are column parallel, wo and w2 row parallel, everything else is whole.
+/// and shared feed-forward are column parallel, wo and w2 row parallel, everything else is whole: also
+/// the biases of the latter.
 TensorSplit tensor_split(std::string_view parameter);
 
 }  // namespace moe8

@@ -115,7 +115,9 @@ TensorSplit tensor_split(std::string_view parameter) {
   constexpr std::array<std::string_view, 2> kRows{".wo.", ".w2."};
   if (!has(kSplit)) return TensorSplit::NONE;
   if (has(kColumns)) return TensorSplit::COLUMN_PARALLEL;
-  return has(kRows) ? TensorSplit::ROW_PARALLEL : TensorSplit::NONE;
+  // What is added to the sum of all parts is one vector.
+  const bool is_added_once = parameter.ends_with(".bias");
+  return has(kRows) && !is_added_once ? TensorSplit::ROW_PARALLEL : TensorSplit::NONE;
 }
 
 }  // namespace moe8

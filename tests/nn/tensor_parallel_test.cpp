@@ -23,6 +23,13 @@ using testing::in_processes;
 using testing::small_config;
 
 // ---- positions ------------------------------------------------------------------
+TEST(TensorSplitOfNames, BiasesOfColumnsAreSplitAndThoseOfSumsAreWhole) {
+  EXPECT_EQ(tensor_split("layers.0.attention.wq.bias"), TensorSplit::COLUMN_PARALLEL);
+  EXPECT_EQ(tensor_split("layers.0.attention.wo.weight"), TensorSplit::ROW_PARALLEL);
+  EXPECT_EQ(tensor_split("layers.0.attention.wo.bias"), TensorSplit::NONE);
+  EXPECT_EQ(tensor_split("layers.0.moe.experts.w2"), TensorSplit::NONE);
+}
+
 TEST(SequenceExchange, GathersAndAddsUpAlongAnyDimension) {
   in_processes(
       {1, 2, 4},
