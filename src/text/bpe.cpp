@@ -30,24 +30,33 @@ void MergeTable::reserve(size_t merges) {
   const size_t slots = std::bit_ceil(std::max<size_t>(2 * merges, 16));
   slots_.assign(slots, kFree);
   mask_ = slots - 1;
+  const size_t bits = std::bit_ceil(std::max<size_t>(8 * merges, 64));
+  filter_.assign(bits / 64, 0);
+  filter_shift_ = std::countl_zero(bits) + 1;
   merged_.reserve(merges);
 }
 
-size_t MergeTable::slot_of(uint64_t pair) const {
-  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15U;
-  uint64_t at = (pair * kGolden >> 36U) & mask_;
+size_t MergeTable::slot_of(uint64_t pair, uint64_t hash) const {
+  uint64_t at = hash >> 36U & mask_;
   while (slots_[at] != kFree && (slots_[at] ^ pair) > kNever) at = (at + 1) & mask_;
   return at;
 }
 
 void MergeTable::insert(uint32_t left, uint32_t right, uint32_t merged) {
   const uint64_t pair = pair_of(left, right);
-  slots_[slot_of(pair)] = pair | merged_.size();
+  const uint64_t hash = hash_of(pair);
+  const uint64_t bit = hash >> filter_shift_;
+  filter_[bit / 64] |= uint64_t{1} << bit % 64;
+  slots_[slot_of(pair, hash)] = pair | merged_.size();
   merged_.push_back(merged);
 }
 
 uint32_t MergeTable::rank(uint32_t left, uint32_t right) const {
-  return static_cast<uint32_t>(slots_[slot_of(pair_of(left, right))]) & kNever;
+  const uint64_t pair = pair_of(left, right);
+  const uint64_t hash = hash_of(pair);
+  const uint64_t bit = hash >> filter_shift_;
+  if ((filter_[bit / 64] >> bit % 64 & 1U) == 0) return kNever;
+  return static_cast<uint32_t>(slots_[slot_of(pair, hash)]) & kNever;
 }
 
 // ---- construction -----------------------------------------------------------
@@ -131,7 +140,14 @@ void Bpe::set_bytes(const BpeParts& parts, const std::string& where) {
   MOE8_CHECK(!parts.unknown_token || unknown_ != kNoToken || has_all || byte_fallback_, kBpeOp,
              where, "model.unk_token: expected a token of the vocabulary, got ",
              quoted_token(*parts.unknown_token));
-  if (!ignore_merges_ || !takes_bytes_) return;
+  if (!takes_bytes_) return;
+  rank_of_bytes_.assign(size_t{256} * 256, MergeTable::kNever);
+  for (size_t pair = 0; pair < rank_of_bytes_.size(); ++pair) {
+    const uint32_t left = id_of_letter_[pair / 256];
+    const uint32_t right = id_of_letter_[pair % 256];
+    if (left != kNoToken && right != kNoToken) rank_of_bytes_[pair] = merges_.rank(left, right);
+  }
+  if (!ignore_merges_) return;
   for (const auto& [token, token_id] : ids_) {
     if (auto bytes = bytes_of_letters(token)) ids_of_bytes_.emplace(std::move(*bytes), token_id);
   }
@@ -157,12 +173,18 @@ void Bpe::encode_bytes(std::string_view piece, Scratch& scratch, std::vector<uin
     const auto found = ids_of_bytes_.find(piece);
     if (found != ids_of_bytes_.end()) return ids.push_back(found->second);
   }
-  scratch.symbols.clear();
+  auto& symbols = scratch.symbols;
+  symbols.clear();
+  size_t previous = 0;  // the byte of the last symbol
   for (const char c : piece) {
-    const uint32_t id = id_of_letter_[static_cast<unsigned char>(c)];
-    if (id != kNoToken) scratch.symbols.push_back({id, 0, 0, 0});
+    const auto byte = static_cast<unsigned char>(c);
+    const uint32_t id = id_of_letter_[byte];
+    if (id == kNoToken) continue;
+    if (!symbols.empty()) symbols.back().rank = rank_of_bytes_[256 * previous + byte];
+    symbols.push_back({id, MergeTable::kNever, 0, 0});
+    previous = byte;
   }
-  merge_all(scratch, ids);
+  merge_ranked(scratch, ids);
 }
 
 void Bpe::encode_text(std::string_view piece, Scratch& scratch, std::vector<uint32_t>& ids) const {
@@ -219,12 +241,15 @@ void Bpe::first_symbols(std::string_view piece, Scratch& scratch) const {
 // ---- merging ----------------------------------------------------------------
 void Bpe::merge_all(Scratch& scratch, std::vector<uint32_t>& ids) const {
   auto& symbols = scratch.symbols;
-  if (symbols.size() == 1) return ids.push_back(symbols.front().id);
   for (size_t i = 0; i + 1 < symbols.size(); ++i) {
     symbols[i].rank = merges_.rank(symbols[i].id, symbols[i + 1].id);
   }
   if (!symbols.empty()) symbols.back().rank = MergeTable::kNever;
-  symbols.size() <= kFew ? merge_few(scratch, ids) : merge_many(scratch, ids);
+  merge_ranked(scratch, ids);
+}
+
+void Bpe::merge_ranked(Scratch& scratch, std::vector<uint32_t>& ids) const {
+  scratch.symbols.size() <= kFew ? merge_few(scratch, ids) : merge_many(scratch, ids);
 }
 
 // The leftmost of the lowest rank, again and again.

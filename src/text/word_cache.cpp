@@ -3,13 +3,15 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace moe8 {
 namespace {
 
 constexpr size_t kFirstSlots = size_t{1} << 10;
-constexpr size_t kMostSlots = size_t{1} << 18;  // 10 MiB, for half as many words
+constexpr size_t kMostSlots = size_t{1} << 18;  // 8 MiB, for half as many words
 
 }  // namespace
 
@@ -17,7 +19,7 @@ WordCache::WordCache() : slots_(kFirstSlots) {}
 
 WordCache::Key WordCache::long_key_of(std::string_view word) {
   const uint64_t hash = XXH3_64bits(word.data(), word.size());
-  return {.low = hash, .high = ~hash, .size = static_cast<uint32_t>(word.size())};
+  return {.low = hash, .high = ~hash};
 }
 
 void WordCache::grow() {
@@ -30,23 +32,25 @@ void WordCache::grow() {
     return;
   }
   for (const Slot& slot : old) {
-    if (slot.key.size == 0) continue;
-    const std::string_view word =
-        slot.key.size > kInline ? std::string_view(words_).substr(slot.word, slot.key.size) : "";
-    slots_[slot_of(word, slot.key)] = slot;
+    if (slot.size == 0) continue;
+    size_t at = home_of(slot.key, slot.size);
+    while (slots_[at].size != 0) at = after(at);
+    slots_[at] = slot;
     ++used_;
   }
 }
 
 void WordCache::insert(std::string_view word, std::span<const uint32_t> ids) {
+  if (ids.size() > std::numeric_limits<uint16_t>::max()) return;  // affixes spelled in bytes
   if (2 * used_ >= slots_.size()) grow();
   Slot slot{.key = key_of(word),
-            .first = static_cast<uint32_t>(tokens_.size()),
-            .count = static_cast<uint32_t>(ids.size()),
-            .word = static_cast<uint32_t>(words_.size())};
-  if (ids.size() == 1) {
-    slot.first = ids.front();
+            .word = static_cast<uint32_t>(words_.size()),
+            .size = static_cast<uint16_t>(word.size()),
+            .count = static_cast<uint16_t>(ids.size())};
+  if (ids.size() <= kFew) {
+    std::ranges::copy(ids, slot.tokens.begin());
   } else {
+    slot.tokens.front() = static_cast<uint32_t>(tokens_.size());
     tokens_.insert(tokens_.end(), ids.begin(), ids.end());
   }
   if (word.size() > kInline) words_ += word;
