@@ -40,7 +40,8 @@ _ARGUMENTS = {
     "moe8_cpu_float8": [c_int, c_int, c_int, c_void_p, c_int, *_SHAPE, c_void_p, c_void_p, c_void_p, c_int, c_int],
     "moe8_cpu_float8_decode": [c_int, c_int, c_void_p, c_void_p, *_SHAPE, c_void_p, c_int, c_int],
     "moe8_cuda_available": [c_int],
-    "moe8_cpu_values": [c_char_p, c_int, c_int, c_int],  # requests as bytes: struct.pack fills them fastest
+    "moe8_cpu_values": [c_void_p, c_int, c_int],
+    # requests as bytes: struct.pack fills them fastest
     "moe8_cuda_forward": [c_char_p, ctypes.POINTER(Bytes)],
     "moe8_cuda_backward": [c_char_p, ctypes.POINTER(Bytes)],
     "moe8_cuda_mx": [ctypes.POINTER(Quantize)],

@@ -3,11 +3,12 @@
 On a CPU values are multiplied by torch, as src/gemm/torch_gemm.cpp does; on a GPU one call of the library
 quantizes and multiplies. Requests are packed as the structs of python/native/interface.h; what follows from a
 config and dtypes is worked out once (docs/python.md has what a call costs)."""
+import ctypes
 import functools
+import math
 import struct
 
 import torch
-import torch.nn.functional as F
 
 from . import _native
 from ._native import ask, fail
@@ -32,57 +33,174 @@ def _fits_bf16(form, dtype):
     return kind == MX or bool(form >> 12 & 1)
 
 
+_OPERAND = struct.Struct("@2P3qPq3i4x")  # Moe8Operand
+_WORDS = _OPERAND.size // 8
+_ENDS = 5  # the word of Moe8Operand that points to the ends of groups
+_SMALL = 1 << 15  # bytes of values in memory that serves one call after the other: to allocate costs more than to fill
+_ROUNDED = {torch.bfloat16: torch.Tensor.bfloat16, torch.float32: torch.Tensor.float}  # to() costs 5 us more
+_A, _W, _GRAD_OUT = range(3)  # the tensors that operands are made of
+_OPERANDS = ((_A, _W), (_GRAD_OUT, _W), (_GRAD_OUT, _A))  # left and right of OUT, GRAD_INPUT, GRAD_WEIGHT
+
+
+class _Operand:
+    """One operand of a product: what does not differ from call to call. axes: what is before, along and after the one
+    that is quantized. is_ready: the library need not make its values, as they are kept or not quantized."""
+
+    def __init__(self, source, form, x, axes, ends, is_turned):
+        self.source, self.form, self.axes, self.ends, self.is_turned = source, form, axes, ends, is_turned
+        self.dtype, self.shape = x
+        self.is_low = form & 15 != HIGH
+        self.is_ready = not self.is_low
+
+    def factor(self, values):
+        """The values as mm takes them."""
+        return values.transpose(-2, -1) if self.is_turned else values
+
+    def request(self, values, dtype):
+        """Moe8Operand, but for the address of what is quantized and of the ends of its groups."""
+        return _OPERAND.pack(0, values.data_ptr(), *self.axes, 0, self.ends or 0, self.form, type_of(self.dtype),
+                             type_of(dtype))
+
+
 class _Plan:
-    """How one product on a CPU is computed: the dtype of its operands' values, their formats, their types."""
-    __slots__ = ("dtype", "type", "left", "right", "left_type", "right_type", "is_low")
+    """One of the three products, of tensors of given shapes and dtypes: what does not differ from call to call.
+    tensors: (dtype, shape) of A, W and grad_out; groups: None where there are no offs."""
 
-    def __init__(self, gemm, config, left, right, out):
+    def __init__(self, gemm, config, tensors, out, groups, is_kept):
         forms = meaning(config)
-        self.left, self.right = forms.left[gemm], forms.right[gemm]
-        self.left_type, self.right_type = type_of(left), type_of(right)
-        bf16 = (out == torch.bfloat16 and _fits_bf16(self.left, left) and _fits_bf16(self.right, right) and
-                _prefers_bf16())
+        self.gemm, self.groups = gemm, groups
+        (left, right), form, right_form = _OPERANDS[gemm], forms.left[gemm], forms.right[gemm]
+        bf16 = (out == torch.bfloat16 and _fits_bf16(form, tensors[left][0]) and
+                _fits_bf16(right_form, tensors[right][0]) and _prefers_bf16())
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.type = type_of(self.dtype)
-        self.is_low = self.left & 15 != HIGH and self.right & 15 != HIGH
+        self.round = None if self.dtype == out else _ROUNDED[out]
+        rows, columns = tensors[left][1]
+        size, (height, width) = math.prod(tensors[right][1]), tensors[right][1][-2:]
+        if gemm == GRAD_WEIGHT:
+            axes, right_axes, shape = (1, rows, columns), (1, rows, width), (columns, width)
+        elif gemm == OUT:
+            axes, right_axes, shape = (rows, columns, 1), (size // max(width, 1), width, 1), (rows, height)
+        else:
+            axes, right_axes, shape = (rows, columns, 1), (size // max(height * width, 1), height, width), (rows, width)
+        ends = groups if gemm == GRAD_WEIGHT else None
+        self.left = _Operand(left, form, tensors[left], axes, ends, gemm == GRAD_WEIGHT)
+        self.right = _Operand(right, right_form, tensors[right], right_axes, ends, gemm == OUT)
+        self.right.is_ready |= is_kept and right == _W
+        self.product_shape = shape if self.round and groups is None else None
+        whole = 16 // self.dtype.itemsize  # torch._grouped_mm takes rows of whole 16 bytes
+        self.is_one_call = (self.left.is_low and self.right.is_low and bool(groups) and rows * columns * size > 0 and
+                            columns % whole == width % whole == 0)
+        self.is_small = (rows * columns + size + math.prod(shape)) * 4 <= _SMALL
+
+    def kept_weight(self, W, kept):
+        """The values of a weight that are kept, made where there are none yet."""
+        operand, key = self.right, (self.right.form, self.gemm, self.dtype)
+        values = kept.find(*key)
+        if values is None:
+            W = plain(W)
+            values = torch.empty_like(W, dtype=self.dtype)
+            request = (ctypes.c_int64 * _WORDS).from_buffer_copy(operand.request(values, self.dtype))
+            request[0] = W.data_ptr()
+            _native.cpu_values(request, 1, _threads())
+            kept.keep(values, *key)
+        return values
+
+    def multiply(self, a, b, memory, offs, ends):
+        """The product of both factors in the dtype that is asked for; memory: for it before it is rounded, or None."""
+        if self.groups is not None:
+            product = self._of_groups(a, b, offs, ends)
+        elif memory is None:
+            product = torch.mm(a, b)
+        else:
+            product = torch.mm(a, b, out=memory)
+        return product if self.round is None else self.round(product)
+
+    def _of_groups(self, a, b, offs, ends):
+        if self.gemm == GRAD_WEIGHT:
+            return torch._grouped_mm(a, b, offs=offs) if self.is_one_call else _multiply_groups(a.t(), b, ends)
+        if not self.is_one_call:
+            return _multiply_rows(a, b, ends)
+        product = torch._grouped_mm(a, b, offs=offs)
+        if ends[-1] < a.shape[0]:
+            product[ends[-1]:].zero_()
+        return product
 
 
-_plan = functools.lru_cache(maxsize=None)(_Plan)
-_ONE = struct.Struct("@2P3qPq2i")  # Moe8Operand
-_TWO = struct.Struct(_ONE.format + _ONE.format[1:])
+class _Memory:
+    """Of one call of a _Pass: the request to the library, and for each product its factors, where they are what the
+    library writes, and the product before it is rounded."""
+    __slots__ = ("request", "parts")
+
+    @torch.inference_mode(False)  # it may serve calls outside of it as well
+    def __init__(self, plans):
+        requests, self.parts = [], []
+        for plan in plans:
+            factors = []
+            for operand in (plan.left, plan.right):
+                factors.append(None)
+                if not operand.is_ready:
+                    values = torch.empty(operand.shape, dtype=plan.dtype, device="cpu")
+                    requests.append(operand.request(values, plan.dtype))
+                    factors[-1] = operand.factor(values)
+            product = plan.product_shape and torch.empty(plan.product_shape, dtype=plan.dtype, device="cpu")
+            self.parts.append((plan, *factors, product))
+        self.request = (ctypes.c_int64 * (_WORDS * len(requests))).from_buffer_copy(b"".join(requests))
 
 
-def _values(x, axes, ends, form, type_, plan):
-    """x as its quantized values; axes: what is before, along and after the quantized one."""
-    if form & 15 == HIGH:
-        return x.to(plan.dtype)
-    values = torch.empty_like(x, dtype=plan.dtype)
-    _native.cpu_values(_ONE.pack(x.data_ptr(), values.data_ptr(), *axes, *ends, form, type_), 1, plan.type, _threads())
-    return values
+class _Pass:
+    """Products that are computed together: all their operands are quantized in one call of the library."""
+
+    def __init__(self, plans):
+        self._plans = plans
+        operands = [x for plan in plans for x in (plan.left, plan.right) if not x.is_ready]
+        self._count = len(operands)
+        self._sources = [(_WORDS * i, x.source) for i, x in enumerate(operands)]
+        self._ends = [_WORDS * i + _ENDS for i, x in enumerate(operands) if x.ends]
+        self._is_small = all(plan.is_small for plan in plans)
+        self._memories = []  # that no call uses
+
+    def __call__(self, tensors, offs, ends, kept):
+        """The products of A, W and grad_out, of which W alone need not be plain."""
+        try:
+            memory = self._memories.pop()
+        except IndexError:
+            memory = _Memory(self._plans)
+        request = memory.request
+        for word, source in self._sources:
+            request[word] = tensors[source].data_ptr()
+        for word in self._ends:
+            request[word] = offs.data_ptr()
+        if self._count:
+            _native.cpu_values(request, self._count, _threads())
+        products = []
+        for plan, a, b, product in memory.parts:
+            if a is None:
+                a = plan.left.factor(tensors[plan.left.source].to(plan.dtype))
+            if b is None:
+                right = tensors[plan.right.source]
+                values = plan.kept_weight(right, kept) if plan.right.is_low else right.to(plan.dtype)
+                b = plan.right.factor(values)
+            products.append(plan.multiply(a, b, product, offs, ends))
+        if self._is_small:
+            self._memories.append(memory)
+        return products
 
 
-def _both(plan, left, left_axes, right, right_axes, ends=(0, 0)):
-    """The values of two operands, in one call of the library where both are quantized."""
-    if not plan.is_low:
-        return (_values(left, left_axes, ends, plan.left, plan.left_type, plan),
-                _values(right, right_axes, ends, plan.right, plan.right_type, plan))
-    dtype = plan.dtype
-    a, b = torch.empty_like(left, dtype=dtype), torch.empty_like(right, dtype=dtype)
-    _native.cpu_values(_TWO.pack(left.data_ptr(), a.data_ptr(), *left_axes, *ends, plan.left, plan.left_type,
-                                 right.data_ptr(), b.data_ptr(), *right_axes, *ends, plan.right, plan.right_type),
-                       2, plan.type, _threads())
-    return a, b
+@functools.lru_cache(maxsize=1024)
+def _forward_pass(config, A, A_shape, W, W_shape, out, groups, is_kept):
+    return _Pass([_Plan(OUT, config, ((A, A_shape), (W, W_shape)), out, groups, is_kept)])
 
 
-def _with_weight(plan, left, left_axes, W, weight_axes, kept, axis):
-    """The same of an operand and a weight, whose values may be kept."""
-    if kept is None or plan.right & 15 == HIGH:
-        return _both(plan, left, left_axes, plain(W), weight_axes)
-    right = kept.find(plan.right, axis, plan.dtype)
-    if right is None:
-        right = kept.keep(_values(plain(W), weight_axes, (0, 0), plan.right, plan.right_type, plan), plan.right, axis,
-                          plan.dtype)
-    return _values(left, left_axes, (0, 0), plan.left, plan.left_type, plan), right
+@functools.lru_cache(maxsize=1024)
+def _backward_passes(config, A, A_shape, W, W_shape, grad, grad_shape, groups, needs_A, needs_W, is_kept):
+    """One for both products where they are small; else one after the other, which takes less memory."""
+    tensors = (A, A_shape), (W, W_shape), (grad, grad_shape)
+    plans = []
+    if needs_A:
+        plans.append(_Plan(GRAD_INPUT, config, tensors, A, groups, is_kept))
+    if needs_W:
+        plans.append(_Plan(GRAD_WEIGHT, config, tensors, W, groups, False))
+    return [_Pass(plans)] if all(plan.is_small for plan in plans) else [_Pass([plan]) for plan in plans]
 
 
 def _ends(offs, rows, op):
@@ -104,7 +222,7 @@ def _sizes(ends, rows):
 
 
 def _multiply_rows(a, matrices, ends):
-    """Each group's rows of a times its matrix (k, n)."""
+    """Each group's rows of a times its matrix (k, n): torch._grouped_mm for sizes that it does not take."""
     rows = a.shape[0]
     out = a.new_empty((rows, matrices.shape[2]))
     sizes = _sizes(ends, rows)
@@ -117,7 +235,7 @@ def _multiply_rows(a, matrices, ends):
 
 
 def _multiply_groups(left, right, ends):
-    """Each group's rows: left^T right."""
+    """Each group's rows: left^T right; as well."""
     out = left.new_empty((len(ends), left.shape[1], right.shape[1]))
     sizes = _sizes(ends, left.shape[0])
     for x, y, product in zip(left.split(sizes), right.split(sizes), out.unbind()):
@@ -128,39 +246,27 @@ def _multiply_groups(left, right, ends):
     return out
 
 
-_ROUNDED = {torch.bfloat16: torch.Tensor.bfloat16, torch.float32: torch.Tensor.float}  # to() costs 5 us more
+def _cpu_forward(op, A, W, offs, config, out_dtype, kept):
+    ends = groups = None
+    if offs is not None:
+        ends = _ends(offs, A.shape[0], op)
+        groups = len(ends)
+    run = _forward_pass(config, A.dtype, A.shape, W.dtype, W.shape, out_dtype, groups, kept is not None)
+    return run((A, W if kept is not None else plain(W)), offs, ends, kept)[0]
 
 
-def _rounded(x, dtype):
-    return x if x.dtype is dtype else _ROUNDED[dtype](x)
-
-
-def _cpu_forward(A, W, offs, ends, config, out_dtype, kept):
-    plan = _plan(OUT, config, A.dtype, W.dtype, out_dtype)
-    rows, k = A.shape
-    values, weights = _with_weight(plan, A, (rows, k, 1), W, (W.numel() // k if k else 0, k, 1), kept, 1)
-    if offs is None:
-        return _rounded(F.linear(values, weights), out_dtype)
-    return _rounded(_multiply_rows(values, weights.transpose(1, 2), ends), out_dtype)
-
-
-def _cpu_grad_input(grad_out, W, offs, ends, config, dtype, kept):
-    plan = _plan(GRAD_INPUT, config, grad_out.dtype, W.dtype, dtype)
-    rows, n = grad_out.shape
-    k = W.shape[-1]
-    values, weights = _with_weight(plan, grad_out, (rows, n, 1), W, (W.numel() // (n * k) if n * k else 0, n, k), kept,
-                                   0)
-    product = torch.mm(values, weights) if offs is None else _multiply_rows(values, weights, ends)
-    return _rounded(product, dtype)
-
-
-def _cpu_grad_weight(grad_out, A, offs, ends, config, dtype):
-    plan = _plan(GRAD_WEIGHT, config, grad_out.dtype, A.dtype, dtype)
-    rows, n = grad_out.shape
-    groups = (0, 0) if offs is None else (offs.data_ptr(), len(ends))
-    left, right = _both(plan, grad_out, (1, rows, n), A, (1, rows, A.shape[1]), groups)
-    product = torch.mm(left.t(), right) if offs is None else _multiply_groups(left, right, ends)
-    return _rounded(product, dtype)
+def _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept):
+    ends = groups = None
+    if offs is not None:
+        ends = _ends(offs, A.shape[0], op)
+        groups = len(ends)
+    tensors = A, W if kept is not None else plain(W), grad_out
+    passes = _backward_passes(config, A.dtype, A.shape, W.dtype, W.shape, grad_out.dtype, grad_out.shape, groups,
+                              needs_A, needs_W, kept is not None)
+    grads = [grad for run in passes for grad in run(tensors, offs, ends, kept)]
+    if needs_A and needs_W:
+        return grads
+    return (grads[0], None) if needs_A else (None, grads[0] if needs_W else None)
 
 
 # ---- on a GPU -------------------------------------------------------------------------------------------
@@ -245,8 +351,7 @@ def forward(op, A, W, offs, config, out_dtype, kept=None):
     A = plain(A)
     offs = None if offs is None else offs.contiguous()
     if A.is_cpu:
-        ends = None if offs is None else _ends(offs, A.shape[0], op)
-        return _cpu_forward(A, W, offs, ends, config, out_dtype, kept)
+        return _cpu_forward(op, A, W, offs, config, out_dtype, kept)
     check_device(op, "A", A)
     return _gpu_forward(A, plain(W), offs, config, out_dtype, kept)
 
@@ -258,9 +363,7 @@ def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None):
     offs = None if offs is None else offs.contiguous()
     if not A.is_cpu:
         return _gpu_backward(grad_out, A, plain(W), offs, config, needs_A, needs_W, kept)
-    ends = None if offs is None else _ends(offs, A.shape[0], op)
-    return (_cpu_grad_input(grad_out, W, offs, ends, config, A.dtype, kept) if needs_A else None,
-            _cpu_grad_weight(grad_out, A, offs, ends, config, W.dtype) if needs_W else None)
+    return _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept)
 
 
 # ---- bias -----------------------------------------------------------------------------------------------

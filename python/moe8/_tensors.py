@@ -75,10 +75,11 @@ def outside_autocast(function):
     """What a kernel computes is decided: autocast, in which it may be called, has no say in its products."""
     @functools.wraps(function)
     def call(*arguments):
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                with torch.autocast(kind, enabled=False):
-                    return call(*arguments)
+        if torch._C._is_any_autocast_enabled():
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    with torch.autocast(kind, enabled=False):
+                        return call(*arguments)
         return function(*arguments)
     return call
 

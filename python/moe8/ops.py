@@ -348,6 +348,8 @@ _apply_experts = _applied(_Experts)
 # ---- what people call ---------------------------------------------------------------------------------------
 def autocast(device, *tensors):
     """Tensors as autocast wants them."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     kind = device.type
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return tensors

@@ -156,18 +156,18 @@ FloatType type_of(int type) {
 }
 
 // ---- operands of products -------------------------------------------------------
-void make_values(const Moe8Operand& o, const MxFormat& format, FloatType type, int threads) {
+void make_values(const Moe8Operand& o, const MxFormat& format, int threads) {
   MxQuantizeArgs args{};
   args.elem = format.elem;
   args.mode = format.mode;
   args.x = o.x;
   args.x_type = type_of(o.type);
   args.dequantized = o.values;
-  args.dequantized_type = type;
+  args.dequantized_type = type_of(o.values_type);
   quantize_mx({o.outer, o.length, o.inner, o.ends, o.groups}, args, threads);
 }
 
-void make_values(const Moe8Operand& o, const Float8Format& format, FloatType type, int threads) {
+void make_values(const Moe8Operand& o, const Float8Format& format, int threads) {
   const bool tensorwise = format.granularity == ScalingGranularity::TENSORWISE;
   const Axis axis = tensorwise ? Axis{1, o.outer * o.length * o.inner, 1, nullptr, 0}
                                : Axis{o.outer, o.length, o.inner, o.ends, o.groups};
@@ -180,12 +180,11 @@ void make_values(const Moe8Operand& o, const Float8Format& format, FloatType typ
   args.x_type = type_of(o.type);
   args.scale = scale.data();
   args.dequantized = o.values;
-  args.dequantized_type = type;
+  args.dequantized_type = type_of(o.values_type);
   quantize_float8(axis, args, tensorwise, threads);
 }
 
-void make_values(const Moe8Operand& o, const HighPrecision& /*format*/, FloatType /*type*/,
-                 int /*threads*/) {
+void make_values(const Moe8Operand& o, const HighPrecision& /*format*/, int /*threads*/) {
   fail("moe8", "form", concat("expected a format of low precision, got ", o.form));
 }
 
@@ -280,12 +279,11 @@ int moe8_cpu_float8_decode(int elem, int tensorwise, const uint8_t* data, const 
   });
 }
 
-int moe8_cpu_values(const Moe8Operand* operands, int count, int values_type, int threads) {
+int moe8_cpu_values(const Moe8Operand* operands, int count, int threads) {
   return guarded([&] {
     for (const Moe8Operand& operand : std::span(operands, static_cast<size_t>(count))) {
-      std::visit(
-          [&](const auto& format) { make_values(operand, format, type_of(values_type), threads); },
-          decode_format(operand.form));
+      std::visit([&](const auto& format) { make_values(operand, format, threads); },
+                 decode_format(operand.form));
     }
   });
 }

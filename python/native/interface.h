@@ -54,11 +54,11 @@ struct Moe8Operand {
   int64_t outer, length, inner;
   const int32_t* ends;
   int64_t groups;
-  int32_t form, type;  // an operand format other than high precision; of x
+  int32_t form;  // an operand format other than high precision
+  int32_t type, values_type;
 };
-static_assert(sizeof(Moe8Operand) == 64);  // as Python packs it
-MOE8_INTERFACE int moe8_cpu_values(const Moe8Operand* operands, int count, int values_type,
-                                   int threads);
+static_assert(sizeof(Moe8Operand) == 72);  // as Python packs it
+MOE8_INTERFACE int moe8_cpu_values(const Moe8Operand* operands, int count, int threads);
 
 // ---- a GPU ------------------------------------------------------------------
 // All pointers are to the memory of the current device, or of the one that a request names. Functions

@@ -149,7 +149,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 def test_requests_are_as_long_as_the_library_s():
     from moe8 import _products
-    assert (_products._ONE.size, _products._TWO.size, _products._PRODUCT.size) == (64, 128, 176)
+    assert (_products._OPERAND.size, _products._PRODUCT.size) == (72, 176)
 
 
 # ---- edges ------------------------------------------------------------------------------------------------
