@@ -186,21 +186,38 @@ class _Pass:
         return products
 
 
-@functools.lru_cache(maxsize=1024)
-def _forward_pass(config, A, A_shape, W, W_shape, out, groups, is_kept):
-    return _Pass([_Plan(OUT, config, ((A, A_shape), (W, W_shape)), out, groups, is_kept)])
+class _Products:
+    """The passes of a forward and its backward, of tensors of given dtypes and shapes."""
+
+    def __init__(self, config, A, A_shape, W, W_shape, out, groups):
+        self._config, self._groups = config, groups
+        self._tensors = (A, A_shape), (W, W_shape), (out, (A_shape[0], W_shape[-2]))
+        self._forward, self._backward = {}, {}
+
+    def _plan(self, gemm, out, is_kept=False):
+        return _Plan(gemm, self._config, self._tensors, out, self._groups, is_kept)
+
+    def forward(self, is_kept):
+        run = self._forward.get(is_kept)
+        if run is None:
+            run = self._forward[is_kept] = _Pass([self._plan(OUT, self._tensors[_GRAD_OUT][0], is_kept)])
+        return run
+
+    def backward(self, *needs):
+        """needs: of A, of W, whether W's values may be kept. One pass of both products where they are small; else one
+        after the other, which takes less memory."""
+        passes = self._backward.get(needs)
+        if passes is None:
+            needs_A, needs_W, is_kept = needs
+            plans = [self._plan(GRAD_INPUT, self._tensors[_A][0], is_kept)] if needs_A else []
+            if needs_W:
+                plans.append(self._plan(GRAD_WEIGHT, self._tensors[_W][0]))
+            are_small = all(plan.is_small for plan in plans)
+            passes = self._backward[needs] = [_Pass(plans)] if are_small else [_Pass([plan]) for plan in plans]
+        return passes
 
 
-@functools.lru_cache(maxsize=1024)
-def _backward_passes(config, A, A_shape, W, W_shape, grad, grad_shape, groups, needs_A, needs_W, is_kept):
-    """One for both products where they are small; else one after the other, which takes less memory."""
-    tensors = (A, A_shape), (W, W_shape), (grad, grad_shape)
-    plans = []
-    if needs_A:
-        plans.append(_Plan(GRAD_INPUT, config, tensors, A, groups, is_kept))
-    if needs_W:
-        plans.append(_Plan(GRAD_WEIGHT, config, tensors, W, groups, False))
-    return [_Pass(plans)] if all(plan.is_small for plan in plans) else [_Pass([plan]) for plan in plans]
+_products_of = functools.lru_cache(maxsize=1024)(_Products)
 
 
 def _ends(offs, rows, op):
@@ -246,24 +263,35 @@ def _multiply_groups(left, right, ends):
     return out
 
 
-def _cpu_forward(op, A, W, offs, config, out_dtype, kept):
-    ends = groups = None
-    if offs is not None:
-        ends = _ends(offs, A.shape[0], op)
-        groups = len(ends)
-    run = _forward_pass(config, A.dtype, A.shape, W.dtype, W.shape, out_dtype, groups, kept is not None)
-    return run((A, W if kept is not None else plain(W)), offs, ends, kept)[0]
+def _groups(op, A, offs):
+    """The ends of groups, and how many they are; None where there are no offs."""
+    if offs is None:
+        return None, None
+    ends = _ends(offs, A.shape[0], op)
+    return ends, len(ends)
 
 
-def _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept):
-    ends = groups = None
-    if offs is not None:
-        ends = _ends(offs, A.shape[0], op)
-        groups = len(ends)
-    tensors = A, W if kept is not None else plain(W), grad_out
-    passes = _backward_passes(config, A.dtype, A.shape, W.dtype, W.shape, grad_out.dtype, grad_out.shape, groups,
-                              needs_A, needs_W, kept is not None)
-    grads = [grad for run in passes for grad in run(tensors, offs, ends, kept)]
+def _cpu_forward(op, A, W, offs, config, out_dtype, kept, ctx):
+    ends, groups = _groups(op, A, offs)
+    products = _products_of(config, A.dtype, A.shape, W.dtype, W.shape, out_dtype, groups)
+    if ctx is not None:
+        ctx.products, ctx.ends = products, ends
+    is_kept = kept is not None
+    return products.forward(is_kept)((A, W if is_kept else plain(W)), offs, ends, kept)[0]
+
+
+def _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept, ctx):
+    if ctx is None:
+        ends, groups = _groups(op, A, offs)
+        products = _products_of(config, A.dtype, A.shape, W.dtype, W.shape, grad_out.dtype, groups)
+    else:
+        ends, products = ctx.ends, ctx.products
+    is_kept = kept is not None
+    tensors = A, W if is_kept else plain(W), grad_out
+    passes = products.backward(needs_A, needs_W, is_kept)
+    grads = passes[0](tensors, offs, ends, kept)
+    for run in passes[1:]:
+        grads += run(tensors, offs, ends, kept)
     if needs_A and needs_W:
         return grads
     return (grads[0], None) if needs_A else (None, grads[0] if needs_W else None)
@@ -346,24 +374,25 @@ def _gpu_backward(grad_out, A, W, offs, config, needs_A, needs_W, kept):
 
 # ---- both -----------------------------------------------------------------------------------------------
 @outside_autocast
-def forward(op, A, W, offs, config, out_dtype, kept=None):
-    """A [M, K], W [E, N, K], offs [E]; or W [N, K] and offs None -> [M, N] out_dtype. kept: a _kept.Part of W."""
+def forward(op, A, W, offs, config, out_dtype, kept=None, ctx=None):
+    """A [M, K], W [E, N, K], offs [E]; or W [N, K] and offs None -> [M, N] out_dtype. kept: a _kept.Part of W. ctx: of
+    the autograd.Function that calls, where what the backward has to know is left."""
     A = plain(A)
     offs = None if offs is None else offs.contiguous()
     if A.is_cpu:
-        return _cpu_forward(op, A, W, offs, config, out_dtype, kept)
+        return _cpu_forward(op, A, W, offs, config, out_dtype, kept, ctx)
     check_device(op, "A", A)
     return _gpu_forward(A, plain(W), offs, config, out_dtype, kept)
 
 
 @outside_autocast
-def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None):
-    """Gradients of A and W in their dtypes; None where one is not needed."""
+def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None, ctx=None):
+    """Gradients of A and W in their dtypes, one of them at least; None where one is not needed. ctx: that of forward."""
     grad_out, A = plain(grad_out), plain(A)
     offs = None if offs is None else offs.contiguous()
-    if not A.is_cpu:
-        return _gpu_backward(grad_out, A, plain(W), offs, config, needs_A, needs_W, kept)
-    return _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept)
+    if A.is_cpu:
+        return _cpu_backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept, ctx)
+    return _gpu_backward(grad_out, A, plain(W), offs, config, needs_A, needs_W, kept)
 
 
 # ---- bias -----------------------------------------------------------------------------------------------

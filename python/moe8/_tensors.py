@@ -23,7 +23,7 @@ def describe(x):
 def check_dtype(op, argument, x):
     if x.dtype not in _TYPES:
         fail(op, argument, f"expected bfloat16 or float32, got {describe(x)}")
-    if x.layout != torch.strided:
+    if x.layout is not torch.strided:
         fail(op, argument, f"expected a dense tensor, got one of layout {x.layout}. Call to_dense() first")
 
 

@@ -96,26 +96,27 @@ _define("dequantize_float8(Tensor data, Tensor scale, str elem, int? axis=None, 
 
 # ---- products -------------------------------------------------------------------------------------------
 # grouped_mm and linear are one product; two names, so that selective checkpointing can tell them apart.
-def _product(A, W, offs, bias, config, out_dtype, kept=None):
-    out = _products.forward("grouped_mm", A, W, offs, config, out_dtype, kept)
+def _product(A, W, offs, bias, config, out_dtype, kept=None, ctx=None):
+    out = _products.forward("grouped_mm", A, W, offs, config, out_dtype, kept, ctx)
     return out if bias is None else _products.add_bias(out, bias, offs)
 
 
-def _linear(x, weight, config, kept=None):
+def _linear(x, weight, config, kept=None, ctx=None):
     if x.dim() == 2:
-        return _products.forward("linear", x, weight, None, config, x.dtype, kept)
+        return _products.forward("linear", x, weight, None, config, x.dtype, kept, ctx)
     n, k = weight.shape
-    out = _products.forward("linear", x.reshape(x.shape[:-1].numel(), k), weight, None, config, x.dtype, kept)
+    rows = x.reshape(x.shape[:-1].numel(), k)
+    out = _products.forward("linear", rows, weight, None, config, x.dtype, kept, ctx)
     return out.view(*x.shape[:-1], n)
 
 
-def _linear_backward(grad_out, x, weight, config, needs_x, needs_weight, kept=None):
+def _linear_backward(grad_out, x, weight, config, needs_x, needs_weight, kept=None, ctx=None):
     if x.dim() == 2:
-        return _products.backward("linear", grad_out, x, weight, None, config, needs_x, needs_weight, kept)
+        return _products.backward("linear", grad_out, x, weight, None, config, needs_x, needs_weight, kept, ctx)
     n, k = weight.shape
     rows = x.shape[:-1].numel()
     grad_x, grad_w = _products.backward("linear", grad_out.reshape(rows, n), x.reshape(rows, k), weight, None, config,
-                                        needs_x, needs_weight, kept)
+                                        needs_x, needs_weight, kept, ctx)
     return grad_x.view(x.shape) if needs_x else None, grad_w
 
 
@@ -195,26 +196,33 @@ def _once_differentiable(grads):
 
 
 def _applied(function):
-    """function.apply without what it does for function transforms, of which eager code has none."""
+    """function.apply without what it does for function transforms, of which eager code has none; and the engine calls
+    function.backward, without asking first whether it is called vjp."""
+    function._backward_cls.apply = function.backward
     return super(torch.autograd.Function, function).apply
 
 
 class _Grouped(torch.autograd.Function):
+    """Of B_t [E, K, N]: a view that is made in here is none for autograd to go back through."""
+
     @staticmethod
-    def forward(ctx, A, W, offs, bias, config, out_dtype):
-        _save_grouped(ctx, (A, W, offs, bias, config, out_dtype), None)
-        return _product(A, W, offs, bias, config, out_dtype, _kept.for_forward(W))
+    def forward(ctx, A, B_t, offs, bias, config, out_dtype):
+        ctx.config, ctx.bias_dtype = config, None if bias is None else bias.dtype
+        W = B_t.transpose(1, 2)
+        ctx.save_for_backward(A, W, offs)
+        return _product(A, W, offs, bias, config, out_dtype, _kept.for_forward(W), ctx)
 
     @_once_differentiable
     def backward(ctx, grad_out):
         A, W, offs = ctx.saved_tensors
-        needs_A, needs_W, _, needs_bias = ctx.needs_input_grad[:4]
+        needs_A, needs_W, _, needs_bias, *_ = ctx.needs_input_grad
         grad_A = grad_W = grad_bias = None
         if needs_A or needs_W:
             grad_A, grad_W = _products.backward("grouped_mm", grad_out, A, W, offs, ctx.config, needs_A, needs_W,
-                                                _kept.for_backward(W))
+                                                _kept.for_backward(W), ctx)
         if needs_W:
             _kept.note_gradient(W)
+            grad_W = grad_W.transpose(1, 2)
         if ctx.bias_dtype is not None and needs_bias:
             grad_bias = _products.group_sums(grad_out, offs, W.shape[0]).to(ctx.bias_dtype)
         return grad_A, grad_W, None, grad_bias, None, None
@@ -225,16 +233,17 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, config):
         ctx.config = config
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight, config, _kept.for_forward(weight))
+        return _linear(x, weight, config, _kept.for_forward(weight), ctx)
 
     @_once_differentiable
     def backward(ctx, grad_out):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        grads = _linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight, _kept.for_backward(weight))
+        grad_x, grad_weight = _linear_backward(grad_out, x, weight, ctx.config, needs_x, needs_weight,
+                                               _kept.for_backward(weight), ctx)
         if needs_weight:
             _kept.note_gradient(weight)
-        return *grads, None
+        return grad_x, grad_weight, None
 
 
 _apply_grouped, _apply_linear = _applied(_Grouped), _applied(_Linear)
@@ -357,11 +366,12 @@ def autocast(device, *tensors):
     return tuple(x.to(dtype) if x is not None and x.is_floating_point() else x for x in tensors)
 
 
-def _grouped_config(op, config):
-    text = config_text(config)
-    if not meaning(text).grouped:
+def _of_grouped(op, text):
+    """What a config of experts means."""
+    said = meaning(text)
+    if not said.grouped:
         fail(op, "config", f"expected an FP8GroupedMMConfig or MXFP8GroupedMMConfig, got {text}")
-    return text
+    return said
 
 
 def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias: Optional[Tensor] = None,
@@ -373,29 +383,31 @@ def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias:
     Differentiable once in A, B_t and bias. Raises Error when ranks, dtypes, devices or sizes disagree.
     """
     op = "grouped_mm"
-    text = _grouped_config(op, config)
-    A, B_t = autocast(A.device, A, B_t)
+    text = config_text(config)
+    of_config = _of_grouped(op, text)
+    device = A.device
+    A, B_t = autocast(device, A, B_t)
     check_dtype(op, "A", A)
     check_dtype(op, "B_t", B_t)
-    if A.dim() != 2:
+    of_A, of_B = A.shape, B_t.shape
+    if len(of_A) != 2:
         fail(op, "A", f"expected [M, K], got {describe(A)}")
-    if B_t.dim() != 3:
+    if len(of_B) != 3:
         fail(op, "B_t", f"expected [E, K, N], got {describe(B_t)}")
-    if B_t.device != A.device:
-        fail(op, "B_t", f"expected on {A.device} as A is, got {describe(B_t)}")
-    if B_t.shape[1] != A.shape[1]:
-        fail(op, "B_t", f"expected [E, {A.shape[1]}, N] to fit A of {list(A.shape)}, got {list(B_t.shape)}. Weights "
-             "(E, N, K) are passed as W.transpose(-2, -1)")
-    check_offs(op, offs, B_t.shape[0], A.device)
-    if bias is not None and (tuple(bias.shape) != (B_t.shape[0], B_t.shape[2]) or bias.device != A.device):
-        fail(op, "bias", f"expected [{B_t.shape[0]}, {B_t.shape[2]}], a row for each expert, on {A.device}, got "
-             f"{describe(bias)}")
-    dtype = out_dtype or meaning(text).out_dtype or A.dtype
-    W = B_t.transpose(1, 2)
+    if B_t.device != device:
+        fail(op, "B_t", f"expected on {device} as A is, got {describe(B_t)}")
+    if of_B[1] != of_A[1]:
+        fail(op, "B_t", f"expected [E, {of_A[1]}, N] to fit A of {list(of_A)}, got {list(of_B)}. Weights (E, N, K) are "
+             "passed as W.transpose(-2, -1)")
+    check_offs(op, offs, of_B[0], device)
+    if bias is not None and (tuple(bias.shape) != (of_B[0], of_B[2]) or bias.device != device):
+        fail(op, "bias", f"expected [{of_B[0]}, {of_B[2]}], a row for each expert, on {device}, got {describe(bias)}")
+    dtype = out_dtype or of_config.out_dtype or A.dtype
     if not _is_eager(A, B_t):
-        return torch.ops.moe8.grouped_mm(A, W, offs, bias, text, dtype)
-    needs_grad = _wants_grad(A, B_t) or bias is not None and _wants_grad(bias, bias)
-    return (_apply_grouped if needs_grad else _product)(A, W, offs, bias, text, dtype)
+        return torch.ops.moe8.grouped_mm(A, B_t.transpose(1, 2), offs, bias, text, dtype)
+    if _wants_grad(A, B_t) or bias is not None and _wants_grad(bias, bias):
+        return _apply_grouped(A, B_t, offs, bias, text, dtype)
+    return _product(A, B_t.transpose(1, 2), offs, bias, text, dtype)
 
 
 def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_rowwise",
@@ -405,7 +417,7 @@ def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_roww
     grad_out [M, N], A [M, K], offs [E]: the gradient of expert weights as `config` computes it. Not differentiable.
     """
     op = "grouped_mm_wgrad"
-    text = _grouped_config(op, config)
+    text = _of_grouped(op, config_text(config)).text
     for name, x in (("grad_out", grad_out), ("A", A)):
         check_dtype(op, name, x)
         if x.dim() != 2 or x.shape[0] != A.shape[0]:
@@ -471,8 +483,8 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
                                  ("scores_on", scores_on, ("output", "input"))):
         if value not in allowed:
             fail(op, name, f"expected one of {', '.join(allowed)}, got '{value}'")
-    text13 = _grouped_config(op, config)
-    text2 = text13 if config2 is None else _grouped_config(op, config2)
+    text13 = _of_grouped(op, config_text(config)).text
+    text2 = text13 if config2 is None else _of_grouped(op, config_text(config2)).text
     w13, b13, interleaved = _joined(op, x, w1, w3, w2, b1, b3, gate_up)
     _check_slots(op, x, w13, experts, scores)
     if b2 is not None:
