@@ -2,18 +2,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The Python package on a GPU: results beside those of the CPU, time of the host per operation, speed.
 
-  bench/python_on_gpu.py            exit status 1 where a result differs
+  bench/python_on_gpu.py            exit status 1 where a result differs or a part breaks off, 2 without such a GPU
 
 Needs the wheel of a build with CUDA (./dev wheel) and a Hopper GPU; takes about half a minute. Quantizers must give
-the CPU's bits; products and layers, which add up in another order, at least 40 dB.
+the CPU's bits; products and layers, which add up in another order, at least 40 dB. "refused": an error that says so,
+as docs/python.md tells of some formats on a GPU.
 """
 import sys
 import time
+import traceback
 
 import torch
 
 import moe8
-from moe8.config import config_text
+from moe8._tensors import gpu_refusal
 
 OPS = torch.ops.moe8
 BAR_DB = 40
@@ -26,21 +28,32 @@ def judge(what, good):
         print(f"DIFFERS: {what}", flush=True)
 
 
+def row(name, *cells):
+    print(f"  {str(name):42}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+
+
+def shown(least):
+    return "same bits" if least == float("inf") else f"{least:.1f} dB"
+
+
 def decibels(reference, got):
     reference, got = reference.double().cpu(), got.double().cpu()
     if torch.equal(reference, got):
         return float("inf")
+    if not (reference.isfinite() & got.isfinite()).all():
+        return float("-inf")  # not nan, which no comparison of numbers minds
     return (20 * torch.log10(reference.norm() / (reference - got).norm())).item()
 
 
 # ---- results ----------------------------------------------------------------------------------------------
 def same_bits(a, b):
-    return all(torch.equal(p.contiguous().view(torch.uint8), q.cpu().contiguous().view(torch.uint8))
-               for p, q in zip(a, b))
+    def of(x):
+        return x.cpu().contiguous().view(-1).view(torch.uint8)  # the scale of a whole tensor has no axes
+    return all(p.shape == q.shape and torch.equal(of(p), of(q)) for p, q in zip(a, b, strict=True))
 
 
 def quantizers():
-    count = 0
+    counts = {}
     for dtype in (torch.bfloat16, torch.float32):
         for shape in ((100, 72), (257, 130), (128, 256)):
             x = (torch.randn(shape) * torch.randn(shape).exp()).to(dtype)
@@ -54,14 +67,16 @@ def quantizers():
                       for axis, groups in ((None, None), (1, None), (0, None), (0, offs))]
             for op, arguments, groups in calls:
                 on_gpu = None if groups is None else groups.cuda()
-                judge(f"{op} {dtype} {shape} {arguments}",
-                      same_bits(op(x, *arguments, groups), op(x.cuda(), *arguments, on_gpu)))
-                count += 1
-    print(f"quantizers: {count} compared", flush=True)
+                good = same_bits(op(x, *arguments, groups), op(x.cuda(), *arguments, on_gpu))
+                judge(f"{op} {dtype} {shape} {arguments}{' in groups' if on_gpu is not None else ''}", good)
+                same, count = counts.get(op, (0, 0))
+                counts[op] = same + good, count + 1
+    for op, (same, count) in counts.items():
+        row(op, f"{same} of {count}")
 
 
 def on_both(tensors, function):
-    """Results and gradients of function(tensors), on the CPU and on the GPU: the least decibels of each."""
+    """Results and gradients of function(tensors), on the CPU and on the GPU: the least decibels among them."""
     results = []
     for device in ("cpu", "cuda"):
         leaves = [t.to(device).detach().requires_grad_(t.is_floating_point()) for t in tensors]
@@ -69,27 +84,39 @@ def on_both(tensors, function):
         generator = torch.Generator().manual_seed(3)
         out.backward(torch.randn(out.shape, generator=generator).to(out.dtype).to(device))
         results.append([out.detach()] + [t.grad for t in leaves if t.grad is not None])
-    return [decibels(a, b) for a, b in zip(*results)]
+    return min(decibels(a, b) for a, b in zip(*results, strict=True))
+
+
+SHAPES = ((83, 72, 40), (500, 256, 384), (64, 33, 17))
+
+
+def product(recipe, dtype, M, K, N):
+    if recipe["applies_to"] == "experts":
+        offs = torch.tensor([M // 3, M // 3, M // 2, M - 3], dtype=torch.int32)
+        tensors = (torch.randn(M, K).to(dtype), torch.randn(4, N, K).to(dtype), offs, torch.randn(4, N))
+        return on_both(tensors, lambda A, W, o, b: moe8.grouped_mm(A, W.transpose(1, 2), o, recipe["name"], b))
+    tensors = (torch.randn(2, M, K).to(dtype), torch.randn(N, K).to(dtype), torch.randn(N).to(dtype))
+    return on_both(tensors, lambda x, w, b: moe8.linear(x, w, b, recipe["name"]))
 
 
 def products():
+    row("M, K, N", *(", ".join(map(str, shape)) for shape in SHAPES))
+    reasons = {}
     for recipe in moe8.recipes():
         for dtype in (torch.bfloat16, torch.float32):
-            for M, K, N in ((83, 72, 40), (500, 256, 384), (64, 33, 17)):
-                if recipe["applies_to"] == "experts":
-                    offs = torch.tensor([M // 3, M // 3, M // 2, M - 3], dtype=torch.int32)
-                    tensors = (torch.randn(M, K).to(dtype), torch.randn(4, N, K).to(dtype), offs, torch.randn(4, N))
-                    call = lambda A, W, o, b: moe8.grouped_mm(A, W.transpose(1, 2), o, recipe["name"], b)
-                else:
-                    tensors = (torch.randn(2, M, K).to(dtype), torch.randn(N, K).to(dtype), torch.randn(N).to(dtype))
-                    call = lambda x, w, b: moe8.linear(x, w, b, recipe["name"])
-                name = f"{recipe['name']} {str(dtype)[6:]} {(M, K, N)}"
+            name, cells = f"{recipe['name']}, {str(dtype).removeprefix('torch.')}", []
+            for shape in SHAPES:
                 try:
-                    least = on_both(tensors, call)
+                    least = product(recipe, dtype, *shape)
                 except moe8.Error as error:
-                    print(f"{name}: refused: {error}", flush=True)
-                    continue
-                judge(f"{name}: {[round(x, 1) for x in least]} dB", min(least) >= BAR_DB)
+                    cells.append("refused")
+                    reasons.setdefault(str(error), name)
+                else:
+                    cells.append(shown(least))
+                    judge(f"{name} {shape}: {least:.1f} dB", least >= BAR_DB)
+            row(name, *cells)
+    for reason, name in reasons.items():
+        print(f"  refused, {name} the first: {reason}", flush=True)
 
 
 def layers():
@@ -100,7 +127,9 @@ def layers():
                        (torch.randn(E, d, h) * 0.1).bfloat16(), torch.rand(T, k), torch.randint(0, E + 1, (T, k)))
             least = on_both(tensors, lambda x, w1, w2, s, e: moe8.moe_experts(x, w1, None, w2, e, s, config=recipe,
                                                                              **options))
-            judge(f"moe_experts {recipe} {options}: {least}", min(least) >= BAR_DB - 15)  # two products in a row
+            name = f"moe_experts, {recipe}{', clamped' if options else ''}"
+            row(name, shown(least))
+            judge(f"{name}: {least:.1f} dB", least >= BAR_DB - 15)  # two products in a row
 
 
 def graph():
@@ -124,7 +153,9 @@ def graph():
         out = step()
     captured.replay()
     torch.cuda.synchronize()
-    judge("a captured graph", torch.equal(out, expected) and torch.equal(W.grad, grad))
+    good = torch.equal(out, expected) and torch.equal(W.grad, grad)
+    row("a captured step", "same bits" if good else "differs")
+    judge("a captured step", good)
 
 
 # ---- time -------------------------------------------------------------------------------------------------
@@ -144,14 +175,16 @@ def overhead():
     x, w = (torch.randn(64, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     W = torch.randn(4, 128, 128, device="cuda", dtype=torch.bfloat16)
     offs = torch.tensor([16, 32, 48, 64], device="cuda", dtype=torch.int32)
+    row("", "torch", "moe8")
     for grad in (False, True):
         w.requires_grad_(grad)
         W.requires_grad_(grad)
-        print(f"us of the host, {'with' if grad else 'without'} gradients: "
-              f"linear {host_us(lambda: torch.nn.functional.linear(x, w)):.1f} by torch, "
-              f"{host_us(lambda: moe8.linear(x, w)):.1f}; "
-              f"grouped {host_us(lambda: torch._grouped_mm(x, W.transpose(1, 2), offs=offs)):.1f} by torch, "
-              f"{host_us(lambda: moe8.grouped_mm(x, W.transpose(1, 2), offs)):.1f}", flush=True)
+        gradients = "with gradients" if grad else "without gradients"
+        row(f"linear, {gradients}", *(f"{host_us(call):.1f}" for call in (
+            lambda: torch.nn.functional.linear(x, w), lambda: moe8.linear(x, w))))
+        row(f"grouped_mm, {gradients}", *(f"{host_us(call):.1f}" for call in (
+            lambda: torch._grouped_mm(x, W.transpose(1, 2), offs=offs),
+            lambda: moe8.grouped_mm(x, W.transpose(1, 2), offs))))
 
 
 def gpu_ms(function, calls=5):
@@ -167,6 +200,7 @@ def gpu_ms(function, calls=5):
 
 
 def speed():
+    row("M, K, N, E", "torch", "fp8_rowwise", "mxfp8_rceil")
     for M, K, N, E in ((16384, 2048, 1536, 64), (16384, 5120, 8192, 8)):
         A = torch.randn(M, K, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         W = torch.randn(E, N, K, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -176,18 +210,32 @@ def speed():
         def both(product):
             A.grad = W.grad = None
             product(A, W.transpose(1, 2)).backward(grad)
-        times = {"torch": gpu_ms(lambda: both(lambda a, b: torch._grouped_mm(a, b, offs=offs)))}
+        times = [gpu_ms(lambda: both(lambda a, b: torch._grouped_mm(a, b, offs=offs)))]
         for recipe in ("fp8_rowwise", "mxfp8_rceil"):
-            times[recipe] = gpu_ms(lambda: both(lambda a, b: moe8.grouped_mm(a, b, offs, recipe)))
-        print(f"forward and backward of {(M, K, N, E)}, ms: {({k: round(v, 3) for k, v in times.items()})}", flush=True)
+            times.append(gpu_ms(lambda: both(lambda a, b: moe8.grouped_mm(a, b, offs, recipe))))
+        row(f"{M}, {K}, {N}, {E}", *(f"{ms:.3f}" for ms in times))
+
+
+PARTS = {"quantizers, of them with the CPU's bits": quantizers, "products and gradients, beside the CPU's": products,
+         "the layer of experts": layers, "CUDA graphs": graph, "us of the host per forward": overhead,
+         "ms of forward and backward": speed}
 
 
 def main():
+    refusal = gpu_refusal(0) if torch.cuda.is_available() else "torch sees no GPU"
+    if refusal:
+        print(f"python_on_gpu: expected a Hopper GPU and a moe8 built with CUDA: {refusal}", file=sys.stderr)
+        return 2
     torch.manual_seed(1)
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {config_text('fp8_rowwise')}", flush=True)
-    for part in (quantizers, products, layers, graph, overhead, speed):
-        part()
-    print(f"{len(failures)} differ", flush=True)
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    for title, part in PARTS.items():
+        print(title, flush=True)
+        try:
+            part()
+        except Exception as error:  # the other parts have something to say as well
+            traceback.print_exc()
+            judge(f"{title}: broke off: {type(error).__name__}: {error}", False)
+    print(f"{len(failures)} differ" + "".join(f"\n  {what}" for what in failures), flush=True)
     return 1 if failures else 0
 
 

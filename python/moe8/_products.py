@@ -387,7 +387,7 @@ def forward(op, A, W, offs, config, out_dtype, kept=None, ctx=None):
 
 @outside_autocast
 def backward(op, grad_out, A, W, offs, config, needs_A, needs_W, kept=None, ctx=None):
-    """Gradients of A and W in their dtypes, one of them at least; None where one is not needed. ctx: that of forward."""
+    """Gradients of A and W in their dtypes; None where one is not needed. ctx: that of forward."""
     grad_out, A = plain(grad_out), plain(A)
     offs = None if offs is None else offs.contiguous()
     if A.is_cpu:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torch.ops.moe8 as operations of torch: opcheck, compile, autocast, checkpoints; and what they refuse."""
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -145,6 +146,30 @@ def test_any_number_of_threads_gives_the_same_bits():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_threads_share_no_memory_of_small_products():
+    inputs = [(leaf(4, 64), leaf(48, 64)) for _ in range(4)]
+
+    def gradients_many_times(tensors):
+        return [gradients(moe8.linear, tensors) for _ in range(50)]
+    expected = [gradients(moe8.linear, tensors) for tensors in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(gradients_many_times, inputs))
+    assert all(torch.equal(a, b) for once, many in zip(expected, results) for got in many for a, b in zip(once, got))
+
+
+def test_inference_mode_before_training():
+    tensors = leaf(5, 64), leaf(48, 64)
+    with torch.inference_mode():
+        expected = moe8.linear(*tensors).clone()
+    assert torch.equal(gradients(moe8.linear, tensors)[0], expected)
+
+
+def test_no_gradient_is_needed():
+    grads = OPS.grouped_mm_backward(torch.zeros(70, 48), torch.zeros(70, 64), torch.zeros(4, 48, 64), OFFS, FP8, False,
+                                    False)
+    assert [grad.numel() for grad in grads] == [0, 0]
 
 
 def test_requests_are_as_long_as_the_library_s():
