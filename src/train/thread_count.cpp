@@ -25,7 +25,8 @@ int64_t threads_beside_gpu(const std::function<const char*(const char*)>& variab
   };
   const char* const ranks = variable("LOCAL_WORLD_SIZE");
   if (!variable("TORCHELASTIC_RUN_ID") || !ranks || !is_set_to("OMP_NUM_THREADS", "1")) return 0;
-  return std::max<int64_t>(of_machine / std::max<int64_t>(std::atoll(ranks), 1), 1);
+  const int64_t count = std::strtoll(ranks, nullptr, 10);
+  return std::max<int64_t>(of_machine / std::max<int64_t>(count, 1), 1);
 }
 
 ThreadCount::ThreadCount(int64_t count)

@@ -13,6 +13,7 @@
 
 #include "autograd/training_formats.h"
 #include "base/overloaded.h"
+#include "base/plain_text.h"
 #include "moe8/mx.h"
 #include "moe8/tensor_parallel.h"
 #include "nn/frozen_codes.h"
