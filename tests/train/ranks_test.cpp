@@ -229,7 +229,8 @@ TEST(Ranks, AKilledRankEndsTheOthersAndTheRunGoesOnWithAnotherNumber) {
         HasSubstr("moe8: rank 1: no sign of life for 3 s: it was killed or hangs. All ranks "
                   "end. Start the same command again with --resume"));
     EXPECT_THAT(ended[2].output, Not(HasSubstr("moe8:")));
-    EXPECT_THAT(ended[2].output, Not(HasSubstr("frame #")));  // LibTorch's, of a store that has gone
+    EXPECT_THAT(ended[2].output,
+                Not(HasSubstr("frame #")));  // LibTorch's, of a store that has gone
   }
 
   // Two ranks do one more step, one does the next, four the rest.

@@ -44,10 +44,9 @@ struct Published {
 
 // Of published models, which are exact: families_test.cpp reads their own config.json.
 TEST(Configs, BuildAsManyParametersAsTheirCommentsSay) {
-  for (const Published& model :
-       {Published{"qwen3_30b_a3b.toml", 30'532'122'624, "30,532,122,624"},
-        Published{"deepseek_v3.toml", 671'026'404'352, "671,026,404,352"},
-        Published{"gpt_oss_20b.toml", 20'914'757'184, "20,914,757,184"}}) {
+  for (const Published& model : {Published{"qwen3_30b_a3b.toml", 30'532'122'624, "30,532,122,624"},
+                                 Published{"deepseek_v3.toml", 671'026'404'352, "671,026,404,352"},
+                                 Published{"gpt_oss_20b.toml", 20'914'757'184, "20,914,757,184"}}) {
     EXPECT_EQ(count_parameters(model_of(model.file)).total, model.parameters) << model.file;
     EXPECT_THAT(text_of(model.file), HasSubstr(model.comment)) << model.file;
   }
