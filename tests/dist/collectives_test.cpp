@@ -90,7 +90,7 @@ TEST(Collectives, TwoExchangesMayBeOnTheirWay) {
   });
 }
 
-// To the next rank but one, from the last but one; some have no rows.
+// To the rank before, from the rank after; some have no rows.
 TEST(Collectives, OneSendsWhileItReceives) {
   in_processes({2, 4}, [](Parallel& p) {
     const Group& world = p.world();
@@ -109,7 +109,7 @@ TEST(Collectives, OneSendsWhileItReceives) {
   });
 }
 
-// Beside those of the group, whose next exchange need not be the same on all ranks' threads.
+// Ranks may begin exchanges of the group and of its background in different orders.
 TEST(Collectives, TheBackgroundIsATransportOfItsOwn) {
   in_processes({1, 3}, [](Parallel& p) {
     const Group& world = p.world();

@@ -22,7 +22,7 @@ using testing::held_of;
 using testing::in_processes;
 using testing::small_config;
 
-// ---- positions ------------------------------------------------------------------
+// ---- names ----------------------------------------------------------------------
 TEST(TensorSplitOfNames, BiasesOfColumnsAreSplitAndThoseOfSumsAreWhole) {
   EXPECT_EQ(tensor_split("layers.0.attention.wq.bias"), TensorSplit::COLUMN_PARALLEL);
   EXPECT_EQ(tensor_split("layers.0.attention.wo.weight"), TensorSplit::ROW_PARALLEL);
@@ -30,6 +30,7 @@ TEST(TensorSplitOfNames, BiasesOfColumnsAreSplitAndThoseOfSumsAreWhole) {
   EXPECT_EQ(tensor_split("layers.0.moe.experts.w2"), TensorSplit::NONE);
 }
 
+// ---- positions ------------------------------------------------------------------
 TEST(SequenceExchange, GathersAndAddsUpAlongAnyDimension) {
   in_processes(
       {1, 2, 4},
