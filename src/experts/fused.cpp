@@ -167,12 +167,19 @@ void show_out_parts(const Layer& layer, const Operand& X, at::TensorList parts,
   }
 }
 
-// dX is the sum of both: the whole is shown as the product of either weight.
+// dX is the sum of both: the whole is shown as the product of the two, known by their tags, or of either.
 void show_grad_input(const Layer& layer, GemmProblem problem, const at::Tensor& dX) {
   if (!layer.shows_parts()) return;
   if (!problem.left.has_source() || !problem.right.has_source()) return;
-  for (const Input input : {kGate, kUp}) {
-    problem.weight = layer.weights[input];
+  const WeightId &gate = layer.weights[kGate], &up = layer.weights[kUp];
+  if (!gate.tags.empty() && !up.tags.empty()) {
+    problem.weight = {.tags = gate.tags};
+    problem.weight.tags.insert(problem.weight.tags.end(), up.tags.begin(), up.tags.end());
+    show_to_observers(problem, dX);
+    return;
+  }
+  for (const WeightId& weight : {gate, up}) {
+    problem.weight = weight;
     show_to_observers(problem, dX);
   }
 }

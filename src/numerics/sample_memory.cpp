@@ -2,6 +2,7 @@
 #include "numerics/sample_memory.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -21,6 +22,33 @@ at::Tensor tensor_in(const at::Tensor& block, int64_t begin, at::IntArrayRef siz
   x.unsafeGetTensorImpl()->set_storage_offset(begin / static_cast<int64_t>(elementSize(dtype)));
   return x;
 }
+
+// A stream of its own, which what is computed next does not wait for.
+class CopyStream {
+ public:
+  // Follows what the current stream has so far.
+  explicit CopyStream(const at::Device& device)
+      : device_(device.type()), stream_(device_.getStreamFromGlobalPool(device)) {
+    c10::Event made(device.type());
+    made.record(device_.getStream(device));
+    made.block(stream_);
+  }
+  void copy(const at::Tensor& from, const at::Tensor& to) const {
+    const c10::StreamGuard on(stream_);
+    to.copy_(from, /*non_blocking=*/true);
+    from.record_stream(stream_);  // its memory is not used again before
+  }
+  // After all copies so far.
+  c10::Event event() const {
+    c10::Event copied(stream_.device_type());
+    copied.record(stream_);
+    return copied;
+  }
+
+ private:
+  c10::impl::VirtualGuardImpl device_;
+  c10::Stream stream_;
+};
 
 // All bytes of the block that x lies in.
 at::Tensor block_of(const at::Tensor& x) {
@@ -56,18 +84,17 @@ void SampleMemory::release() {
 }
 
 HostCopy::HostCopy(const std::vector<at::Tensor*>& tensors) {
+  std::unordered_map<at::Device, CopyStream> streams;
   for (at::Tensor* x : tensors) {
     at::Tensor& host = blocks_[x->storage().data()];
     if (!host.defined()) {
       const at::Tensor block = block_of(*x);
       host = at::empty(block.sizes(), block.options().device(at::kCPU).pinned_memory(true));
-      host.copy_(block, /*non_blocking=*/true);
-      const at::Device device = x->device();
-      ready_.emplace_back(device.type());
-      ready_.back().record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+      streams.try_emplace(x->device(), x->device()).first->second.copy(block, host);
     }
     *x = at_same_place(host, *x);
   }
+  for (const auto& [device, stream] : streams) ready_.push_back(stream.event());
 }
 
 void HostCopy::wait() const {

@@ -12,8 +12,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBlocksOfPiece = 256;
-constexpr int64_t kRunElements = 16384;  // of a dense matrix
-constexpr int64_t kMaxParts = 528;       // four blocks on each multiprocessor of Hopper
+constexpr int64_t kWide = 16;            // bytes
+constexpr int64_t kUnitsOfBlock = 1024;  // a block for each so many
+constexpr int64_t kMaxParts = 1056;      // eight blocks on each multiprocessor of Hopper
 constexpr int kStagedRows = 32;
 constexpr int kAcross = 16;  // threads along each side of a block of products
 constexpr int kTile = kMaxBlockSide / kAcross;
@@ -43,19 +44,25 @@ struct BlockParams {
   PickedRun groups[kMaxRuns];
 };
 
-// Runs of neighbours, `pitch` apart, of which the last one ends at `end`.
-struct MagnitudeRuns {
+// What a thread reads at once: an element, or as many as 16 bytes hold where all rows begin and end there.
+struct MagnitudeUnits {
   const void* data;
-  int64_t runs, length, pitch, end;
+  bool is_wide;
+  int64_t rows, columns, pitch;  // in units
 };
 
-MagnitudeRuns runs_of(const MagnitudeMatrix& x) {
-  if (x.pitch != x.columns) {
-    return {x.data, x.rows, x.columns, x.pitch, (x.rows - 1) * x.pitch + x.columns};
+MagnitudeUnits units_of(const MagnitudeMatrix& x) {
+  const bool is_whole = x.rows == 1 || x.pitch == x.columns;
+  const int64_t elements = x.type == FloatType::BF16 ? kWide / 2 : kWide / 4;
+  MagnitudeUnits units{x.data, false, is_whole ? 1 : x.rows,
+                       is_whole ? x.rows * x.columns : x.columns, is_whole ? 0 : x.pitch};
+  units.is_wide = reinterpret_cast<uintptr_t>(x.data) % kWide == 0 &&
+                  units.columns % elements == 0 && units.pitch % elements == 0;
+  if (units.is_wide) {
+    units.columns /= elements;
+    units.pitch /= elements;
   }
-  const int64_t elements = x.rows * x.columns;
-  return {x.data, (elements + kRunElements - 1) / kRunElements, kRunElements, kRunElements,
-          elements};
+  return units;
 }
 
 // ---- device helpers
@@ -80,30 +87,70 @@ __device__ void take(const PieceParams& p, const PlacedPiece& piece, uint32_t fi
   }
 }
 
+// The larger of each half of two words of bf16, and of two words of float32: NaN is above infinity.
 template <typename T>
-__device__ uint32_t largest_in(const void* x, int64_t begin, int64_t end) {
-  const T* const values = static_cast<const T*>(x);
-  constexpr int kTogether = 8;
-  uint32_t largest = 0;
-  int64_t at = begin + threadIdx.x;
-  for (; at + (kTogether - 1) * kThreads < end; at += kTogether * kThreads) {
-    T some[kTogether];
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) some[i] = values[at + i * kThreads];
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) largest = max(largest, magnitude_bits(some[i]));
-  }
-  for (; at < end; at += kThreads) largest = max(largest, magnitude_bits(values[at]));
-  return largest;
+__device__ uint32_t larger(uint32_t a, uint32_t word) {
+  if constexpr (sizeof(T) == 2) return __vmaxu2(a, word & 0x7FFF7FFFu);
+  return max(a, word & 0x7FFFFFFFu);
+}
+template <typename T>
+__device__ uint32_t larger(uint32_t a, uint4 words) {
+  return larger<T>(larger<T>(larger<T>(larger<T>(a, words.x), words.y), words.z), words.w);
 }
 
-// The block's threads fill shared memory.
-__device__ void stage(double* to, const void* x, FloatType type, int64_t from, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-    to[i] = type == FloatType::BF16 ? to_float(static_cast<const BFloat16*>(x)[from + i])
-                                    : static_cast<const float*>(x)[from + i];
+// The bits of the largest magnitude, as those of a float.
+template <typename T, typename Unit>
+__device__ uint32_t largest_of(const MagnitudeUnits& x) {
+  constexpr int kTogether = 4;
+  const Unit* const data = static_cast<const Unit*>(x.data);
+  const int64_t count = x.rows * x.columns, step = int64_t{gridDim.x} * kThreads;
+  const auto unit = [&](int64_t i) {
+    return data[x.rows == 1 ? i : i / x.columns * x.pitch + i % x.columns];
+  };
+  uint32_t largest = 0;
+  int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (; at + (kTogether - 1) * step < count; at += kTogether * step) {
+    Unit some[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) some[i] = unit(at + i * step);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) largest = larger<T>(largest, some[i]);
   }
+  for (; at < count; at += step) largest = larger<T>(largest, unit(at));
+  return sizeof(T) == 2 ? max(largest & 0xFFFFu, largest >> 16) << 16 : largest;
 }
+
+// Rows of a side of a block of products on their way to shared memory: what each thread has of them.
+struct StagedRows {
+  static constexpr int kEach = kStagedRows * kMaxBlockSide / kThreads;
+  static_assert(kEach * kThreads == kStagedRows * kMaxBlockSide);
+
+  float values[kEach];
+  int count;  // of all threads
+
+  __device__ void load(const void* x, FloatType type, int64_t from, int elements) {
+    count = elements;
+    type == FloatType::BF16 ? read(static_cast<const BFloat16*>(x) + from)
+                            : read(static_cast<const float*>(x) + from);
+  }
+  __device__ void store(double* to) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (place(i) < count) to[place(i)] = static_cast<double>(values[i]);
+    }
+  }
+
+ private:
+  __device__ static int place(int i) {
+    return static_cast<int>(threadIdx.x) + i * kThreads;
+  }
+  // All together: none waits for the one before.
+  template <typename T>
+  __device__ void read(const T* x) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) values[i] = place(i) < count ? to_float(x[place(i)]) : 0;
+  }
+};
 
 // ---- kernels
 __global__ void __launch_bounds__(kThreads) take_pieces(const __grid_constant__ PieceParams p) {
@@ -114,21 +161,11 @@ __global__ void __launch_bounds__(kThreads) take_pieces(const __grid_constant__ 
   piece.is_bf16 ? take<uint16_t>(p, piece, first, kStep) : take<uint32_t>(p, piece, first, kStep);
 }
 
-template <typename T>
-__device__ uint32_t largest_of(const MagnitudeRuns& x) {
-  uint32_t largest = 0;
-  for (int64_t run = blockIdx.x; run < x.runs; run += gridDim.x) {
-    const int64_t begin = run * x.pitch;
-    largest = max(largest, largest_in<T>(x.data, begin, min(begin + x.length, x.end)));
-  }
-  return largest;
-}
-
-// Magnitudes as bits: NaN is above infinity.
+template <typename T, typename Unit>
 __global__ void __launch_bounds__(kThreads)
-    largest_magnitudes(const MagnitudeRuns x, bool is_bf16, float* parts) {
+    largest_magnitudes(const MagnitudeUnits x, float* parts) {
   follow_stream();
-  uint32_t largest = is_bf16 ? largest_of<BFloat16>(x) : largest_of<float>(x);
+  uint32_t largest = largest_of<T, Unit>(x);
   largest = __reduce_max_sync(~0u, largest);
   __shared__ uint32_t of_warp[kWarps];
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = largest;
@@ -152,14 +189,24 @@ __global__ void __launch_bounds__(kThreads)
   const int i0 = static_cast<int>(threadIdx.x) / kAcross;
   const int j0 = static_cast<int>(threadIdx.x) % kAcross;
   double sums[kTile][kTile] = {};
-  for (int64_t row = first; row < last; row += kStagedRows) {
-    const int rows = static_cast<int>(min(static_cast<int64_t>(kStagedRows), last - row));
+  StagedRows next_left, next_right;
+  const auto load = [&](int64_t row) {  // returns how many rows
+    const int rows = static_cast<int>(max(min(last - row, int64_t{kStagedRows}), int64_t{0}));
     const int64_t from = params.groups[group].begin + row;
-    stage(left, p.left, p.left_type, from * p.left_columns, rows * p.left_columns);
-    stage(right, p.right, p.right_type, from * p.right_columns, rows * p.right_columns);
+    next_left.load(p.left, p.left_type, from * p.left_columns, rows * p.left_columns);
+    next_right.load(p.right, p.right_type, from * p.right_columns, rows * p.right_columns);
+    return rows;
+  };
+  int rows = load(first);
+  for (int64_t row = first; row < last; row += kStagedRows) {
+    next_left.store(left);
+    next_right.store(right);
     __syncthreads();
+    const int staged = rows;
+    rows = load(row + kStagedRows);  // arrives while these are multiplied
     const double *a = left + i0, *b = right + j0;
-    for (int r = 0; r < rows; ++r, a += p.left_columns, b += p.right_columns) {
+#pragma unroll 4
+    for (int r = 0; r < staged; ++r, a += p.left_columns, b += p.right_columns) {
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
         if (i0 + i * kAcross >= p.left_columns) break;
@@ -216,13 +263,20 @@ LaunchStatus launch_take_pieces(std::span<const Piece> pieces, double phase, cud
 }
 
 int64_t magnitude_parts(const MagnitudeMatrix& x) {
-  return std::min(runs_of(x).runs, kMaxParts);
+  const MagnitudeUnits units = units_of(x);
+  const int64_t blocks = (units.rows * units.columns + kUnitsOfBlock - 1) / kUnitsOfBlock;
+  return std::min(blocks, kMaxParts);
 }
 
 LaunchStatus launch_largest_magnitudes(const MagnitudeMatrix& x, float* parts,
                                        cudaStream_t stream) {
-  return launch_early(largest_magnitudes, magnitude_parts(x), kThreads, 0, stream, runs_of(x),
-                      x.type == FloatType::BF16, parts);
+  const MagnitudeUnits units = units_of(x);
+  const bool is_bf16 = x.type == FloatType::BF16;
+  const auto kernel = units.is_wide ? is_bf16 ? largest_magnitudes<BFloat16, uint4>
+                                              : largest_magnitudes<float, uint4>
+                      : is_bf16 ? largest_magnitudes<BFloat16, uint16_t>
+                                    : largest_magnitudes<float, uint32_t>;
+  return launch_early(kernel, magnitude_parts(x), kThreads, 0, stream, units, parts);
 }
 
 LaunchStatus launch_block_products(const BlockProducts& products, cudaStream_t stream) {
