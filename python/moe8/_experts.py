@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The layer of experts on plain tensors, forward and backward: src/experts/fused.cpp with the stages of
-src/experts/composite_stages.cpp, in the same order of roundings (docs/numerics.md, section 6).
+src/experts/composite_stages.cpp, in the same order of roundings (docs/numerics.md, section 6). On a GPU the kernels of
+_fused.py compute what they do not refuse; what is here is their definition, and computes the rest.
 
 T tokens, k experts each, R = T k rows in the order of experts; W13 (E, 2h, d), W2 (E, d, h)."""
 import dataclasses
@@ -9,8 +10,8 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from . import _products
-from ._tensors import outside_autocast
+from . import _fused, _products
+from ._tensors import check_device, outside_autocast
 from .config import meaning
 
 _OP = "moe_experts"
@@ -47,6 +48,20 @@ class Order:
         else:
             self.outside = rows.ge(end)
         self.slots_outside = ~here.view(experts.shape)
+
+    @classmethod
+    def of_saved(cls, experts, count, saved, columns):
+        """The same of what a forward of _fused.py saved; without row_of_slot."""
+        tokens, k = experts.shape
+        codes = saved.numel() == _fused.layout(tokens, k, columns, count, True)[-1]
+        slots, _, offs, _ = _fused.layout(tokens, k, columns, count, codes)
+        order = cls.__new__(cls)
+        order.experts, order.count = experts, count
+        order.slot_of_row = saved[slots:slots + 4 * experts.numel()].view(torch.int32).long()
+        order.offs = saved[offs:offs + 4 * count].view(torch.int32)
+        order.outside = torch.arange(experts.numel(), device=saved.device).ge(order.offs[-1:])
+        order.slots_outside = experts.lt(0) | experts.ge(count)
+        return order
 
     def tokens(self, x):
         """x[slot_of_row / k], 0 in rows of no group."""
@@ -132,9 +147,32 @@ def row_dtype(x, o):
 
 
 # ---- forward and backward ----------------------------------------------------------------------------------
+def fused_refusal(x, w13, w2, o):
+    """Why the layer is computed here; None: _fused.py computes it."""
+    return _fused.refusal(x.device, x.dtype, w13.dtype, w2.dtype, hidden_dtype(x, o), o)
+
+
+def keeps_codes(x, w13, w2, o):
+    """Whether a forward keeps codes of x, from which the gradient of w13 is computed, instead of x."""
+    return fused_refusal(x, w13, w2, o) is None and _fused.keeps_codes(x.dtype, w13.dtype, w2.dtype,
+                                                                      hidden_dtype(x, o), o)
+
+
+def saved_bytes(x, w13, w2, experts, o):
+    """Of the third result of a forward that keeps all it can."""
+    if fused_refusal(x, w13, w2, o) is not None:
+        return 0
+    return _fused.layout(x.shape[0], experts.shape[1], x.shape[1], w13.shape[0], keeps_codes(x, w13, w2, o))[-1]
+
+
 @outside_autocast
-def forward(x, w13, w2, experts, scores, b13, b2, o, kept=(None, None)):
-    """out [T, d] and H [R, 2h], which backward reads. scores and biases are float32. kept: _kept.Parts of w13, w2."""
+def forward(x, w13, w2, experts, scores, b13, b2, o, kept=(None, None), keeps=None):
+    """out [T, d], and what backward reads: H [R, 2h], and bytes (of none where they are computed here). scores and
+    biases are float32. kept: _kept.Parts of w13, w2. keeps: None: there will be no backward; else whether codes of x
+    may be kept, as keeps_codes() says."""
+    if fused_refusal(x, w13, w2, o) is None:
+        check_device(_OP, "x", x)
+        return _fused.forward(x, w13, w2, experts, scores, b13, b2, o, kept, keeps)
     order = Order(experts, w13.shape[0])
     H = _products.forward(_OP, order.tokens(x), w13, order.offs, o.config13, hidden_dtype(x, o), kept[0])
     row_scores = None if scores is None else order.slots(scores)
@@ -142,7 +180,8 @@ def forward(x, w13, w2, experts, scores, b13, b2, o, kept=(None, None)):
     Y = _products.forward(_OP, A, w2, order.offs, o.config2, row_dtype(x, o), kept[1])
     if b2 is not None:
         Y = _products.add_bias(Y.float() if Y.dtype != torch.float32 else Y.clone(), b2, order.offs)
-    return order.sums(Y, None if o.scores_on_input else scores, x.dtype), H
+    out = order.sums(Y, None if o.scores_on_input else scores, x.dtype)
+    return out, H, torch.empty(0, dtype=torch.uint8, device=x.device)
 
 
 def _bias2_grad(order, grad_out, scores):
@@ -161,6 +200,17 @@ def _bias2_scores_grad(order, grad_out, b2):
     return chosen.masked_fill(order.slots_outside, 0)
 
 
+def _hidden_grad(dA, to_gate, to_up, row_scores, o):
+    """dh' [R, 2h] from dA, in float32"""
+    on_output = row_scores is not None and not o.scores_on_input
+    dact = dA * row_scores.unsqueeze(1) if on_output else dA
+    dh = torch.empty((dA.shape[0], 2 * dA.shape[1]), device=dA.device)
+    gate, up = _parts(dh, o.interleaved)
+    torch.mul(dact, to_gate, out=gate)
+    torch.mul(dact, to_up, out=up)
+    return dh
+
+
 @dataclasses.dataclass
 class Gradients:
     x: Optional[torch.Tensor] = None
@@ -172,14 +222,42 @@ class Gradients:
 
 
 @outside_autocast
-def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs, kept=(None, None)):
-    """Gradients of what `needs` names ("x", "w13", ...); scores' and biases' are float32."""
-    order = Order(experts, w13.shape[0])
-    grads = Gradients()
+def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, saved, o, needs, kept=(None, None)):
+    """Gradients of what `needs` names ("x", "w13", ...); scores' and biases' are float32. x: None where forward kept
+    its codes."""
     grad_out = grad_out.contiguous()
     on_output = scores is not None and not o.scores_on_input
+    is_fused = saved.numel() > 0
+    if is_fused:
+        order = None
+        if {"b13", "b2"} & needs or "scores" in needs and b2 is not None and on_output:
+            order = Order.of_saved(experts, w13.shape[0], saved, grad_out.shape[1])
+    else:
+        order = Order(experts, w13.shape[0])
+    grads = Gradients()
     if "b2" in needs:
         grads.b2 = _bias2_grad(order, grad_out, scores if on_output else None)
+    if needs - {"b2"}:
+        layer = _fused_backward if is_fused else _backward
+        layer(grads, order, grad_out, x, w13, w2, experts, scores, b13, H, saved, o, needs - {"b2"}, kept)
+    if "scores" in needs and b2 is not None and on_output:
+        grads.scores = grads.scores + _bias2_scores_grad(order, grad_out, b2)
+    return grads
+
+
+def _fused_backward(grads, order, grad_out, x, w13, w2, experts, scores, b13, H, saved, o, needs, kept):
+    def bias(dA):
+        row_scores = None if scores is None else order.slots(scores)
+        _, to_gate, to_up = _value_and_slopes(_hidden(H, row_scores, b13, order, o), o)
+        dh = _hidden_grad(dA.float(), to_gate, to_up, row_scores, o)
+        grads.b13 = _products.group_sums(dh, order.offs, order.count)
+    grads.x, grads.w13, grads.w2, grads.scores = _fused.backward(
+        grad_out, x, w13, w2, experts, scores, b13, H, saved, o, needs - {"b13"}, kept,
+        bias if "b13" in needs else None)
+
+
+def _backward(grads, order, grad_out, x, w13, w2, _experts, scores, b13, H, _saved, o, needs, kept):
+    on_output = scores is not None and not o.scores_on_input
     row_scores = None if scores is None else order.slots(scores)
     value, to_gate, to_up = _value_and_slopes(_hidden(H, row_scores, b13, order, o), o)
     weighted = value * row_scores.unsqueeze(1) if on_output else value
@@ -191,18 +269,11 @@ def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs, kept=(
     if "w2" in needs:
         grads.w2 = dW2
     if not needs_dA:
-        return grads
+        return
     dA = dA.float()
-    dact = dA * row_scores.unsqueeze(1) if on_output else dA
-    dh = torch.empty((H.shape[0], H.shape[1]), device=H.device)
-    gate, up = _parts(dh, o.interleaved)
-    torch.mul(dact, to_gate, out=gate)
-    torch.mul(dact, to_up, out=up)
+    dh = _hidden_grad(dA, to_gate, to_up, row_scores, o)
     if "scores" in needs:
-        ds = (dA * value).sum(1) if on_output else (dh * H.float()).sum(1)
-        grads.scores = order.to_slots(ds)
-        if b2 is not None and on_output:
-            grads.scores = grads.scores + _bias2_scores_grad(order, grad_out, b2)
+        grads.scores = order.to_slots((dA * value).sum(1) if on_output else (dh * H.float()).sum(1))
     if "b13" in needs:
         grads.b13 = _products.group_sums(dh, order.offs, order.count)
     if needs_dH:
@@ -213,4 +284,3 @@ def backward(grad_out, x, w13, w2, experts, scores, b13, b2, H, o, needs, kept=(
             grads.x = order.sums(dX, None, x.dtype)
         if "w13" in needs:
             grads.w13 = dW13
-    return grads

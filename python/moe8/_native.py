@@ -22,6 +22,11 @@ class Bytes(ctypes.Structure):
     _fields_ = [("workspace", c_int64), ("kept", c_int64)]
 
 
+class ExpertsBytes(ctypes.Structure):
+    """Moe8ExpertsBytes of interface.h."""
+    _fields_ = [("workspace", c_int64), ("kept13", c_int64), ("kept2", c_int64)]
+
+
 class Quantize(ctypes.Structure):
     """Moe8Quantize of interface.h."""
     _fields_ = [("x", c_void_p), ("rows", c_int64), ("columns", c_int64), ("offs", c_void_p), ("groups", c_int64),
@@ -44,6 +49,8 @@ _ARGUMENTS = {
     # requests as bytes: struct.pack fills them fastest
     "moe8_cuda_forward": [c_char_p, ctypes.POINTER(Bytes)],
     "moe8_cuda_backward": [c_char_p, ctypes.POINTER(Bytes)],
+    "moe8_cuda_experts_forward": [c_char_p, ctypes.POINTER(ExpertsBytes)],
+    "moe8_cuda_experts_backward": [c_char_p, ctypes.POINTER(ExpertsBytes)],
     "moe8_cuda_mx": [ctypes.POINTER(Quantize)],
     "moe8_cuda_float8": [ctypes.POINTER(Quantize)],
 }
@@ -83,6 +90,8 @@ cpu_values = _checked("moe8_cpu_values")
 cuda_available = _checked("moe8_cuda_available")
 cuda_forward = _checked("moe8_cuda_forward")
 cuda_backward = _checked("moe8_cuda_backward")
+cuda_experts_forward = _checked("moe8_cuda_experts_forward")
+cuda_experts_backward = _checked("moe8_cuda_experts_backward")
 cuda_mx = _checked("moe8_cuda_mx")
 cuda_float8 = _checked("moe8_cuda_float8")
 _ask = _checked("moe8_ask")

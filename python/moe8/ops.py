@@ -277,49 +277,54 @@ _NEEDS = ("x", "w13", "w2", "scores", "b13", "b2")  # in the order of gradients
 
 
 def _experts_forward(x, w13, w2, experts, scores, b13, b2, *options):
-    return _experts.forward(x, w13, w2, experts, scores, b13, b2, _experts.Options(*options))
+    o = _experts.Options(*options)
+    return _experts.forward(x, w13, w2, experts, scores, b13, b2, o, (None, None),
+                            _experts.keeps_codes(x, w13, w2, o))
 
 
 def _fake_experts(x, w13, w2, experts, scores, b13, b2, *options):
-    dtype = _experts.hidden_dtype(x, _experts.Options(*options))
+    o = _experts.Options(*options)
     return torch.empty_like(x, memory_format=torch.contiguous_format), \
-        torch.empty((experts.numel(), w13.shape[1]), dtype=dtype, device=x.device)
+        torch.empty((experts.numel(), w13.shape[1]), dtype=_experts.hidden_dtype(x, o), device=x.device), \
+        torch.empty(_experts.saved_bytes(x, w13, w2, experts, o), dtype=torch.uint8, device=x.device)
 
 
-def _experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
+def _experts_backward(grad_out, hidden, saved, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
     *options, needs = options_and_needs
     needs = {name for name, wanted in zip(_NEEDS, needs) if wanted}
-    grads = _experts.backward(grad_out, x, w13, w2, experts, scores, b13, b2, hidden, _experts.Options(*options), needs)
-    return tuple(x.new_empty(0) if getattr(grads, name) is None else getattr(grads, name) for name in _NEEDS)
+    grads = _experts.backward(grad_out, x, w13, w2, experts, scores, b13, b2, hidden, saved,
+                              _experts.Options(*options), needs)
+    return tuple(grad_out.new_empty(0) if getattr(grads, name) is None else getattr(grads, name) for name in _NEEDS)
 
 
-def _fake_experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
-    like = dict(zip(_NEEDS, (x, w13, w2, scores, b13, b2)))
-    return tuple(torch.empty(like[name].shape, dtype=like[name].dtype, device=x.device) if wanted else x.new_empty(0)
-                 for name, wanted in zip(_NEEDS, options_and_needs[-1]))
+def _fake_experts_backward(grad_out, hidden, saved, x, w13, w2, experts, scores, b13, b2, *options_and_needs):
+    like = dict(zip(_NEEDS, (grad_out, w13, w2, scores, b13, b2)))
+    return tuple(torch.empty(like[name].shape, dtype=like[name].dtype, device=grad_out.device) if wanted else
+                 grad_out.new_empty(0) for name, wanted in zip(_NEEDS, options_and_needs[-1]))
 
 
-_define(f"moe_experts({_EXPERTS}) -> (Tensor out, Tensor hidden)", _plainly(_experts_forward), _fake_experts)
-_define(f"moe_experts_backward(Tensor grad_out, Tensor hidden, {_EXPERTS}, bool[] needs) "
+_define(f"moe_experts({_EXPERTS}) -> (Tensor out, Tensor hidden, Tensor saved)", _plainly(_experts_forward),
+        _fake_experts)
+_define(f"moe_experts_backward(Tensor grad_out, Tensor hidden, Tensor saved, "
+        f"{_EXPERTS.replace('Tensor x', 'Tensor? x', 1)}, bool[] needs) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _plainly(_experts_backward), _fake_experts_backward)
 
 
 def _save_experts(ctx, inputs, output):
-    *tensors, ctx.options = inputs[:7] + (inputs[7:],)
-    ctx.mark_non_differentiable(output[1])
+    x, *tensors, ctx.options = inputs[:7] + (inputs[7:],)
+    ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], *tensors)
+    keeps_codes = _experts.keeps_codes(x, *tensors[:2], _experts.Options(*ctx.options))
+    ctx.save_for_backward(output[1], output[2], None if keeps_codes else x, *tensors)
 
 
-def _experts_grads(ctx, grad_out, _grad_hidden):
+def _experts_grads(ctx, grad_out, _grad_hidden, _grad_saved):
     nothing = (None,) * (7 + len(ctx.options))
     if grad_out is None:
         return nothing
-    hidden, x, w13, w2, experts, scores, b13, b2 = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     needs = [wanted[i] for i in (0, 1, 2, 4, 5, 6)]
-    grads = torch.ops.moe8.moe_experts_backward(grad_out, hidden, x, w13, w2, experts, scores, b13, b2, *ctx.options,
-                                                needs)
+    grads = torch.ops.moe8.moe_experts_backward(grad_out, *ctx.saved_tensors, *ctx.options, needs)
     dx, dw13, dw2, dscores, db13, db2 = (grad if need else None for grad, need in zip(grads, needs))
     return (dx, dw13, dw2, None, dscores, db13, db2) + nothing[7:]
 
@@ -333,10 +338,14 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w13, w2, experts, scores, b13, b2, *options):
-        ctx.options = _experts.Options(*options)
-        out, hidden = _experts.forward(x, w13, w2, experts, scores, b13, b2, ctx.options,
-                                       (_kept.for_forward(w13), _kept.for_forward(w2)))
-        ctx.save_for_backward(x, w13, w2, experts, scores, b13, b2, hidden)
+        o = ctx.options = _experts.Options(*options)
+        needs_w13 = ctx.needs_input_grad[1]
+        keeps_codes = needs_w13 and _experts.keeps_codes(x, w13, w2, o)
+        out, hidden, saved = _experts.forward(x, w13, w2, experts, scores, b13, b2, o,
+                                              (_kept.for_forward(w13), _kept.for_forward(w2)), keeps_codes)
+        # Where it is fused, x matters to the gradient of w13 alone.
+        reads_x = saved.numel() == 0 or needs_w13 and not keeps_codes
+        ctx.save_for_backward(x if reads_x else None, w13, w2, experts, scores, b13, b2, hidden, saved)
         return out
 
     @_once_differentiable
@@ -473,7 +482,8 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
     x [T, d]; w1 [E, h, d] and w3 [E, h, d], or w3 None and both in w1 [E, 2h, d] as `gate_up` says ("halves",
     "interleaved"); w2 [E, d, h]; experts [T, k] integers, those outside [0, E) take no part; scores [T, k], on the
     experts' "output" or "input". activation "swiglu" or "clamped_swiglu" of alpha and limit; biases b1, b3, b2.
-    config is of all weights, config2 of w2 alone where given. Returns [T, d] of x's dtype. Differentiable once.
+    config is of all weights, config2 of w2 alone where given; "none", and a config of None: multiplied as they are.
+    Returns [T, d] of x's dtype. Differentiable once.
     """
     op = "moe_experts"
     device = x.device
@@ -483,7 +493,7 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
                                  ("scores_on", scores_on, ("output", "input"))):
         if value not in allowed:
             fail(op, name, f"expected one of {', '.join(allowed)}, got '{value}'")
-    text13 = _of_grouped(op, config_text(config)).text
+    text13 = _of_grouped(op, "none" if config is None else config_text(config)).text
     text2 = text13 if config2 is None else _of_grouped(op, config_text(config2)).text
     w13, b13, interleaved = _joined(op, x, w1, w3, w2, b1, b3, gate_up)
     _check_slots(op, x, w13, experts, scores)
@@ -493,7 +503,10 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
     arguments = (x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2), text13, text2, interleaved,
                  activation == "clamped_swiglu", float(alpha), float(limit), scores_on == "input")
     if _is_eager(x, w13) and type(w2).__torch_dispatch__ is _PLAIN_DISPATCH:
-        return _apply_experts(*arguments)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:7]):
+            return _apply_experts(*arguments)
+        with torch._C.DisableTorchFunctionSubclass():
+            return _experts.forward(*arguments[:7], _experts.Options(*arguments[7:]))[0]
     return torch.ops.moe8.moe_experts(*arguments)[0]
 
 

@@ -101,6 +101,58 @@ struct Moe8Bytes {
 MOE8_INTERFACE int moe8_cuda_forward(const Moe8Product* product, Moe8Bytes* bytes);
 MOE8_INTERFACE int moe8_cuda_backward(const Moe8Product* product, Moe8Bytes* bytes);
 
+/// The layer of experts by the kernels of src/cuda/experts/ (docs/numerics.md, section 6; codes along
+/// columns are made of those along rows). T tokens, k experts each, R = T k rows in the order of
+/// experts; all of T, k, d, h and E at least 1. Tensors are contiguous and start at multiples of 16
+/// bytes; those that are null do not exist, or are not wanted. Which calls are taken at all:
+/// moe8_ask("fused_experts").
+struct Moe8Experts {
+  const void* x;         // [T, d] of x_type; in backward null where `saved` holds its codes
+  const void* w13;       // [E, 2h, d]
+  const void* w2;        // [E, d, h]
+  const void* experts;   // [T, k]; those outside [0, E) take no part
+  const float* scores;   // [T, k]
+  const float* b13;      // [E, 2h], as w13 lies
+  const float* b2;       // [E, d]; forward only
+  const void* grad_out;  // [T, d] of x_type; backward only
+  void* out;             // [T, d] of x_type; forward only
+  void* hidden;          // bf16 [R, 2h]: written by forward, read by backward
+  void* saved;           // saved_bytes: written by forward, read by backward
+  void* grad_x;          // [T, d] of x_type
+  void* grad_w13;
+  void* grad_w2;
+  float*
+      grad_scores;    // [T, k], without what a bias of w2 adds to it; 0 for slots that take no part
+  void* hidden_grad;  // bf16 [R, h]: the gradient dA of the activation's result, for part 1; part 2
+                      // writes other things there
+  void* workspace;
+  void* kept13;  // as Moe8Product::kept, of w13 and of w2
+  void* kept2;
+  void* stream;
+  int32_t kept13_is_made, kept2_is_made;
+  int32_t part;  // of a backward: 0 all; 1 to hidden_grad, 2 from there with the same workspace
+  int32_t device;
+
+  // What calls of the same shapes have in common.
+  int64_t T, k, d, h, E, saved_bytes;
+  int32_t x_type, w13_type, w2_type;
+  int32_t row_type;      // of the rows that W2 gives
+  int32_t experts_type;  // 0 int32, 1 int64
+  int32_t keeps_codes;   // `saved` holds codes of x, from which grad_w13 is computed
+  int32_t interleaved, clamped, scores_on_input;
+  float alpha, limit;
+  int32_t left13[3], right13[3], fast_accum13[3];  // as Moe8Product has them
+  int32_t left2[3], right2[3], fast_accum2[3];
+};
+static_assert(sizeof(Moe8Experts) == 344);  // as Python packs it
+
+struct Moe8ExpertsBytes {
+  int64_t workspace;
+  int64_t kept13, kept2;
+};
+MOE8_INTERFACE int moe8_cuda_experts_forward(const Moe8Experts* layer, Moe8ExpertsBytes* bytes);
+MOE8_INTERFACE int moe8_cuda_experts_backward(const Moe8Experts* layer, Moe8ExpertsBytes* bytes);
+
 /// Quantizers. x is [rows, columns]. Groups of rows: `offs` of `groups` end rows on the device, or
 /// null: `groups` groups of as many rows each.
 struct Moe8Quantize {

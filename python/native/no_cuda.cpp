@@ -24,6 +24,12 @@ int moe8_cuda_forward(const Moe8Product* /*product*/, Moe8Bytes* /*bytes*/) {
 int moe8_cuda_backward(const Moe8Product* /*product*/, Moe8Bytes* /*bytes*/) {
   return refuse();
 }
+int moe8_cuda_experts_forward(const Moe8Experts* /*layer*/, Moe8ExpertsBytes* /*bytes*/) {
+  return refuse();
+}
+int moe8_cuda_experts_backward(const Moe8Experts* /*layer*/, Moe8ExpertsBytes* /*bytes*/) {
+  return refuse();
+}
 int moe8_cuda_mx(Moe8Quantize* /*request*/) {
   return refuse();
 }

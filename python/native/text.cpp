@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Questions and answers in JSON: configs, conversion and its reports, as C++ decides them.
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 #include "convert/resolve.h"
 #include "cpu/isa.h"
 #include "format_code.h"
+#include "fused_experts.h"
 #include "guarded.h"
 #include "interface.h"
 #include "log.h"
@@ -79,13 +81,17 @@ std::string out_dtype_text(const Config& config) {
                     config);
 }
 
+constexpr std::string_view kNone = "none";  // experts that are multiplied as they are
+
 // {"config": TEXT} -> what it means.
 Json answer_config(const Json& request) {
-  const Config config = config_of(request.at("config").get<std::string>());
-  const TrainingFormats formats = training_formats(config);
-  return {{"text", to_string(config)},
-          {"grouped", is_grouped(config)},
-          {"out_dtype", out_dtype_text(config)},  // empty: that of the input
+  const auto given = request.at("config").get<std::string>();
+  const std::optional<Config> config =
+      given == kNone ? std::nullopt : std::optional(config_of(given));
+  const TrainingFormats formats = config ? training_formats(*config) : TrainingFormats{};
+  return {{"text", config ? to_string(*config) : kNone},
+          {"grouped", !config || is_grouped(*config)},
+          {"out_dtype", config ? out_dtype_text(*config) : ""},  // empty: that of the input
           {"out", product_of(formats.out)},
           {"grad_input", product_of(formats.grad_input)},
           {"grad_weight", product_of(formats.grad_weight)}};
@@ -101,6 +107,40 @@ Json answer_recipes(const Json& /*request*/) {
                     {"config", to_string(info.config)}});
   }
   return list;
+}
+
+// ---- the layer of experts -----------------------------------------------------
+at::ScalarType dtype_of_text(const std::string& text) {
+  return text == "float32" ? at::kFloat : at::kBFloat16;
+}
+
+// {"left13", "right13", "left2", "right2": formats by product, "x", "w13", "w2", "hidden": dtypes} ->
+// why the kernels for experts do not take the call, or null; whether codes of x are kept.
+Json answer_fused_experts(const Json& request) {
+  const auto formats = [&](const char* name) {
+    return request.at(name).get<std::array<int32_t, 3>>();
+  };
+  const auto dtype = [&](const char* name) {
+    return dtype_of_text(request.at(name).get<std::string>());
+  };
+  const auto left13 = formats("left13"), right13 = formats("right13");
+  const auto left2 = formats("left2"), right2 = formats("right2");
+  const FusedCall call{{left13.data(), right13.data()},
+                       {left2.data(), right2.data()},
+                       dtype("x"),
+                       dtype("w13"),
+                       dtype("w2"),
+                       dtype("hidden")};
+  const std::optional<std::string> refusal = fused_refusal(call);
+  return {{"refusal", refusal ? Json(*refusal) : Json()},
+          {"keeps_codes", keeps_codes(call.formats13)}};
+}
+
+// {"tokens", "top_k", "columns", "experts", "keeps_codes"} -> bytes that a forward keeps.
+Json answer_fused_experts_saved(const Json& request) {
+  return KeptLayout::of(request.at("tokens"), request.at("top_k"), request.at("columns"),
+                        request.at("experts"), request.at("keeps_codes"))
+      .bytes;
 }
 
 // ---- conversion ---------------------------------------------------------------
@@ -231,7 +271,9 @@ constexpr Question kQuestions[] = {{"about", answer_about},
                                    {"decide", answer_decide},
                                    {"nearest", answer_nearest},
                                    {"report_table", answer_report_table},
-                                   {"check_text", answer_check_text}};
+                                   {"check_text", answer_check_text},
+                                   {"fused_experts", answer_fused_experts},
+                                   {"fused_experts_saved", answer_fused_experts_saved}};
 
 Json ask(std::string_view name, const Json& request) {
   for (const Question& question : kQuestions) {

@@ -18,6 +18,7 @@
 #include "device/cuda_launch.h"
 #include "device/implementation.h"
 #include "experts/activation.h"
+#include "experts/stage_forms.h"
 #include "experts/stages.h"
 #include "groups/cuda_groups.h"
 #include "quantize/cuda_args.h"
@@ -32,27 +33,20 @@ constexpr int64_t kAlongRows = 1, kAlongColumns = 0;
 using Keys = std::vector<FormKey>;
 
 // ---- which forms are codes ----------------------------------------------------
-// The format of codes whose scales may be shifted, one per row or column.
-const Float8Format* shiftable(const FormKey& key) {
-  const auto* format = std::get_if<Float8Format>(&key.format);
-  const bool is = format && key.encoding == Encoding::FLOAT8 &&
-                  format->granularity == ScalingGranularity::AXISWISE &&
-                  format->round_scales_to_power_of_2;
-  return is ? format : nullptr;
+StageForms forms_of(const Keys& keys) {
+  StageForms forms;
+  for (const FormKey& key : keys) {
+    forms.push_back({.format = key.format,
+                     .is_by_rows = key.axis == kAlongRows,
+                     .reads_codes = key.encoding == Encoding::FLOAT8,
+                     .reads_bf16 = key.encoding == Encoding::BF16});
+  }
+  return forms;
 }
 
 // The one format in which a stage writes all forms as codes; else it gives the values.
-const Float8Format* codes_for(const ExpertsCall& call, const Keys& keys) {
-  if (keys.empty()) return nullptr;
-  const Float8Format* const format = shiftable(keys.front());
-  for (const FormKey& key : keys) {
-    const Float8Format* const other = shiftable(key);
-    if (!format || !other || !(*other == *format)) return nullptr;
-    if (key.axis == kAlongColumns && call.column_codes != ColumnCodes::FROM_ROW_CODES) {
-      return nullptr;
-    }
-  }
-  return format;
+std::optional<Float8Format> codes_for(const ExpertsCall& call, const Keys& keys) {
+  return stage_codes(forms_of(keys), call.column_codes == ColumnCodes::FROM_ROW_CODES);
 }
 
 bool has_axis(const Keys& keys, int64_t axis) {
@@ -202,19 +196,8 @@ bool is_high_precision(const FormKey& key) {
   return std::holds_alternative<HighPrecision>(key.format);
 }
 
-// The one MX format of forms that kernels of mx_rows.h write, rows as they are beside them; nothing
-// where there is none, or a form that they do not write.
 std::optional<MxFormat> mx_format_of(const Keys& keys) {
-  std::optional<MxFormat> format;
-  for (const FormKey& key : keys) {
-    if (key.encoding != Encoding::BF16) return std::nullopt;
-    if (is_high_precision(key)) continue;
-    const auto* mx = std::get_if<MxFormat>(&key.format);
-    if (!mx || mx->elem != ElemDtype::E4M3) return std::nullopt;
-    if (format && !(*format == *mx)) return std::nullopt;
-    format = *mx;
-  }
-  return format;
+  return stage_mx(forms_of(keys));
 }
 
 // Whether those kernels read it: undefined, or in whole 16-byte pieces.
@@ -339,7 +322,7 @@ class Made {
       : call_(call), keys_(keys), columns_(columns) {
     if (keys.empty()) return;
     const bool by_columns = has_axis(keys, kAlongColumns);
-    if (const Float8Format* const format = codes_for(call, keys)) {
+    if (const std::optional<Float8Format> format = codes_for(call, keys)) {
       codes_ = CodedRows::empty(call, *format, call.rows(), columns, by_columns, memory);
     }
     if (!codes_ || call.is_observed) {
@@ -388,14 +371,11 @@ class Made {
 // ---- the activation as MX values ----------------------------------------------------
 // The format of all that the activation is to make as MX values; nothing: it makes them otherwise.
 std::optional<MxFormat> activation_mx_format(const ExpertsCall& call,
-                                             const ActivationInputs& inputs, Keys keys,
+                                             const ActivationInputs& inputs, const Keys& keys,
                                              const Keys& of_hidden_grad = {}) {
-  if (!is_wide(inputs.H) || !is_wide(inputs.bias) || call.hidden % 8 != 0) return std::nullopt;
-  // Blocks along the rows of dH must not hold gates and ups.
-  const bool splits_blocks = call.layout == GateUpLayout::HALVES && call.hidden % kMxBlock != 0;
-  if (splits_blocks && has_axis(of_hidden_grad, kAlongRows)) return std::nullopt;
-  keys.insert(keys.end(), of_hidden_grad.begin(), of_hidden_grad.end());
-  return mx_format_of(keys);
+  if (!is_wide(inputs.H) || !is_wide(inputs.bias)) return std::nullopt;
+  return activation_mx(call.hidden, call.layout == GateUpLayout::INTERLEAVED, forms_of(keys),
+                       forms_of(of_hidden_grad));
 }
 
 // `grads` and what activate_backward() gives beside them. A' takes the memory of dA, `grad`.
@@ -427,13 +407,13 @@ class CudaStages final : public ExpertStages {
     if (!call.device.is_cuda()) return "tokens are not on a GPU";
     if (auto refusal = kernels_refusal(call.device, call.order.n_experts())) return refusal;
     if (call.rows() == 0) return "there are no rows";
-    if (call.hidden_dtype != at::kBFloat16) return "hidden rows are not bfloat16";
+    if (const char* refusal = hidden_refusal(call.hidden_dtype)) return refusal;
     return std::nullopt;
   }
 
   GatheredTokens gather_tokens(const ExpertsCall& call, const Tokens& tokens, const Keys& keys,
                                bool for_backward) const override {
-    const Float8Format* const format = codes_for(call, keys);
+    const std::optional<Float8Format> format = codes_for(call, keys);
     if (!format) return {gather_values(call, tokens.values(), keys), {}};
     const Launch on(call.device);
     const CodedRows coded = codes_of_tokens(call, tokens, *format, on.stream);
@@ -447,7 +427,7 @@ class CudaStages final : public ExpertStages {
   Operand gather_saved(const ExpertsCall& call, const SavedTokens& saved,
                        const Keys& keys) const override {
     if (saved.instead.empty()) return gather_values(call, saved.tokens.values(), keys);
-    const Float8Format* const format = codes_for(call, keys);
+    const std::optional<Float8Format> format = codes_for(call, keys);
     MOE8_CHECK(format, kOp, "x", "expected its codes, which forward kept, to be of use in ",
                "backward. This is a defect of moe8");
     const CodedRows tokens{*format, call.dim, saved.instead[0], saved.instead[1], saved.instead[2]};
@@ -458,7 +438,7 @@ class CudaStages final : public ExpertStages {
 
   Operand gather_grads(const ExpertsCall& call, const at::Tensor& grad_out,
                        const Keys& keys) const override {
-    const Float8Format* const format = codes_for(call, keys);
+    const std::optional<Float8Format> format = codes_for(call, keys);
     if (!format) return gather_values(call, grad_out, keys);
     const Launch on(call.device);
     const CodedRows tokens = quantize_tokens(call, grad_out, *format, on.stream);
