@@ -121,10 +121,11 @@ struct Moe8Experts {
   void* grad_x;          // [T, d] of x_type
   void* grad_w13;
   void* grad_w2;
-  float*
-      grad_scores;    // [T, k], without what a bias of w2 adds to it; 0 for slots that take no part
-  void* hidden_grad;  // bf16 [R, h]: the gradient dA of the activation's result, for part 1; part 2
-                      // writes other things there
+  // [T, k], without what a bias of w2 adds to it; 0 for slots that take no part.
+  float* grad_scores;
+  // bf16 [R, h]: the gradient dA of the activation's result, for part 1. Part 2 writes other things
+  // there.
+  void* hidden_grad;
   void* workspace;
   void* kept13;  // as Moe8Product::kept, of w13 and of w2
   void* kept2;
