@@ -171,3 +171,159 @@ def test_without_gradients_the_result_is_the_same():
     with torch.no_grad():
         got = moe8.moe_experts(x, w13, None, w2, experts, scores)
     assert not got.requires_grad and torch.equal(got, expected.detach())
+
+
+# ---- what stands around the kernels --------------------------------------------------------------------------
+class KernelsOfOperations:
+    """_fused.forward and backward in the operations of _experts.py, on a CPU: what they are given and give is the
+    kernels'."""
+
+    def __init__(self):
+        self.tokens = {}  # by the address of what was saved: x, where its codes would lie
+        self.calls = []
+
+    def forward(self, x, w13, w2, experts, scores, b13, b2, o, kept, keeps):
+        self.calls.append(("forward", keeps))
+        order, count = _experts.Order(experts, w13.shape[0]), w13.shape[0]
+        out, hidden, _ = self._by_operations(_experts.forward, x, w13, w2, experts, scores, b13, b2, o, kept, keeps)
+        if keeps is None:
+            return out, hidden, torch.empty(0, dtype=torch.uint8)
+        slots, _, offs, end = _fused.layout(*experts.shape, x.shape[1], count, keeps)
+        saved = torch.full((end,), 255, dtype=torch.uint8)
+        for offset, values in ((slots, order.slot_of_row), (offs, order.offs)):
+            values = values.int().view(torch.uint8)
+            saved[offset:offset + values.numel()] = values
+        if keeps:
+            self.tokens[saved.data_ptr()] = x.detach()
+        return out, hidden, saved
+
+    def backward(self, grad_out, x, w13, w2, experts, scores, b13, hidden, saved, o, needs, kept, between=None):
+        self.calls.append(("backward", *sorted(needs), between is not None))
+        if x is None and "w13" in needs:
+            x = self.tokens[saved.data_ptr()]
+        order, grads = _experts.Order(experts, w13.shape[0]), _experts.Gradients()
+        x = grad_out if x is None else x
+        rest = order, grad_out, x, w13, w2, experts, scores, b13, hidden, saved, o
+        if between is not None:
+            dA, _ = _products.backward("", order.tokens(grad_out), hidden[:, :w2.shape[2]], w2, order.offs, o.config2,
+                                       True, False, None)
+            between(dA)
+        if needs:
+            _experts._backward(grads, *rest, needs, kept)
+        return grads.x, grads.w13, grads.w2, grads.scores
+
+    @staticmethod
+    def _by_operations(function, *arguments):
+        before, _fused.is_wanted = _fused.is_wanted, False
+        try:
+            return function(*arguments)
+        finally:
+            _fused.is_wanted = before
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    stand_in, decide = KernelsOfOperations(), _fused.refusal
+    monkeypatch.setattr(_fused, "refusal", lambda device, *rest: decide(GPU, *rest))
+    monkeypatch.setattr(_fused, "forward", stand_in.forward)
+    monkeypatch.setattr(_fused, "backward", stand_in.backward)
+    return stand_in
+
+
+NAMES = ("x", "w13", "w2", "scores", "b13", "b2")
+
+
+def step(needs, as_operation, biases=True, interleaved=False, clamped=False, scores_on="output", config="fp8_rowwise"):
+    torch.manual_seed(4)
+    shapes = ((24, 64), (4, 96, 64), (4, 64, 48), (24, 2), (4, 96), (4, 64))
+    leaves = [torch.randn(shape).to(F32 if name in ("scores", "b13", "b2") else BF16).requires_grad_(name in needs)
+              for name, shape in zip(NAMES, shapes)]
+    x, w13, w2, scores, b13, b2 = leaves[:4] + (leaves[4:] if biases else [None, None])
+    experts = torch.randint(-1, 5, (24, 2))
+    if as_operation:
+        out = OPS.moe_experts(x, w13, w2, experts, scores, b13, b2, config_text(config), config_text(config),
+                              interleaved, clamped, 1.702, 7.0, scores_on == "input")[0]
+    else:
+        out = moe8.moe_experts(x, w13, None, w2, experts, scores, config=config, b1=b13, b2=b2,
+                               gate_up="interleaved" if interleaved else "halves", scores_on=scores_on,
+                               activation="clamped_swiglu" if clamped else "swiglu")
+    out.backward(torch.randn(out.shape).to(out.dtype))
+    return [out.detach()] + [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize("as_operation", [False, True])
+@pytest.mark.parametrize("options_of_call", [
+    {}, {"biases": False}, {"scores_on": "input"}, {"interleaved": True, "clamped": True}, {"config": "mxfp8_rceil"},
+    {"config": "none"}])
+@pytest.mark.parametrize("needs", [NAMES, ("x",), ("w13",), ("w2",), ("scores",), ("b13",), ("b2",), ("w13", "b13"),
+                                   ("scores", "b2"), ("x", "w2")])
+def test_gradients_around_the_kernels(kernels, monkeypatch, needs, options_of_call, as_operation):
+    if not options_of_call.get("biases", True):
+        needs = tuple(name for name in needs if name not in ("b13", "b2"))
+        if not needs:
+            return
+    got = step(needs, as_operation, **options_of_call)
+    assert [call[0] for call in kernels.calls] == ["forward"] + ["backward"] * (needs != ("b2",))
+    keeps = options_of_call.get("config", "fp8_rowwise") == "fp8_rowwise" and (as_operation or "w13" in needs)
+    assert kernels.calls[0] == ("forward", keeps)
+    monkeypatch.setattr(_fused, "is_wanted", False)
+    expected = step(needs, as_operation, **options_of_call)
+    assert len(got) == len(expected) == 1 + len(needs)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got))
+
+
+def test_no_gradients_nothing_kept(kernels):
+    with torch.no_grad():
+        moe8.moe_experts(torch.randn(8, 64).bfloat16(), torch.randn(4, 96, 64).bfloat16().requires_grad_(True), None,
+                         torch.randn(4, 64, 48).bfloat16(), torch.randint(0, 4, (8, 2)))
+    assert kernels.calls == [("forward", None)]
+
+
+def test_compiled_around_the_kernels(kernels):
+    """The compiler sees operations alone, with what a forward on a GPU keeps."""
+    def layer(x, w13, w2, scores):
+        experts = torch.arange(48).view(24, 2) % 4
+        return moe8.moe_experts(x, w13, None, w2, experts, scores)
+    results = []
+    torch._dynamo.reset()
+    for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(4)
+        leaves = [torch.randn(shape).bfloat16().requires_grad_(True) for shape in ((24, 64), (4, 96, 64), (4, 64, 48))]
+        leaves.append(torch.rand(24, 2, requires_grad=True))
+        out = function(*leaves)
+        out.float().square().sum().backward()
+        results.append([out.detach()] + [leaf.grad for leaf in leaves])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert kernels.calls == [("forward", True), ("backward", "scores", "w13", "w2", "x", False)] * 2
+
+
+def test_opcheck_around_the_kernels(kernels):
+    """Among others: sizes of what is saved are right for any number of tokens."""
+    leaf = lambda *shape: torch.randn(shape).requires_grad_(True)
+    for config in ("fp8_rowwise", "mxfp8_rceil"):
+        o = options(config)
+        arguments = (leaf(20, 64), leaf(4, 96, 64), leaf(4, 64, 48), torch.randint(0, 5, (20, 2)), leaf(20, 2),
+                     leaf(4, 96), leaf(4, 64), o.config13, o.config2, False, False, 1.702, 7.0, False)
+        assert set(torch.library.opcheck(OPS.moe_experts.default, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_selective_checkpoint_around_the_kernels(kernels, saves):
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    def policy(_context, op, *_arguments, **_named):
+        is_layer = op == OPS.moe_experts.default
+        return CheckpointPolicy.MUST_SAVE if is_layer and saves else CheckpointPolicy.PREFER_RECOMPUTE
+    x, w13, w2 = (torch.randn(shape).bfloat16().requires_grad_(True) for shape in ((24, 64), (4, 96, 64), (4, 64, 48)))
+    experts = torch.randint(0, 4, (24, 2))
+
+    def layer(x, w13, w2):
+        return moe8.moe_experts(x, w13, None, w2, experts) * 2
+    results = []
+    for function in (layer, lambda *leaves: checkpoint(
+            layer, *leaves, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(policy))):
+        kernels.calls.clear()
+        out = function(x, w13, w2)
+        results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), (x, w13, w2))])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert [call[0] for call in kernels.calls].count("forward") == (1 if saves else 2)
