@@ -45,6 +45,11 @@ class SafetensorsReader {
   /// tensor (the nearest names listed), when LibTorch lacks its dtype (F6_E2M3, F6_E3M2) or a BOOL
   /// is neither 0 nor 1.
   at::Tensor tensor(std::string_view name) const;
+  /// The same bytes straight into memory that is there: rows first_row, first_row + 1, ... of the
+  /// tensor, as many as `out` has. `out` is contiguous on the CPU, in the dtype that tensor() gives,
+  /// and has its shape but for the number of rows; to autograd it is written in place.
+  /// @throws c10::Error as tensor(), and unless `out` is such a tensor.
+  void read_rows(std::string_view name, int64_t first_row, const at::Tensor& out) const;
 
  private:
   struct File;

@@ -5,9 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include <functional>
+#include <variant>
+
 #include "base/check.h"
 #include "base/plain_text.h"
 #include "cpu/isa.h"
+#include "device/allocate.h"
 #include "device/cuda_device.h"
 
 namespace moe8 {
@@ -44,15 +48,41 @@ void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
   }
 }
 
+// The matrix of a group.
+using MatrixOf = std::function<at::Tensor(int64_t group)>;
+
 // A (M, K) times B (E, K, N) by group; zero in rows of no group.
-at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, const at::Tensor& b) {
+at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, int64_t columns,
+                         const MatrixOf& b) {
   const int64_t rows = rows_in_groups(p);
-  at::Tensor out = at::empty({a.size(0), b.size(2)}, a.options().dtype(product_dtype(a)));
+  at::Tensor out = at::empty({a.size(0), columns}, a.options().dtype(product_dtype(a)));
   out.narrow(0, rows, a.size(0) - rows).zero_();
   for_each_group(p, [&](int64_t g, int64_t begin, int64_t size) {
-    if (size > 0) multiply(out.narrow(0, begin, size), a.narrow(0, begin, size), b.select(0, g));
+    if (size > 0) multiply(out.narrow(0, begin, size), a.narrow(0, begin, size), b(g));
   });
   return out;
+}
+
+// Few rows cost less than a copy of the weights in another dtype, of which experts without rows need
+// none: each matrix is then converted just before its product, into memory that the caches hold.
+bool converts_matrix_by_matrix(const GemmProblem& p, const FormKey& key) {
+  constexpr int64_t kFewRows = 32;  // an expert
+  return std::holds_alternative<HighPrecision>(key.format) && p.right.device().is_cpu() &&
+         p.right.has_source() && !p.right.has(key) &&
+         p.left.size(0) <= kFewRows * p.groups.count();
+}
+
+// W [E, N, K] of the problem.
+MatrixOf matrices_of_right(const GemmProblem& p, Encoding encoding) {
+  const FormKey key = p.right_key(encoding);
+  if (!converts_matrix_by_matrix(p, key)) {
+    const at::Tensor all = p.right.form(key, p.groups).data;
+    return [all](int64_t g) { return all.select(0, g); };
+  }
+  return [&p, encoding](int64_t g) {
+    const at::Tensor source = p.right.source_matrix(g).detach();
+    return allocate_result(source.sizes(), dtype_of(encoding), source).copy_(source);
+  };
 }
 
 // left (M, N)^T times right (M, K) within each group: (E, N, K).
@@ -71,17 +101,18 @@ at::Tensor multiply_groups(const GemmProblem& p, const at::Tensor& left, const a
 
 at::Tensor gemm_in(const GemmProblem& p, Encoding encoding) {
   const at::Tensor left = p.left.form(p.left_key(encoding), p.groups).data;
-  const at::Tensor right = p.right.form(p.right_key(encoding), p.groups).data;
   at::Tensor out;
   switch (p.gemm) {
-    case Gemm::OUT:
-      out = multiply_rows(p, left, right.transpose(1, 2));
+    case Gemm::OUT: {
+      const MatrixOf right = matrices_of_right(p, encoding);
+      out = multiply_rows(p, left, p.right.size(1), [&](int64_t g) { return right(g).t(); });
       break;
+    }
     case Gemm::GRAD_INPUT:
-      out = multiply_rows(p, left, right);
+      out = multiply_rows(p, left, p.right.size(2), matrices_of_right(p, encoding));
       break;
     case Gemm::GRAD_WEIGHT:
-      out = multiply_groups(p, left, right);
+      out = multiply_groups(p, left, p.right.form(p.right_key(encoding), p.groups).data);
       break;
   }
   return out.to(p.out_dtype);

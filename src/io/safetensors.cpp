@@ -86,11 +86,61 @@ struct SafetensorsReader::File {
     for (size_t i = 0; i < header.entries.size(); ++i) index.emplace(header.entries[i].name, i);
   }
 
+  /// A tensor as LibTorch has it.
+  struct Stored {
+    const SafetensorsEntry& entry;
+    at::ScalarType type;
+    std::vector<int64_t> shape;
+  };
+  Stored find(std::string_view name) const;
+  // `out` is contiguous, and rows of the tensor from there on.
+  void read(const Stored& stored, int64_t first_row, const at::Tensor& out) const;
+
   InputFile in;
   uint64_t data_start = 0;
   SafetensorsHeader header;
   std::map<std::string, size_t, std::less<>> index;  // name -> position in header.entries
 };
+
+SafetensorsReader::File::Stored SafetensorsReader::File::find(std::string_view name) const {
+  const std::string& path = in.path();
+  const auto found = index.find(name);
+  if (found == index.end()) {
+    std::vector<std::string> names;
+    for (const SafetensorsEntry& entry : header.entries) names.push_back(entry.name);
+    std::vector<std::string> closest;
+    for (const std::string& one : nearest(name, names)) closest.push_back(shown(one));
+    fail(kLoad, path,
+         concat("expected one of its ", names.size(), " tensors, got ", shown(name),
+                closest.empty() ? "" : ". Nearest: " + join(closest)));
+  }
+  const SafetensorsEntry& entry = header.entries[found->second];
+  const SafetensorsDtype& dtype = *find_safetensors_dtype(entry.dtype);
+  MOE8_CHECK(dtype.type != at::ScalarType::Undefined, kLoad, path, "tensor ", shown(name),
+             ": expected a dtype that LibTorch has, got ", entry.dtype);
+  Stored stored{entry, dtype.type, entry.shape};
+  if (dtype.packed > 1) {
+    MOE8_CHECK(!stored.shape.empty() && stored.shape.back() % dtype.packed == 0, kLoad, path,
+               "tensor ", shown(name), ": expected a last size that is a multiple of ",
+               dtype.packed, " for ", entry.dtype, ", got shape ", at::IntArrayRef(stored.shape));
+    stored.shape.back() /= dtype.packed;
+  }
+  return stored;
+}
+
+void SafetensorsReader::File::read(const Stored& stored, int64_t first_row,
+                                   const at::Tensor& out) const {
+  const uint64_t count = out.nbytes();
+  if (count == 0) return;
+  auto* bytes = static_cast<uint8_t*>(out.data_ptr());
+  const uint64_t row = out.dim() == 0 ? count : count / static_cast<uint64_t>(out.size(0));
+  in.read(bytes, count, data_start + stored.entry.begin + static_cast<uint64_t>(first_row) * row);
+  // Any other byte in a C++ bool is undefined behaviour later on.
+  MOE8_CHECK(stored.type != at::kBool ||
+                 std::all_of(bytes, bytes + count, [](uint8_t b) { return b < 2; }),
+             kLoad, in.path(), "tensor ", shown(stored.entry.name),
+             ": expected bytes 0 and 1 for BOOL, got others");
+}
 
 SafetensorsReader::SafetensorsReader(const std::string& path)
     : file_(std::make_unique<File>(path)) {}
@@ -109,38 +159,30 @@ bool SafetensorsReader::contains(std::string_view name) const {
 }
 
 at::Tensor SafetensorsReader::tensor(std::string_view name) const {
-  const std::string& path = file_->in.path();
-  const auto found = file_->index.find(name);
-  if (found == file_->index.end()) {
-    std::vector<std::string> names;
-    for (const SafetensorsEntry& entry : entries()) names.push_back(entry.name);
-    std::vector<std::string> closest;
-    for (const std::string& one : nearest(name, names)) closest.push_back(shown(one));
-    fail(kLoad, path,
-         concat("expected one of its ", names.size(), " tensors, got ", shown(name),
-                closest.empty() ? "" : ". Nearest: " + join(closest)));
-  }
-  const SafetensorsEntry& entry = entries()[found->second];
-  const SafetensorsDtype& dtype = *find_safetensors_dtype(entry.dtype);
-  MOE8_CHECK(dtype.type != at::ScalarType::Undefined, kLoad, path, "tensor ", shown(name),
-             ": expected a dtype that LibTorch has, got ", entry.dtype);
-
-  std::vector<int64_t> shape = entry.shape;
-  if (dtype.packed > 1) {
-    MOE8_CHECK(!shape.empty() && shape.back() % dtype.packed == 0, kLoad, path, "tensor ",
-               shown(name), ": expected a last size that is a multiple of ", dtype.packed, " for ",
-               entry.dtype, ", got shape ", at::IntArrayRef(shape));
-    shape.back() /= dtype.packed;
-  }
-  at::Tensor out = at::empty(shape, at::TensorOptions().dtype(dtype.type));
-  auto* bytes = static_cast<uint8_t*>(out.data_ptr());
-  const uint64_t count = entry.end - entry.begin;
-  file_->in.read(bytes, count, file_->data_start + entry.begin);
-  // Any other byte in a C++ bool is undefined behaviour later on.
-  MOE8_CHECK(
-      dtype.type != at::kBool || std::all_of(bytes, bytes + count, [](uint8_t b) { return b < 2; }),
-      kLoad, path, "tensor ", shown(name), ": expected bytes 0 and 1 for BOOL, got others");
+  const File::Stored stored = file_->find(name);
+  at::Tensor out = at::empty(stored.shape, at::TensorOptions().dtype(stored.type));
+  file_->read(stored, 0, out);
   return out;
+}
+
+void SafetensorsReader::read_rows(std::string_view name, int64_t first_row,
+                                  const at::Tensor& out) const {
+  const File::Stored stored = file_->find(name);
+  const bool is_plain =
+      out.defined() && out.is_cpu() && out.layout() == at::kStrided && out.is_contiguous();
+  MOE8_CHECK(is_plain && out.scalar_type() == stored.type, kLoad, "out",
+             "expected contiguous memory of the CPU for ", stored.type, ", got ",
+             out.defined() ? concat(out.toString(), " ", out.sizes()) : "an undefined tensor");
+  const at::IntArrayRef whole = stored.shape, rows = out.sizes();
+  const bool has_rows = !whole.empty() && rows.size() == whole.size();
+  const bool fits = has_rows
+                        ? first_row >= 0 && first_row <= whole[0] &&
+                              rows[0] <= whole[0] - first_row && rows.slice(1) == whole.slice(1)
+                        : first_row == 0 && rows == whole;
+  MOE8_CHECK(fits, kLoad, file_->in.path(), "tensor ", shown(name), ": expected rows of ", whole,
+             ", got ", rows, " from ", first_row, " on");
+  file_->read(stored, first_row, out);
+  out.unsafeGetTensorImpl()->bump_version();
 }
 
 std::map<std::string, at::Tensor> load_safetensors(const std::string& path) {

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "io/row_runs.h"
 #include "io/safetensors_header.h"
 
 namespace moe8 {
@@ -171,32 +172,64 @@ at::ScalarType PieceReader::dtype_of(std::string_view name) {
   return found ? found->type : at::ScalarType::Undefined;
 }
 
-at::Tensor PieceReader::read(std::string_view name, const Box& box) const {
+std::vector<PieceReader::Part> PieceReader::parts_of(std::string_view name, const Box& box) const {
   const Whole& whole = find(name);
   MOE8_CHECK(box.sizes.size() == whole.sizes.size(), kLoad, where(), "tensor ", shown(name),
              ": expected a box of ", whole.sizes.size(), " dimensions, got ", box.sizes.size());
-  at::Tensor out;
-  std::vector<Box> parts;
+  std::vector<Part> parts;
   int64_t covered = 0;
   for (const Piece& piece : whole.pieces) {
     const std::optional<Box> part = intersection(piece.box, box);
-    if (!part && box.volume() > 0) continue;
-    const at::Tensor values = files_[piece.file].tensor(name);
-    if (piece.box == box && whole.pieces.size() == 1) return values;
-    if (!out.defined()) out = at::empty(box.sizes, values.options());
-    if (!part) return out;  // empty
-    for (const Box& other : parts) {
-      MOE8_CHECK(!intersection(other, *part), kLoad, paths_[piece.file], "tensor ", shown(name),
+    if (!part) continue;
+    for (const Part& other : parts) {
+      MOE8_CHECK(!intersection(other.box, *part), kLoad, paths_[piece.file], "tensor ", shown(name),
                  ": expected each element in one file, got some in two");
     }
-    slice(out, box.offsets, *part).copy_(slice(values, piece.box.offsets, *part));
     covered += part->volume();
-    parts.push_back(*part);
+    parts.push_back({piece, *part});
   }
-  MOE8_CHECK(out.defined() && covered == box.volume(), kLoad, where(), "tensor ", shown(name),
-             ": expected all of ", at::IntArrayRef(box.sizes), " from ",
-             at::IntArrayRef(box.offsets), " on, got ", covered, " of ", box.volume(),
-             " elements. Is a file missing?");
+  MOE8_CHECK(covered == box.volume(), kLoad, where(), "tensor ", shown(name), ": expected all of ",
+             at::IntArrayRef(box.sizes), " from ", at::IntArrayRef(box.offsets), " on, got ",
+             covered, " of ", box.volume(), " elements. Is a file missing?");
+  return parts;
+}
+
+void PieceReader::check(std::string_view name, const Box& box) const {
+  parts_of(name, box);
+}
+
+void PieceReader::read_into(std::string_view name, const Box& box, const at::Tensor& out) const {
+  for (const auto& [piece, part] : parts_of(name, box)) {
+    const SafetensorsReader& file = files_[piece.file];
+    const at::IntArrayRef of_part = part.sizes, of_piece = piece.box.sizes, of_box = box.sizes;
+    const bool is_rows = !of_box.empty() && of_part.slice(1) == of_piece.slice(1) &&
+                         of_part.slice(1) == of_box.slice(1);
+    if (!is_rows) {
+      slice(out, box.offsets, part).copy_(slice(file.tensor(name), piece.box.offsets, part));
+      continue;
+    }
+    const at::Tensor rows = out.narrow(0, part.offsets[0] - box.offsets[0], of_part[0]);
+    const int64_t first = part.offsets[0] - piece.box.offsets[0];
+    const int64_t row_bytes = static_cast<int64_t>(rows.nbytes()) / of_part[0];
+    for_each_run_of_rows(of_part[0], row_bytes, [&](int64_t begin, int64_t end) {
+      file.read_rows(name, first + begin, rows.narrow(0, begin, end - begin));
+    });
+  }
+}
+
+at::Tensor PieceReader::read(std::string_view name, const Box& box) const {
+  const Whole& whole = find(name);
+  const SafetensorsDtype& dtype = *find_safetensors_dtype(whole.dtype);
+  const bool is_as_it_lies = whole.pieces.size() == 1 && whole.pieces.front().box == box;
+  // Several elements in one of LibTorch's, or none that it has.
+  const bool is_odd = dtype.packed > 1 || dtype.type == at::ScalarType::Undefined;
+  if (is_as_it_lies && (is_odd || box.sizes.empty())) {
+    return files_[whole.pieces.front().file].tensor(name);
+  }
+  MOE8_CHECK(!is_odd, kLoad, where(), "tensor ", shown(name),
+             ": expected a dtype that can be cut into pieces, got ", whole.dtype);
+  at::Tensor out = at::empty(box.sizes, at::TensorOptions().dtype(dtype.type));
+  read_into(name, box, out);
   return out;
 }
 

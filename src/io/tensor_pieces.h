@@ -70,10 +70,20 @@ class PieceReader {
   /// none of the files (it says which files there are), or in two.
   at::Tensor read(std::string_view name, const Box& box) const;
   at::Tensor read(std::string_view name) const;
+  /// The same into memory that is there, contiguous on the CPU and of the box' sizes and that dtype; on
+  /// all threads, and where a file holds its rows straight from there.
+  void read_into(std::string_view name, const Box& box, const at::Tensor& out) const;
+  /// Reads nothing, but throws as read() does where that finds parts missing, or in two files.
+  void check(std::string_view name, const Box& box) const;
 
  private:
   struct Piece {
     size_t file;
+    Box box;
+  };
+  // What a piece has of a box.
+  struct Part {
+    const Piece& piece;
     Box box;
   };
   struct Whole {
@@ -84,6 +94,7 @@ class PieceReader {
 
   void add(size_t file);
   const Whole& find(std::string_view name) const;
+  std::vector<Part> parts_of(std::string_view name, const Box& box) const;
 
   std::vector<std::string> paths_;
   std::vector<SafetensorsReader> files_;

@@ -108,4 +108,8 @@ at::Tensor HfFiles::tensor(std::string_view name) const {
   return files_[places_.find(name)->second.file].tensor(name);
 }
 
+void HfFiles::read_rows(std::string_view name, int64_t first_row, const at::Tensor& out) const {
+  files_[places_.find(name)->second.file].read_rows(name, first_row, out);
+}
+
 }  // namespace moe8

@@ -26,6 +26,8 @@ class HfFiles {
   /// Of a tensor that is there.
   const SafetensorsEntry& entry(std::string_view name) const;
   at::Tensor tensor(std::string_view name) const;
+  /// As SafetensorsReader::read_rows().
+  void read_rows(std::string_view name, int64_t first_row, const at::Tensor& out) const;
 
  private:
   struct Place {

@@ -2,7 +2,6 @@
 // What each TensorLayout of a family's table means, in both directions.
 #include "models/hf_weights.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
@@ -10,16 +9,13 @@
 #include <set>
 
 #include "base/check.h"
+#include "io/row_runs.h"
 #include "io/safetensors_header.h"
 #include "models/quantized_weights.h"
 #include "moe8/pretrained.h"
 
 namespace moe8 {
 namespace {
-
-bool is_of_experts(std::string_view ours) {
-  return ours.find(".moe.experts.") != std::string_view::npos;
-}
 
 // ---- which tensors a model has ----------------------------------------------
 std::string first_name(const TensorPlace& place) {
@@ -74,7 +70,7 @@ std::vector<ParameterShape> pretrained_tensors(const TransformerConfig& config) 
 }
 
 HfWeights::HfWeights(const HfFiles& files, const Family& family, const TransformerConfig& config)
-    : files_(files), family_(family), experts_(config.n_experts) {
+    : files_(files), family_(family) {
   std::set<std::string> expected;
   std::vector<std::string> missing;
   for (const HfTensor& tensor : hf_tensors(family, pretrained_tensors(config))) {
@@ -94,50 +90,66 @@ HfWeights::HfWeights(const HfFiles& files, const Family& family, const Transform
   }
 }
 
-at::Tensor HfWeights::read(const std::string& ours, const std::vector<int64_t>& sizes,
-                           int64_t first_expert) const {
+namespace {
+
+// Every row of `out` from the file, or from its codes: memory is written once, by all threads.
+void read_rows(const PlainRows& from, const HeldPart& part, const at::Tensor& out) {
+  const bool has_all_columns = out.dim() < 2 || part.whole[1] == out.size(1);
+  for_each_run_of_rows(out.size(0), from.row_bytes(), [&](int64_t begin, int64_t end) {
+    const at::Tensor own = out.narrow(0, begin, end - begin);
+    const int64_t first = part.first_row + begin;
+    if (has_all_columns) {
+      from.read(first, own);
+    } else {
+      own.copy_(from.rows(first, end - begin).narrow(1, part.first_column, out.size(1)));
+    }
+  });
+}
+
+void for_each_expert(const at::Tensor& out,
+                     const std::function<void(int64_t expert, const at::Tensor& own)>& read) {
+  const int64_t bytes = static_cast<int64_t>(out.nbytes()) / std::max<int64_t>(1, out.size(0));
+  for_each_run_of_rows(out.size(0), bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) read(e, out.select(0, e));
+  });
+}
+
+}  // namespace
+
+void HfWeights::read(const std::string& ours, const HeldPart& part, const at::Tensor& out) const {
   const TensorPlace place = place_of(family_, ours);
-  const bool stacked = is_of_experts(ours);
-  std::vector<int64_t> whole = sizes;
-  if (stacked) whole[0] = experts_;
-  const auto own = [&](const at::Tensor& all) {
-    return stacked ? all.narrow(0, first_expert, sizes[0]) : all;
-  };
+  const std::vector<int64_t>& whole = part.whole;
   switch (place.layout) {
     case TensorLayout::SAME:
-      return own(read_plain(files_, place.name, whole));
+      return read_rows(PlainRows(files_, place.name, whole), part, out);
     case TensorLayout::EVEN:
     case TensorLayout::ODD: {
       const int64_t first = place.layout == TensorLayout::ODD ? 1 : 0;
-      const at::Tensor both = read_plain(files_, place.name, {whole[0], 2 * whole[1]});
-      return own(both.slice(1, first, std::nullopt, 2));
+      const PlainRows both(files_, place.name, {whole[0], 2 * whole[1]});
+      out.copy_(both.rows(part.first_row, out.size(0)).slice(1, first, std::nullopt, 2));
+      return;
     }
     case TensorLayout::EXPERTS: {
-      at::Tensor out;
-      for (int64_t e = 0; e < sizes[0]; ++e) {
-        const at::Tensor one = read_plain(files_, of_expert(place.name, first_expert + e),
-                                          {sizes.begin() + 1, sizes.end()});
-        if (!out.defined()) out = at::empty(sizes, one.options());
-        out.select(0, e).copy_(one);
+      std::vector<PlainRows> matrices;
+      for (int64_t e = 0; e < out.size(0); ++e) {
+        const std::string name = of_expert(place.name, part.first_row + e);
+        matrices.emplace_back(files_, name, std::vector<int64_t>(whole.begin() + 1, whole.end()));
       }
-      return out;
+      return for_each_expert(out, [&](int64_t e, const at::Tensor& own) {
+        matrices[static_cast<size_t>(e)].read(0, own);
+      });
     }
     case TensorLayout::TRANSPOSED:
     case TensorLayout::EVEN_COLUMNS:
     case TensorLayout::ODD_COLUMNS: {
       const int64_t step = place.layout == TensorLayout::TRANSPOSED ? 1 : 2;
       const int64_t first = place.layout == TensorLayout::ODD_COLUMNS ? 1 : 0;
-      const StackedRows rows(files_, place.name, experts_, step * sizes[1], sizes[2]);
-      at::Tensor out;
-      for (int64_t e = 0; e < sizes[0]; ++e) {
-        const at::Tensor one = rows.of(first_expert + e).slice(0, first, std::nullopt, step);
-        if (!out.defined()) out = at::empty(sizes, one.options());
-        out.select(0, e).copy_(one);
-      }
-      return out;
+      const StackedRows stacked(files_, place.name, whole[0], step * whole[1], whole[2]);
+      return for_each_expert(out, [&](int64_t e, const at::Tensor& own) {
+        own.copy_(stacked.of(part.first_row + e).slice(0, first, std::nullopt, step));
+      });
     }
   }
-  return {};
 }
 
 // ---- the other way round ----------------------------------------------------

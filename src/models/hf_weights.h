@@ -13,6 +13,13 @@
 
 namespace moe8 {
 
+/// What a rank holds of a tensor of the transformer: its rows, or columns, from there on.
+struct HeldPart {
+  std::vector<int64_t> whole;  // sizes
+  int64_t first_row = 0;       // of stacked experts the first one
+  int64_t first_column = 0;    // of a matrix
+};
+
 /// Tensors of the transformer, made of those of files.
 class HfWeights {
  public:
@@ -20,16 +27,15 @@ class HfWeights {
   /// @throws c10::Error unless the files hold all tensors of such a model of the family, and no others.
   HfWeights(const HfFiles& files, const Family& family, const TransformerConfig& config);
 
-  /// In the files' dtype, or bf16 where they are quantized. Of stacked experts `sizes[0]` from
-  /// first_expert on.
+  /// Copies `part` of a tensor into `out`, which has its sizes, in the dtype of `out`; codes are rounded
+  /// to bf16 first. On all threads.
+  /// @param out  on the CPU
   /// @throws c10::Error unless sizes and dtype fit
-  at::Tensor read(const std::string& ours, const std::vector<int64_t>& sizes,
-                  int64_t first_expert) const;
+  void read(const std::string& ours, const HeldPart& part, const at::Tensor& out) const;
 
  private:
   const HfFiles& files_;
   const Family& family_;
-  int64_t experts_;
 };
 
 /// A tensor of a file, to be made of the transformer's.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "moe8/pretrained.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -53,17 +55,20 @@ std::vector<std::pair<std::string, at::Tensor>> tensors_of(const TransformerImpl
 }
 
 // What a rank holds of a tensor: of dense weights a part of the rows or columns, of experts its own.
-at::Tensor read_part(const HfWeights& weights, const std::string& name, const at::Tensor& own,
-                     const Group& tensor_group, int64_t first_expert) {
-  const TensorSplit split = tensor_split(name);
-  std::vector<int64_t> sizes = own.sizes().vec();
-  if (split == TensorSplit::NONE || tensor_group.size() == 1) {
-    return weights.read(name, sizes, first_expert);
+HeldPart held_part(const std::string& name, const at::Tensor& own, const TransformerConfig& config,
+                   const Group& tensor_group, int64_t first_expert) {
+  HeldPart part{.whole = own.sizes().vec()};
+  if (name.find(".moe.experts.") != std::string::npos) {
+    part.whole[0] = config.n_experts;
+    part.first_row = first_expert;
   }
-  const int64_t axis = split == TensorSplit::COLUMN_PARALLEL ? 0 : 1;
-  sizes[static_cast<size_t>(axis)] *= tensor_group.size();
-  return weights.read(name, sizes, first_expert)
-      .narrow(axis, tensor_group.rank() * own.size(axis), own.size(axis));
+  const TensorSplit split = tensor_split(name);
+  if (split == TensorSplit::NONE || tensor_group.size() == 1) return part;
+  const size_t axis = split == TensorSplit::COLUMN_PARALLEL ? 0 : 1;
+  const int64_t first = tensor_group.rank() * part.whole[axis];
+  (axis == 0 ? part.first_row : part.first_column) = first;
+  part.whole[axis] *= tensor_group.size();
+  return part;
 }
 
 // A model may have been made with other settings of training, but has to have a balancing bias where
@@ -208,7 +213,14 @@ void load_pretrained(TransformerImpl& model, const std::string& folder) {
   const int64_t first_expert = first_expert_of(model);
   const at::NoGradGuard no_grad;
   for (auto& [name, tensor] : tensors_of(model)) {
-    tensor.copy_(read_part(weights, name, tensor, model.tensor_group(), first_expert));
+    const HeldPart part = held_part(name, tensor, there, model.tensor_group(), first_expert);
+    if (tensor.is_cpu()) {
+      weights.read(name, part, tensor);
+    } else {
+      const at::Tensor read = at::empty(tensor.sizes(), at::dtype(tensor.scalar_type()));
+      weights.read(name, part, read);
+      tensor.copy_(read);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #include "models/quantized_weights.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/ldexp.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
@@ -26,6 +27,8 @@ constexpr const char* kScaleInv = "_scale_inv";  // of FP8: [rows / 128, columns
 constexpr const char* kScale = "_scale";         // of FP8: [rows, 1], or bytes [rows, columns / 32]
 constexpr const char* kFp8 = "F8_E4M3";
 constexpr int64_t kFp8Block = 128;
+constexpr int64_t kBytesOfRun = int64_t{1}
+                                << 20;  // of rows on their way: what a core's cache holds
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   return concat(at::IntArrayRef(shape));
@@ -54,33 +57,27 @@ at::Tensor dequantized_mxfp4(const at::Tensor& blocks, const at::Tensor& scales)
 }
 
 // ---- FP8 ----------------------------------------------------------------------
-// Each scale for `rows` x `columns` codes; the last ones may have fewer.
-at::Tensor dequantized_fp8(const at::Tensor& codes, const at::Tensor& scales, int64_t rows,
-                           int64_t columns) {
-  const at::Tensor spread =
-      scales.to(at::kFloat).repeat_interleave(rows, 0).repeat_interleave(columns, 1);
-  return (codes.to(at::kFloat) * spread.narrow(0, 0, codes.size(0)).narrow(1, 0, codes.size(1)))
-      .to(at::kBFloat16);
-}
+struct Fp8Scales {
+  at::Tensor scales;      // float32
+  int64_t rows, columns;  // for which each is; the last ones may have fewer
+};
 
-at::Tensor read_fp8(const HfFiles& files, const std::string& name,
-                    const std::vector<int64_t>& shape) {
+Fp8Scales read_fp8_scales(const HfFiles& files, const std::string& name,
+                          const std::vector<int64_t>& shape) {
   const int64_t out = shape[0], in = shape[1];
   if (files.contains(name + kScaleInv)) {
     check_shape(files, name + kScaleInv, {blocks_of(out, kFp8Block), blocks_of(in, kFp8Block)});
-    return dequantized_fp8(files.tensor(name), files.tensor(name + kScaleInv), kFp8Block,
-                           kFp8Block);
+    return {files.tensor(name + kScaleInv).to(at::kFloat), kFp8Block, kFp8Block};
   }
   const std::string scales = name + kScale;
   const std::string& dtype = files.entry(scales).dtype;
   if (dtype == "U8") {
     check_shape(files, scales, {out, blocks_of(in, kMxBlock)});
-    return dequantized_fp8(files.tensor(name), files.tensor(scales).view(at::kFloat8_e8m0fnu), 1,
-                           kMxBlock);
+    return {files.tensor(scales).view(at::kFloat8_e8m0fnu).to(at::kFloat), 1, kMxBlock};
   }
   if (dtype != "F32" && dtype != "BF16") wrong_tensor(files, scales, "F32, BF16 or U8");
   check_shape(files, scales, {out, 1});
-  return dequantized_fp8(files.tensor(name), files.tensor(scales), 1, in);
+  return {files.tensor(scales).to(at::kFloat), 1, in};
 }
 
 bool is_mx(ExportedWeights weights) {
@@ -105,22 +102,62 @@ void wrong_tensor(const HfFiles& files, const std::string& name, const std::stri
               shape_text(entry.shape), ". Does config.json belong to these files?"));
 }
 
-at::Tensor read_plain(const HfFiles& files, const std::string& name,
-                      const std::vector<int64_t>& shape) {
+PlainRows::PlainRows(const HfFiles& files, const std::string& name,
+                     const std::vector<int64_t>& shape)
+    : files_(files), name_(name), shape_(shape) {
   check_shape(files, name, shape);
   const std::string& dtype = files.entry(name).dtype;
   const bool has_scales = files.contains(name + kScaleInv) || files.contains(name + kScale);
-  if (dtype == kFp8 && shape.size() == 2 && has_scales) return read_fp8(files, name, shape);
-  if (dtype != "BF16" && dtype != "F32" && dtype != "F16") {
+  const bool is_codes = dtype == kFp8 && shape.size() == 2 && has_scales;
+  if (!is_codes && dtype != "BF16" && dtype != "F32" && dtype != "F16") {
     wrong_tensor(files, name, "BF16, F16 or F32");
   }
-  return files.tensor(name);
+  type_ = find_safetensors_dtype(dtype)->type;
+  if (!is_codes) return;
+  const Fp8Scales found = read_fp8_scales(files, name, shape);
+  scales_ = found.scales, scale_rows_ = found.rows, scale_columns_ = found.columns;
+}
+
+int64_t PlainRows::row_bytes() const {
+  const SafetensorsEntry& entry = files_.entry(name_);
+  return shape_[0] == 0 ? 0 : static_cast<int64_t>(entry.end - entry.begin) / shape_[0];
+}
+
+at::Tensor PlainRows::rows(int64_t first, int64_t count) const {
+  std::vector<int64_t> sizes = shape_;
+  sizes[0] = count;
+  const at::Tensor bytes = at::empty(sizes, at::dtype(type_));
+  files_.read_rows(name_, first, bytes);
+  if (!scales_.defined()) return bytes;
+  const int64_t above = first / scale_rows_, below = blocks_of(first + count, scale_rows_);
+  const at::Tensor spread = scales_.narrow(0, above, below - above)
+                                .repeat_interleave(scale_rows_, 0)
+                                .narrow(0, first - above * scale_rows_, count)
+                                .repeat_interleave(scale_columns_, 1)
+                                .narrow(1, 0, sizes[1]);
+  return (bytes.to(at::kFloat) * spread).to(at::kBFloat16);
+}
+
+void PlainRows::read(int64_t first, const at::Tensor& out) const {
+  const bool is_as_it_lies =
+      !scales_.defined() && out.scalar_type() == type_ && out.is_cpu() && out.is_contiguous();
+  if (is_as_it_lies) {
+    files_.read_rows(name_, first, out);
+    return;
+  }
+  const int64_t count = out.size(0);
+  const int64_t run = std::max<int64_t>(1, kBytesOfRun / std::max<int64_t>(1, row_bytes()));
+  for (int64_t begin = 0; begin < count; begin += run) {
+    const int64_t size = std::min(run, count - begin);
+    out.narrow(0, begin, size).copy_(rows(first + begin, size));
+  }
 }
 
 StackedRows::StackedRows(const HfFiles& files, const std::string& name, int64_t experts,
-                         int64_t out, int64_t in) {
+                         int64_t out, int64_t in)
+    : files_(files), name_(name) {
   if (!files.contains(name + kBlocks)) {
-    rows_ = read_plain(files, name, {experts, in, out}).transpose(1, 2);
+    plain_.emplace(files, name, std::vector<int64_t>{experts, in, out});
     return;
   }
   if (in % kMxBlock != 0) wrong_tensor(files, name + kBlocks, "rows of whole blocks of 32");
@@ -136,13 +173,19 @@ StackedRows::StackedRows(const HfFiles& files, const std::string& name, int64_t 
   }
   check_shape(files, name + kBlocks, {experts, out, blocks, kMxBlock / 2});
   check_shape(files, name + kBlockScales, {experts, out, blocks});
-  blocks_ = files.tensor(name + kBlocks);
-  scales_ = files.tensor(name + kBlockScales);
+}
+
+at::Tensor StackedRows::part_of(const char* part, int64_t expert) const {
+  std::vector<int64_t> sizes = files_.entry(name_ + part).shape;
+  sizes[0] = 1;
+  const at::Tensor bytes = at::empty(sizes, at::dtype(at::kByte));
+  files_.read_rows(name_ + part, expert, bytes);
+  return bytes.squeeze(0);
 }
 
 at::Tensor StackedRows::of(int64_t expert) const {
-  return rows_.defined() ? rows_.select(0, expert)
-                         : dequantized_mxfp4(blocks_.select(0, expert), scales_.select(0, expert));
+  if (plain_) return plain_->rows(expert, 1).squeeze(0).t();
+  return dequantized_mxfp4(part_of(kBlocks, expert), part_of(kBlockScales, expert));
 }
 
 std::string held_name(const HfFiles& files, const std::string& name) {

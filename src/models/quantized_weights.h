@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,20 +22,46 @@ namespace moe8 {
 
 // ---- reading ------------------------------------------------------------------
 /// A tensor as it is, or an FP8 matrix times its scales, rounded to bf16: "NAME_scale_inv" per block of
-/// 128 x 128, "NAME_scale" per row or, as bytes of E8M0, per 32 elements of a row.
-/// @throws c10::Error unless sizes and dtypes fit
-at::Tensor read_plain(const HfFiles& files, const std::string& name,
-                      const std::vector<int64_t>& shape);
+/// 128 x 128, "NAME_scale" per row or, as bytes of E8M0, per 32 elements of a row. Read by runs of rows,
+/// from several threads if you like.
+class PlainRows {
+ public:
+  /// @param files  lives as long
+  /// @throws c10::Error unless sizes and dtypes fit
+  PlainRows(const HfFiles& files, const std::string& name, const std::vector<int64_t>& shape);
 
-/// Stacked matrices as (E, out, in), whether they lie as (E, in, out) or as MXFP4 blocks of rows.
+  const std::vector<int64_t>& shape() const { return shape_; }
+  int64_t row_bytes() const;  // in the file, without scales
+  /// A run of rows, in the files' dtype or bf16.
+  at::Tensor rows(int64_t first, int64_t count) const;
+  /// The same into `out`, rounded to its dtype; what it holds already goes there straight from the file.
+  void read(int64_t first, const at::Tensor& out) const;
+
+ private:
+  const HfFiles& files_;
+  std::string name_;
+  std::vector<int64_t> shape_;
+  at::ScalarType type_;                         // of the bytes
+  at::Tensor scales_;                           // undefined: they are no codes
+  int64_t scale_rows_ = 1, scale_columns_ = 1;  // for which a scale is
+};
+
+/// Stacked matrices as (E, out, in), whether they lie as (E, in, out) or as MXFP4 blocks of rows. Read
+/// expert by expert, from several threads if you like.
 class StackedRows {
  public:
+  /// @param files  lives as long
+  /// @throws c10::Error unless sizes and dtypes fit
   StackedRows(const HfFiles& files, const std::string& name, int64_t experts, int64_t out,
               int64_t in);
   at::Tensor of(int64_t expert) const;
 
  private:
-  at::Tensor rows_, blocks_, scales_;
+  at::Tensor part_of(const char* part, int64_t expert) const;
+
+  const HfFiles& files_;
+  std::string name_;
+  std::optional<PlainRows> plain_;  // none: MXFP4
 };
 
 /// The name under which files hold a tensor: its own, or that of its MXFP4 blocks.

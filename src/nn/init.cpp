@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Linears without bias and random initial weights.
+// Parameters without weights, and random initial ones.
 #include "nn/init.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Dispatch.h>
 #include <ATen/core/PhiloxRNGEngine.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <bit>
@@ -18,6 +20,7 @@ namespace moe8 {
 namespace {
 
 thread_local bool without_init = false;
+thread_local std::optional<at::ScalarType> room_for_weights;
 
 // Everything below is made of IEEE operations, which no compiler may fuse (-ffp-contract=off): the
 // standard library's log and erf differ from machine to machine in their last bits.
@@ -107,12 +110,47 @@ WithoutInit::~WithoutInit() {
   without_init = false;
 }
 
+RoomForWeights::RoomForWeights(at::ScalarType dtype) : before_(room_for_weights) {
+  room_for_weights = dtype;
+}
+RoomForWeights::~RoomForWeights() {
+  room_for_weights = before_;
+}
+
+at::Tensor new_parameter(at::IntArrayRef sizes, double value) {
+  return room_for_weights ? at::empty(sizes, at::dtype(*room_for_weights))
+                          : at::full(sizes, value, at::dtype(at::kFloat));
+}
+
+namespace {
+
+// LibTorch's constructor fills weights with random numbers, one after the other: where others follow
+// it makes one, and room for all takes its place.
+torch::nn::Linear make_linear(int64_t in, int64_t out, bool bias) {
+  if (!room_for_weights) return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
+  torch::nn::Linear linear(torch::nn::LinearOptions(1, 1).bias(bias));
+  linear->options.in_features(in).out_features(out);
+  linear->weight.set_data(new_parameter({out, in}, 0));
+  if (bias) linear->bias.set_data(new_parameter({out}, 0));
+  return linear;
+}
+
+}  // namespace
+
 torch::nn::Linear linear_without_bias(int64_t in, int64_t out) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));
+  return make_linear(in, out, /*bias=*/false);
 }
 
 torch::nn::Linear linear_with_bias(int64_t in, int64_t out) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out));
+  return make_linear(in, out, /*bias=*/true);
+}
+
+torch::nn::Embedding embedding(int64_t count, int64_t dim) {
+  if (!room_for_weights) return torch::nn::Embedding(count, dim);
+  torch::nn::Embedding made(1, 1);
+  made->options.num_embeddings(count).embedding_dim(dim);
+  made->weight.set_data(new_parameter({count, dim}, 0));
+  return made;
 }
 
 void zero_biases_(std::initializer_list<torch::nn::Linear*> linears) {

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the layers share: Linears without bias, and random initial weights that depend on the seed
-// alone, not on threads, device or dtype.
+// What the layers share: their parameters before they have weights, and random initial weights that
+// depend on the seed alone, not on threads, device or dtype.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+#include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 #include "moe8/parallel.h"
 
@@ -14,9 +17,29 @@ namespace moe8 {
 
 constexpr double kInputStd = 0.02;  // of projections that read the residual stream
 
+/// While it lives, modules that this thread makes have parameters of `dtype` with memory that nobody
+/// has written: their init_weights() follows, or weights from elsewhere. Otherwise they begin in
+/// float32, as those of LibTorch do. For a large model a first write costs more than the weights: the
+/// system gives memory page by page.
+class RoomForWeights {
+ public:
+  explicit RoomForWeights(at::ScalarType dtype);
+  ~RoomForWeights();
+  RoomForWeights(const RoomForWeights&) = delete;
+  RoomForWeights& operator=(const RoomForWeights&) = delete;
+
+ private:
+  std::optional<at::ScalarType> before_;
+};
+
+/// For a parameter: float32 filled with `value`, or what RoomForWeights says.
+at::Tensor new_parameter(at::IntArrayRef sizes, double value);
+
 torch::nn::Linear linear_without_bias(int64_t in, int64_t out);
 
 torch::nn::Linear linear_with_bias(int64_t in, int64_t out);
+
+torch::nn::Embedding embedding(int64_t count, int64_t dim);
 
 /// Of those that have one.
 void zero_biases_(std::initializer_list<torch::nn::Linear*> linears);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "device/allocate.h"
 #include "gemm/torch_gemm.h"
 #include "nn/frozen_codes.h"
 #include "nn/lora.h"
@@ -22,6 +23,11 @@ at::Tensor rows_in_float32(const at::Tensor& x) {
   return x.reshape({-1, x.size(-1)}).to(at::kFloat);
 }
 
+// In memory that the next product gets again.
+at::Tensor weight_in_float32(const at::Tensor& weight) {
+  return allocate_result(weight.sizes(), at::kFloat, weight).copy_(weight);
+}
+
 // The operands are kept in bf16; float32 copies live for one product.
 struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
@@ -30,7 +36,7 @@ struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
     ctx->saved_data["has_bias"] = bias.has_value();
     std::vector<int64_t> sizes = x.sizes().vec();
     sizes.back() = weight.size(0);
-    at::Tensor out = at::mm(rows_in_float32(x), weight.to(at::kFloat).t());
+    at::Tensor out = at::mm(rows_in_float32(x), weight_in_float32(weight).t());
     if (bias) out.add_(*bias);
     return out.to(x.scalar_type()).view(sizes);
   }
@@ -41,7 +47,7 @@ struct LinearInFloat32 : torch::autograd::Function<LinearInFloat32> {
     const at::Tensor grad = rows_in_float32(grads[0]);
     variable_list result(3);
     if (ctx->needs_input_grad(0)) {
-      result[0] = at::mm(grad, weight.to(at::kFloat)).to(x.scalar_type()).view(x.sizes());
+      result[0] = at::mm(grad, weight_in_float32(weight)).to(x.scalar_type()).view(x.sizes());
     }
     if (ctx->needs_input_grad(1)) {
       result[1] = at::mm(grad.t(), rows_in_float32(x)).to(weight.scalar_type());

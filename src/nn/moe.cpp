@@ -100,13 +100,16 @@ ExpertsImpl::ExpertsImpl(const TransformerConfig& c, const Group& group)
   MOE8_CHECK(c.n_experts % group.size() == 0, "Experts", "group",
              "expected a divisor of n_experts = ", c.n_experts, ", got ", group.size(), " ranks");
   const int64_t own = c.n_experts / group.size();
-  w1 = register_parameter("w1", torch::zeros({own, c.hidden_dim, c.dim}));
-  w2 = register_parameter("w2", torch::zeros({own, c.dim, c.hidden_dim}));
-  w3 = register_parameter("w3", torch::zeros({own, c.hidden_dim, c.dim}));
+  const auto zeros = [&](const char* name, at::IntArrayRef sizes) {
+    return register_parameter(name, new_parameter(sizes, 0));
+  };
+  w1 = zeros("w1", {own, c.hidden_dim, c.dim});
+  w2 = zeros("w2", {own, c.dim, c.hidden_dim});
+  w3 = zeros("w3", {own, c.hidden_dim, c.dim});
   if (!c.expert_biases) return;
-  b1 = register_parameter("b1", torch::zeros({own, c.hidden_dim}));
-  b2 = register_parameter("b2", torch::zeros({own, c.dim}));
-  b3 = register_parameter("b3", torch::zeros({own, c.hidden_dim}));
+  b1 = zeros("b1", {own, c.hidden_dim});
+  b2 = zeros("b2", {own, c.dim});
+  b3 = zeros("b3", {own, c.hidden_dim});
 }
 
 ExpertsOptions ExpertsImpl::options() const {

@@ -19,7 +19,7 @@
 namespace moe8 {
 // ---- norm -------------------------------------------------------------------
 RMSNormImpl::RMSNormImpl(int64_t dim, double eps) : eps_(eps) {
-  weight = register_parameter("weight", torch::ones({dim}));
+  weight = register_parameter("weight", new_parameter({dim}, 1));
 }
 
 torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
@@ -55,7 +55,7 @@ AttentionImpl::AttentionImpl(const TransformerConfig& config, Group tensor_group
              " ranks");
   check_spreads(config, group_);
   if (config.attention_sinks) {
-    sinks = register_parameter("sinks", torch::zeros({config.n_heads}));
+    sinks = register_parameter("sinks", new_parameter({config.n_heads}, 0));
   }
   const int64_t width = config.n_heads * head_dim_, kv = config.n_kv_heads * head_dim_;
   const auto columns = [&](int64_t out) {
@@ -169,19 +169,6 @@ void TransformerBlockImpl::init_weights(at::Generator& generator) {
 }
 
 // ---- transformer ------------------------------------------------------------
-namespace {
-
-// Parameters in this dtype, for weights to come. Layer by layer: modules make theirs in float32, which
-// for all of a large model together would be twice what it needs.
-void make_room(torch::nn::Module& module, at::ScalarType dtype) {
-  for (torch::Tensor& parameter : module.parameters()) {
-    if (parameter.scalar_type() == dtype) continue;
-    parameter.set_data(at::empty(parameter.sizes(), at::dtype(dtype)));
-  }
-}
-
-}  // namespace
-
 TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
                                  at::ScalarType dtype, const Group& expert_group,
                                  const Group& tensor_group)
@@ -189,17 +176,15 @@ TransformerImpl::TransformerImpl(const TransformerConfig& config, uint64_t seed,
   config.validate();
   MOE8_CHECK(dtype == at::kBFloat16 || dtype == at::kFloat, "Transformer", "dtype",
              "expected bfloat16 or float32, got ", dtype);
-  tok_embeddings =
-      register_module("tok_embeddings", torch::nn::Embedding(config.vocab_size, config.dim));
+  const RoomForWeights init_weights_follows(dtype);
+  tok_embeddings = register_module("tok_embeddings", embedding(config.vocab_size, config.dim));
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     layers->push_back(TransformerBlock(config, layer, expert_group, tensor_group));
-    make_room(*layers->ptr(static_cast<size_t>(layer)), dtype);
   }
   norm = register_module("norm", RMSNorm(config.dim, config.norm_eps));
   output = linear_without_bias(config.dim, config.vocab_size);
   if (!config.tied_embeddings) register_module("output", output);
-  make_room(*this, dtype);
   if (config.tied_embeddings) output->weight = tok_embeddings->weight;
   init_weights(seed);
   freqs_ = rotary_frequencies(config);

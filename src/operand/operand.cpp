@@ -160,6 +160,13 @@ at::Tensor Operand::source() const {
   return join(parts_);
 }
 
+at::Tensor Operand::source_matrix(int64_t e) const {
+  if (parts_.size() == 1) return parts_.front().select(0, e);
+  std::vector<at::Tensor> matrices;
+  for (const at::Tensor& part : parts_) matrices.push_back(part.select(0, e));
+  return at::cat(matrices, /*dim=*/0);
+}
+
 void Operand::expect(const FormKey& key) const {
   store_->expect(key);
 }

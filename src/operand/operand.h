@@ -64,6 +64,8 @@ class Operand {
   bool has_source() const { return !parts_.empty(); }
   /// In high precision; of joined weights a new copy. @throws when it was not kept.
   at::Tensor source() const;
+  /// Matrix e of a weight, as source().select(0, e) has it; of joined weights a copy of this one alone.
+  at::Tensor source_matrix(int64_t e) const;
 
   /// Says that form(key) will be called too, so that it can be made in the pass of another.
   void expect(const FormKey& key) const;

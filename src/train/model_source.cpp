@@ -48,8 +48,8 @@ ModelSource of_run(const std::string& path, RunConfig run, std::vector<std::stri
   return source;
 }
 
-ModelSource of_checkpoint(const std::string& path) {
-  check_checkpoint(path);
+// One whose checksums were looked at: they are of all bytes.
+ModelSource of_good_checkpoint(const std::string& path) {
   CheckpointInfo info = read_checkpoint_info(path);
   return of_run(path, std::move(info.config), CheckpointFiles{path}.models(info.ranks),
                 info.state.step);
@@ -66,7 +66,10 @@ ModelSource of_published(const std::string& path) {
 
 ModelSource find_model(const std::string& path) {
   const RunFolder run{path};
-  if (fs::exists(CheckpointFiles{path}.state())) return of_checkpoint(path);
+  if (fs::exists(CheckpointFiles{path}.state())) {
+    check_checkpoint(path);
+    return of_good_checkpoint(path);
+  }
   if (!fs::exists(run.config()) && has_file(path, "config.json")) return of_published(path);
   MOE8_CHECK(
       fs::exists(run.config()), kModel, path,
@@ -76,7 +79,7 @@ ModelSource find_model(const std::string& path) {
   if (fs::exists(run.model())) return of_run(path, load_run_config(run.config()), {run.model()}, 0);
   const auto newest = CheckpointFolder(run.checkpoints()).newest_good();
   MOE8_CHECK(newest, kModel, path, "expected model.safetensors or a checkpoint, got neither yet");
-  return of_checkpoint(newest->path);
+  return of_good_checkpoint(newest->path);
 }
 
 ConversionReport convert_model(TransformerImpl& model, const std::vector<ConversionRule>& rules) {

@@ -129,7 +129,7 @@ Run::Run(RunConfig config, RunOptions options, Progress& progress, int64_t other
   const auto dtype = config_.training.weights == Weights::FLOAT32 ? at::kFloat : at::kBFloat16;
   {
     std::optional<WithoutInit> weights_come;
-    if (!config_.from.empty()) weights_come.emplace();
+    if (!config_.from.empty() || goes_on()) weights_come.emplace();
     model_ = Transformer(config_.model, static_cast<uint64_t>(config_.training.seed), dtype,
                          crew_.expert(), crew_.tensor());
   }
@@ -167,10 +167,13 @@ void Run::check_ranks() const {
              "expected 1 where some targets do not count, got ", crew_.tensor().size());
 }
 
-// Weights of model.from. A run that goes on after a checkpoint has its own.
+// After a checkpoint, whose weights are read once the folder is this run's.
+bool Run::goes_on() const {
+  return options_.existing == ExistingRun::RESUME && !checkpoints_.entries().empty();
+}
+
 void Run::begin_with_published() {
-  const bool goes_on = options_.existing == ExistingRun::RESUME && !checkpoints_.entries().empty();
-  if (!config_.from.empty() && !goes_on) load_pretrained(*model_, config_.from);
+  if (!config_.from.empty() && !goes_on()) load_pretrained(*model_, config_.from);
 }
 
 // What ranks that differ in it must not train together. Paths may differ, not what is in the files.

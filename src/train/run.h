@@ -83,6 +83,7 @@ class Run {
   std::vector<std::pair<std::string, std::string>> shared_settings() const;
   void check_tokens() const;
   void check_ranks() const;
+  bool goes_on() const;
   void begin_with_published();
   void end_counts();
   void keep_base_as_codes();

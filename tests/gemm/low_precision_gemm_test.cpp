@@ -180,6 +180,30 @@ TEST(LowPrecisionGemm, RandomRaggedProblemsAgreeWithTheReference) {
   }
 }
 
+// bf16 weights for float32 products: matrix by matrix, or from a form of all that is there already.
+TEST(LowPrecisionGemm, FewRowsConvertTheirExpertsAlone) {
+  const Sizes sizes{{0, 3, 0, 1, 2}, 1, 24, 40};
+  const auto fill = [](at::IntArrayRef shape, uint64_t seed) {
+    return testing::wide_normal(shape, at::kBFloat16, seed);
+  };
+  for (const Gemm gemm : {Gemm::OUT, Gemm::GRAD_INPUT}) {
+    GemmProblem problem = make_problem(gemm, recipe("mxfp8_rceil"), sizes, at::kFloat, fill);
+    problem.formats.left = problem.formats.right = HighPrecision{};
+    const at::Tensor second = fill({5, 24, 40}, 3);
+    for (const bool is_joined : {false, true}) {
+      if (is_joined) {
+        problem.right = Operand::joined({problem.right.source(), second}, make_form_store());
+        if (gemm == Gemm::GRAD_INPUT) problem.left = fill({7, 48}, 4);
+      }
+      const FormKey key = problem.right_key(Encoding::FLOAT32);
+      const at::Tensor by_matrix = torch_float32_gemm(problem);
+      EXPECT_FALSE(problem.right.has(key));
+      problem.right.form(key, problem.groups);
+      EXPECT_TRUE(same_bits(torch_float32_gemm(problem), by_matrix)) << problem.describe();
+    }
+  }
+}
+
 TEST(LowPrecisionGemm, KernelsRefuseWithAReason) {
   GemmProblem problem = make_problem(Gemm::OUT, recipe("tensorwise"), {{8}, 0, 8, 8}, at::kBFloat16,
                                      [](at::IntArrayRef shape, uint64_t seed) {

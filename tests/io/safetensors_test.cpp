@@ -199,6 +199,44 @@ TEST_F(Safetensors, ReadsTheReferenceImplementation) {
                         reader.tensor("s")));
 }
 
+TEST_F(Safetensors, ReadsRowsIntoMemoryThatIsThere) {
+  const at::Tensor w = torch::randn({5, 3, 2}), one = torch::full({}, 7.0f);
+  save_safetensors(path(), {{"w", w}, {"one", one}, {"none", torch::ones({0, 3})}});
+  const SafetensorsReader reader(path());
+  for (int64_t first = 0; first <= 5; ++first) {
+    for (int64_t count = 0; first + count <= 5; ++count) {
+      const at::Tensor around = at::full({7, 3, 2}, NAN);
+      reader.read_rows("w", first, around.narrow(0, 1, count));
+      EXPECT_TRUE(same_bits(w.narrow(0, first, count), around.narrow(0, 1, count)));
+      EXPECT_EQ(at::isnan(around).sum().item<int64_t>(), 6 * (7 - count));  // nothing beside it
+    }
+  }
+  const at::Tensor scalar = at::full({}, NAN), none = at::empty({0, 3});
+  reader.read_rows("one", 0, scalar);
+  EXPECT_EQ(scalar.item<float>(), 7);
+  const auto version = none._version();
+  reader.read_rows("none", 0, none);
+  EXPECT_GT(none._version(), version);
+}
+
+TEST_F(Safetensors, RefusesMemoryThatRowsDoNotFit) {
+  save_safetensors(path(), {{"w", torch::randn({5, 3})}});
+  const SafetensorsReader reader(path());
+  const auto error = [&](int64_t first, const at::Tensor& out) {
+    return error_of([&] { reader.read_rows("w", first, out); });
+  };
+  EXPECT_THAT(error(0, at::empty({6, 3})), HasSubstr("expected rows of [5, 3], got [6, 3] from 0"));
+  EXPECT_THAT(error(4, at::empty({2, 3})), HasSubstr("expected rows of [5, 3]"));
+  EXPECT_THAT(error(-1, at::empty({2, 3})), HasSubstr("expected rows of [5, 3]"));
+  EXPECT_THAT(error(INT64_MAX, at::empty({2, 3})), HasSubstr("expected rows of [5, 3]"));
+  EXPECT_THAT(error(0, at::empty({3, 5})), HasSubstr("expected rows of [5, 3]"));
+  EXPECT_THAT(error(0, at::empty({5})), HasSubstr("expected rows of [5, 3]"));
+  EXPECT_THAT(error(0, at::empty({5, 3}, at::kBFloat16)),
+              HasSubstr("expected contiguous memory of the CPU for Float, got CPUBFloat16Type"));
+  EXPECT_THAT(error(0, at::empty({3, 5}).t()), HasSubstr("expected contiguous memory"));
+  EXPECT_THAT(error(0, at::Tensor()), HasSubstr("got an undefined tensor"));
+}
+
 TEST_F(Safetensors, ListsNearestNames) {
   save_safetensors(path(), {{"layers.0.w1", torch::ones({1})}, {"output", torch::ones({1})}});
   const SafetensorsReader reader(path());

@@ -3,6 +3,8 @@
 #include "io/tensor_pieces.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
@@ -34,10 +36,26 @@ TEST(TensorPieces, ReadsEveryBoxHoweverTheTensorWasCut) {
   for (int64_t row = 0; row < 7; ++row) {
     for (int64_t column = 0; column < 6; ++column) {
       const Box box{{row, column}, {7 - row, 6 - column}};
-      EXPECT_TRUE(same_bits(x.narrow(0, row, 7 - row).narrow(1, column, 6 - column).contiguous(),
-                            reader.read("x", box)));
+      const at::Tensor part = x.narrow(0, row, 7 - row).narrow(1, column, 6 - column).contiguous();
+      EXPECT_TRUE(same_bits(part, reader.read("x", box)));
+      const at::Tensor there = at::full_like(part, NAN);
+      reader.read_into("x", box, there);
+      EXPECT_TRUE(same_bits(part, there));
     }
   }
+}
+
+// Of more bytes than one task of a thread reads.
+TEST(TensorPieces, LargePiecesAreReadByAllThreads) {
+  const TemporaryFolder folder;
+  const at::Tensor x = at::rand({3000, 1000});
+  save_pieces(folder / "a", {{"x", {0, 0}, x.narrow(0, 0, 1700)}});
+  save_pieces(folder / "b", {{"x", {1700, 0}, x.narrow(0, 1700, 1300)}});
+  const PieceReader reader({folder / "a", folder / "b"});
+  EXPECT_TRUE(same_bits(x, reader.read("x")));
+  const at::Tensor most = at::full({2900, 1000}, NAN);
+  reader.read_into("x", {{50, 0}, {2900, 1000}}, most);
+  EXPECT_TRUE(same_bits(x.narrow(0, 50, 2900), most));
 }
 
 TEST(TensorPieces, WritesWhatPyTorchWrites) {
@@ -68,6 +86,7 @@ TEST(TensorPieces, RefusesWhatIsMissingOrThereTwice) {
   save_pieces(folder / "c", {{"x", {1, 0}, x}});
   save_pieces(folder / "d", {{"x", {0, 0}, x.to(at::kBFloat16)}});
   const PieceReader gap({folder / "a", folder / "b"});
+  EXPECT_THAT(error_of([&] { gap.check("x", {{0, 0}, {6, 3}}); }), HasSubstr("got 12 of 18"));
   EXPECT_THAT(error_of([&] { gap.read("x"); }),
               HasSubstr(" and 1 more: tensor \"x\": expected all of [6, 3] from [0, 0] on, got 12 "
                         "of 18 elements. Is a file missing?"));

@@ -8,6 +8,7 @@
 #include "models/hf_case.h"
 #include "models/hf_files.h"
 #include "models/hf_weights.h"
+#include "models/quantized_weights.h"
 #include "moe8/float8.h"
 #include "moe8/mx.h"
 #include "testing/compare.h"
@@ -93,13 +94,41 @@ TEST(Pretrained, ARankReadsItsExperts) {
     const HfWeights weights(files, *find_family(family), config);
     for (const ParameterShape& parameter : parameter_shapes(config)) {
       if (parameter.name.find(".moe.experts.") == std::string::npos) continue;
-      std::vector<int64_t> half = parameter.shape;
-      half[0] /= 2;
-      const at::Tensor all = weights.read(parameter.name, parameter.shape, 0);
-      EXPECT_TRUE(same_bits(all.narrow(0, half[0], half[0]),
-                            weights.read(parameter.name, half, half[0]).contiguous()))
+      const int64_t half = parameter.shape[0] / 2;
+      const at::Tensor all = at::full(parameter.shape, NAN, at::kFloat);
+      weights.read(parameter.name, {.whole = parameter.shape}, all);
+      const at::Tensor own = at::full_like(all.narrow(0, half, half), NAN);
+      weights.read(parameter.name, {.whole = parameter.shape, .first_row = half}, own);
+      EXPECT_FALSE(at::isnan(all).any().item<bool>()) << family << " " << parameter.name;
+      EXPECT_TRUE(same_bits(all.narrow(0, half, half).contiguous(), own))
           << family << " " << parameter.name;
     }
+  }
+}
+
+// Of more bytes than one task of a thread reads.
+TEST(Pretrained, PartsOfLargeTensorsAreThoseOfTheWhole) {
+  const TemporaryFolder folder;
+  TransformerConfig config = read_pretrained_config(case_of("qwen3_moe"));
+  config.vocab_size = 100'000;
+  const Transformer model(config, 3, at::kFloat);
+  testing::save(model, folder / "model");
+  const HfFiles files(folder / "model");
+  const HfWeights weights(files, *find_family("qwen3_moe"), config);
+  const std::string name = "tok_embeddings.weight";
+  const at::Tensor whole = model->tok_embeddings->weight.detach();
+  ASSERT_GT(whole.nbytes(), size_t{12} << 20);
+  const std::vector<int64_t> sizes = whole.sizes().vec();
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const auto read = [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      const at::Tensor out = at::full({rows, columns}, NAN, at::dtype(dtype));
+      weights.read(name, {.whole = sizes, .first_row = row, .first_column = column}, out);
+      const at::Tensor expected = whole.narrow(0, row, rows).narrow(1, column, columns);
+      EXPECT_TRUE(same_bits(expected.to(dtype).contiguous(), out)) << row << " " << column;
+    };
+    read(0, sizes[0], 0, sizes[1]);
+    read(33'333, 50'001, 0, sizes[1]);
+    read(0, sizes[0], 8, sizes[1] - 8);
   }
 }
 
@@ -138,6 +167,31 @@ TEST(Pretrained, Fp8BlocksAreDequantized) {
   save_safetensors(model + "/model.safetensors", {tensors.begin(), tensors.end()});
   const auto read = testing::pretrained(model)->named_parameters();
   EXPECT_TRUE(same_bits(codes.to(at::kFloat) * 0.25, read["layers.0.attention.wo.weight"]));
+}
+
+TEST(Pretrained, RowsOfCodesAreThoseOfTheWhole) {
+  const TemporaryFolder folder;
+  const at::Tensor codes = (at::randn({300, 200}) * 8).to(at::kFloat8_e4m3fn);
+  const at::Tensor blocks = at::rand({3, 2}) + 0.5, rows = at::rand({300, 1}) + 0.5;
+  save_safetensors(folder / "model.safetensors",
+                   {{"a", codes}, {"a_scale_inv", blocks}, {"b", codes}, {"b_scale", rows}});
+  const HfFiles files(folder / "");
+  const at::Tensor spread = blocks.repeat_interleave(128, 0).repeat_interleave(128, 1);
+  for (const auto& [name, scales] :
+       {std::pair("a", spread.narrow(0, 0, 300).narrow(1, 0, 200)), std::pair("b", rows)}) {
+    const at::Tensor whole = (codes.to(at::kFloat) * scales).to(at::kBFloat16);
+    const PlainRows of(files, name, {300, 200});
+    for (const int64_t first : {0, 1, 127, 128, 200, 299}) {
+      for (const int64_t count : {int64_t{1}, int64_t{100}, int64_t{129}, 300 - first}) {
+        if (first + count > 300) continue;
+        EXPECT_TRUE(same_bits(whole.narrow(0, first, count), of.rows(first, count)))
+            << name << " " << first << " " << count;
+      }
+    }
+    const at::Tensor in_float32 = at::full({300, 200}, NAN);
+    of.read(0, in_float32);
+    EXPECT_TRUE(same_bits(whole.to(at::kFloat), in_float32)) << name;
+  }
 }
 
 // A model whose rows are whole blocks of 32, written with codes.

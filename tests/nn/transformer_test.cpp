@@ -262,6 +262,31 @@ TEST(InitialWeights, DependOnTheSeedAlone) {
   }
 }
 
+// Modules make room for weights that nobody has written; LibTorch can fill such memory with NaN.
+TEST(InitialWeights, AreAllWritten) {
+  at::Context& context = at::globalContext();
+  const bool filled = context.deterministicFillUninitializedMemory();
+  context.setDeterministicAlgorithms(true, /*warn_only=*/true);
+  context.setDeterministicFillUninitializedMemory(true);
+  TransformerConfig config = small_config(), other = small_config();
+  config.qk_norm = QkNorm::HEAD;
+  config.attention_bias = config.attention_sinks = config.expert_biases = config.router_bias = true;
+  other.n_kv_heads = other.n_heads, other.kv_rank = 8, other.q_rank = 8, other.plain_head_dim = 4,
+  other.rotary_dim = 4;
+  ASSERT_TRUE(at::isnan(at::empty({3})).all().item<bool>());
+  for (const TransformerConfig& c : {config, other}) {
+    Transformer model(c, 7, at::kFloat);
+    for (const auto& parameter : model->named_parameters()) {
+      EXPECT_FALSE(at::isnan(parameter.value()).any().item<bool>()) << parameter.key();
+    }
+    EXPECT_EQ(model->output->options.in_features(), c.dim);
+    EXPECT_EQ(model->output->options.out_features(), c.vocab_size);
+    EXPECT_EQ(model->tok_embeddings->options.embedding_dim(), c.dim);
+  }
+  context.setDeterministicAlgorithms(false, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(filled);
+}
+
 TEST(InitialWeights, DoNotDependOnTheNumberOfThreads) {
   TransformerConfig config = small_config();
   config.hidden_dim = 1024;  // enough for several tasks

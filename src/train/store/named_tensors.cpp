@@ -68,9 +68,12 @@ TensorPiece piece_of(std::string name, int64_t first_row, const at::Tensor& tens
   return {std::move(name), std::move(offsets), tensor};
 }
 
-at::Tensor read_piece(const PieceReader& files, const TensorPiece& piece) {
+namespace {
+
+// Where a piece lies in its tensor. @throws unless it is there, in the dtype of `piece.data`.
+Box box_of(const PieceReader& files, const TensorPiece& piece) {
   const std::vector<int64_t> whole = sizes_of(files, piece.name, piece.data);
-  if (whole.empty()) return files.read(piece.name);
+  if (whole.empty()) return {};
   bool fits = true;
   for (size_t d = 0; d < whole.size(); ++d) {
     const int64_t end = piece.offsets[d] + piece.data.size(static_cast<int64_t>(d));
@@ -79,34 +82,50 @@ at::Tensor read_piece(const PieceReader& files, const TensorPiece& piece) {
   MOE8_CHECK(fits, kNamedTensors, files.where(), "tensor '", piece.name, "': expected ",
              piece.data.sizes(), " from ", at::IntArrayRef(piece.offsets),
              " on, as in this run's model, got ", at::IntArrayRef(whole));
-  return files.read(piece.name, {piece.offsets, piece.data.sizes().vec()});
+  return {piece.offsets, piece.data.sizes().vec()};
 }
 
-at::Tensor read_like(const PieceReader& files, const std::string& name, const at::Tensor& like) {
+// All of a tensor. @throws unless it has the shape and dtype of `like`.
+Box box_like(const PieceReader& files, const std::string& name, const at::Tensor& like) {
   const std::vector<int64_t> sizes = sizes_of(files, name, like);
   MOE8_CHECK(at::IntArrayRef(sizes) == like.sizes(), kNamedTensors, files.where(), "tensor '", name,
              "': expected ", like.scalar_type(), " ", like.sizes(),
              ", as in this run's model, got ", like.scalar_type(), " ", at::IntArrayRef(sizes));
-  return files.read(name);
+  return {std::vector<int64_t>(sizes.size()), sizes};
+}
+
+}  // namespace
+
+at::Tensor read_piece(const PieceReader& files, const TensorPiece& piece) {
+  return files.read(piece.name, box_of(files, piece));
+}
+
+at::Tensor read_like(const PieceReader& files, const std::string& name, const at::Tensor& like) {
+  return files.read(name, box_like(files, name, like));
 }
 
 void load_into(const NamedTensors& tensors, const PieceReader& files, const ModelPart& part) {
   const size_t count = files.names().size();
   MOE8_CHECK(count == tensors.size(), kNamedTensors, files.where(), "expected the ", tensors.size(),
              " tensors of this run's model, got ", count);
-  std::vector<at::Tensor> values;
+  std::vector<Box> boxes;
   for (const auto& [name, tensor] : tensors) {
     const HeldAlong held = held_along(name, tensor, part);
-    if (held.parts == 1) {
-      values.push_back(read_like(files, name, tensor));
-      continue;
-    }
     const bool rows = held.axis == 0;
-    values.push_back(
-        read_piece(files, piece_of(name, rows ? held.first : 0, tensor, rows ? 0 : held.first)));
+    boxes.push_back(held.parts == 1 ? box_like(files, name, tensor)
+                                    : box_of(files, piece_of(name, rows ? held.first : 0, tensor,
+                                                             rows ? 0 : held.first)));
+    files.check(name, boxes.back());
   }
   const at::NoGradGuard no_grad;
-  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].second.copy_(values[i]);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [name, tensor] = tensors[i];
+    if (tensor.is_cpu() && tensor.is_contiguous()) {
+      files.read_into(name, boxes[i], tensor);
+    } else {
+      tensor.copy_(files.read(name, boxes[i]));
+    }
+  }
 }
 
 }  // namespace moe8
