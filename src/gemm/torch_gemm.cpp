@@ -68,8 +68,7 @@ at::Tensor multiply_rows(const GemmProblem& p, const at::Tensor& a, int64_t colu
 bool converts_matrix_by_matrix(const GemmProblem& p, const FormKey& key) {
   constexpr int64_t kFewRows = 32;  // an expert
   return std::holds_alternative<HighPrecision>(key.format) && p.right.device().is_cpu() &&
-         p.right.has_source() && !p.right.has(key) &&
-         p.left.size(0) <= kFewRows * p.groups.count();
+         p.right.has_source() && !p.right.has(key) && p.left.size(0) <= kFewRows * p.groups.count();
 }
 
 // W [E, N, K] of the problem.

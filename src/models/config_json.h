@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/plain_text.h"
+#include "base/shown_json.h"
 
 namespace moe8 {
 
@@ -19,9 +20,9 @@ inline constexpr const char* kPretrained = "pretrained";  // begins errors
 
 using OrderedJson = nlohmann::ordered_json;
 
-/// For messages: bytes that are no UTF-8 are replaced, everything but ASCII is escaped.
+/// For messages.
 inline std::string dumped(const OrderedJson& json) {
-  return json.dump(-1, ' ', /*ensure_ascii=*/true, OrderedJson::error_handler_t::replace);
+  return shown_json(json);
 }
 
 /// The text under a key, or none.

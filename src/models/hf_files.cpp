@@ -9,6 +9,7 @@
 #include "io/safetensors_header.h"
 #include "models/config_json.h"
 #include "models/hf_config.h"
+#include "models/hf_index.h"
 
 namespace moe8 {
 namespace {
@@ -16,26 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kWhole = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
-
-// {"weight_map": {"name of a tensor": "name of its file", ...}}
-std::map<std::string, std::string> weight_map(const std::string& folder) {
-  const std::string where = folder + "/" + kIndex;
-  const OrderedJson json =
-      OrderedJson::parse(read_hf_file(folder, kIndex), nullptr, /*allow_exceptions=*/false);
-  const bool has_map =
-      json.is_object() && json.contains("weight_map") && json["weight_map"].is_object();
-  MOE8_CHECK(has_map, kPretrained, where, "expected an object with a weight_map");
-  std::map<std::string, std::string> map;
-  for (const auto& [name, file] : json["weight_map"].items()) {
-    const bool is_name =
-        file.is_string() && fs::path(file.get<std::string>()).filename() == file.get<std::string>();
-    MOE8_CHECK(is_name, kPretrained, where, "tensor ", shown(name),
-               ": expected the name of a file beside the index, got ", dumped(file));
-    map.emplace(name, file.get<std::string>());
-  }
-  return map;
-}
 
 std::vector<std::string> check_shards(const std::string& folder,
                                       const std::map<std::string, std::string>& map) {
@@ -46,8 +27,14 @@ std::vector<std::string> check_shards(const std::string& folder,
     paths.push_back(folder + "/" + name);
     if (!fs::exists(paths.back())) missing.push_back(name);
   }
-  MOE8_CHECK(missing.empty(), kPretrained, folder, "expected the ", names.size(), " files of ",
-             kIndex, ", of which ", missing.size(), missing.size() == 1 ? " is" : " are",
+  const size_t count = missing.size();
+  constexpr size_t kMostNames = 10;
+  if (count > kMostNames) {
+    missing.resize(kMostNames);
+    missing.push_back("...");
+  }
+  MOE8_CHECK(count == 0, kPretrained, folder, "expected the ", names.size(), " files of ",
+             kIndexFile, ", of which ", count, count == 1 ? " is" : " are",
              " missing: ", join(missing), ". Download the rest.");
   return paths;
 }
@@ -61,9 +48,9 @@ std::string whole_file(const std::string& folder) {
     others += file.path().extension() == ".safetensors" ? 1 : 0;
   }
   fail(kPretrained, folder,
-       others > 0 ? concat("expected ", kIndex, " beside its ", others,
+       others > 0 ? concat("expected ", kIndexFile, " beside its ", others,
                            " safetensors files, got none. Download it as well.")
-                  : concat("expected ", kWhole, " or ", kIndex,
+                  : concat("expected ", kWhole, " or ", kIndexFile,
                            ", got neither. moe8 reads safetensors files."));
 }
 
@@ -71,8 +58,8 @@ std::string whole_file(const std::string& folder) {
 
 HfFiles::HfFiles(const std::string& folder) : folder_(folder) {
   std::map<std::string, std::string> map;
-  if (fs::exists(folder + "/" + kIndex)) {
-    map = weight_map(folder);
+  if (fs::exists(folder + "/" + kIndexFile)) {
+    map = parse_weight_map(read_hf_file(folder, kIndexFile), folder + "/" + kIndexFile);
     paths_ = check_shards(folder, map);
   } else {
     paths_ = {whole_file(folder)};
@@ -89,7 +76,7 @@ HfFiles::HfFiles(const std::string& folder) : folder_(folder) {
   }
   for (const auto& [name, file] : map) {
     MOE8_CHECK(places_.contains(name), kPretrained, folder + "/" + file, "expected tensor ",
-               shown(name), ", as ", kIndex, " says, got none. Download the file again.");
+               shown(name), ", as ", kIndexFile, " says, got none. Download the file again.");
   }
 }
 

@@ -162,6 +162,11 @@ void write_shards(const std::string& folder, const std::vector<Shard>& shards,
   write_file(kSavePretrained, folder + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
+bool is_number_or_list(const OrderedJson& json) {
+  const auto is_plain = [](const OrderedJson& one) { return one.is_primitive(); };
+  return is_plain(json) || (json.is_array() && std::ranges::all_of(json, is_plain));
+}
+
 // The tokenizer's files, and what config.json says of its tokens.
 void copy_beside(const std::string& from, const std::string& to, OrderedJson& config) {
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -173,7 +178,9 @@ void copy_beside(const std::string& from, const std::string& to, OrderedJson& co
   if (!fs::exists(fs::path(from) / "config.json")) return;
   const OrderedJson source = OrderedJson::parse(read_hf_file(from, "config.json"), nullptr, false);
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
-    if (source.is_object() && source.contains(key)) config[key] = source[key];
+    if (source.is_object() && source.contains(key) && is_number_or_list(source[key])) {
+      config[key] = source[key];
+    }
   }
 }
 
@@ -198,9 +205,11 @@ std::vector<int64_t> pretrained_end_tokens(const std::string& folder) {
     const OrderedJson json = OrderedJson::parse(read_hf_file(folder, name), nullptr, false);
     if (!json.is_object() || !json.contains("eos_token_id")) continue;
     const OrderedJson& end = json["eos_token_id"];  // one, or a list
-    for (const OrderedJson& token : end.is_array() ? end : OrderedJson::array({end})) {
+    const auto add = [&](const OrderedJson& token) {
       if (token.is_number_integer()) tokens.push_back(token.get<int64_t>());
-    }
+    };
+    add(end);
+    if (end.is_array()) std::ranges::for_each(end, add);
   }
   return tokens;
 }

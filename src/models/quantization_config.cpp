@@ -35,7 +35,8 @@ bool mean_the_same(const OrderedJson& weights, const OrderedJson& wanted) {
   if (!weights.is_object()) return false;
   for (const char* key : {"num_bits", "type", "symmetric", "strategy", "group_size"}) {
     const auto found = weights.find(key);
-    const OrderedJson value = found == weights.end() ? OrderedJson() : *found;
+    static const OrderedJson kNone;
+    const OrderedJson& value = found == weights.end() ? kNone : *found;  // may be of any depth
     // A whole row is a group of -1 as well.
     const bool is_row = std::string_view(key) == "group_size" && value == -1;
     if (value != wanted[key] && !(is_row && wanted[key].is_null())) return false;

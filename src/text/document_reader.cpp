@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/printable.h"
+#include "base/shown_json.h"
 #include "io/foreign_file.h"
 
 namespace moe8 {
@@ -226,7 +227,7 @@ std::vector<TextPiece> DocumentReader::pieces_of(const RawDocument& document) co
   const auto spans = spans_of(json["spans"], text);
   if (!spans) {
     refuse(document, "spans [[begin, end], ...] within the text, in rising order",
-           printable(json["spans"].dump().substr(0, 200)));
+           shown_json(json["spans"]));
   }
   return cut_at(text, *spans);
 }

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/nearest.h"
 #include "base/printable.h"
+#include "base/shown_json.h"
 #include "text/utf8.h"
 
 namespace moe8 {
@@ -63,7 +64,7 @@ class Node {
   uint32_t number() const {
     const bool fits = value_->is_number_unsigned() &&
                       value_->get<uint64_t>() <= std::numeric_limits<int32_t>::max();
-    if (!fits) refuse("a whole number, 0 or more", printable(value_->dump().substr(0, 40)));
+    if (!fits) refuse("a whole number, 0 or more", shown_json(*value_));
     return value_->get<uint32_t>();
   }
   std::vector<Node> list() const {
@@ -336,7 +337,7 @@ std::pair<std::string, std::string> merge_of(const TokenizerJson& merge, size_t 
     return {merge[0].get<std::string>(), merge[1].get<std::string>()};
   }
   node.refuse("two tokens in every merge, as \"a b\" or [\"a\", \"b\"]",
-              concat(printable(merge.dump().substr(0, 60)), " as merge ", rank));
+              concat(shown_json(merge), " as merge ", rank));
 }
 
 BpeParts model_of(const Node& node) {
@@ -348,8 +349,7 @@ BpeParts model_of(const Node& node) {
   if (const auto dropout = node.maybe("dropout")) {
     const TokenizerJson& value = node.object().at("dropout");
     if (!value.is_number() || value.get<double>() != 0) {
-      dropout->refuse("null", printable(value.dump().substr(0, 40)) +
-                                  ". A text has to have the same tokens each time");
+      dropout->refuse("null", shown_json(value) + ". A text has to have the same tokens each time");
     }
   }
   BpeParts parts;
@@ -363,7 +363,7 @@ BpeParts model_of(const Node& node) {
   for (const auto& [token, id] : vocabulary.object().items()) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > std::numeric_limits<int32_t>::max()) {
       vocabulary.refuse("ids, whole numbers of 0 or more",
-                        concat(printable(id.dump().substr(0, 40)), " for ", shown_word(token)));
+                        concat(shown_json(id), " for ", shown_word(token)));
     }
     parts.vocabulary.emplace_back(token, id.get<uint32_t>());
   }

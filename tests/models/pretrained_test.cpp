@@ -6,6 +6,7 @@
 
 #include "models/families.h"
 #include "models/hf_case.h"
+#include "models/hf_config.h"
 #include "models/hf_files.h"
 #include "models/hf_weights.h"
 #include "models/quantized_weights.h"
@@ -348,6 +349,49 @@ TEST_F(BrokenFolder, ShardsThatAreMissingOrDoubled) {
   fewer.erase(fewer.begin());
   save_safetensors(second, {fewer.begin(), fewer.end()});
   EXPECT_THAT(message("sharded"), HasSubstr("as model.safetensors.index.json says, got none"));
+}
+
+TEST_F(BrokenFolder, AnIndexThatNamesNoFilesBesideIt) {
+  const std::string model = copied(folder_, "qwen3_moe");
+  const auto with = [&](const std::string& file) {
+    folder_.write("qwen3_moe/model.safetensors.index.json",
+                  "{\"weight_map\":{\"w\":" + file + "}}");
+    return message();
+  };
+  for (const char* file : {R"("")", R"(".")", R"("..")", R"("a/b")", R"("/dev/zero")", R"("a\n")",
+                           R"("\u001b[31m")", R"("\u007f")", R"("a\u0000b")", "5", "null"}) {
+    EXPECT_THAT(with(file), HasSubstr("model.safetensors.index.json: tensor \"w\": expected the "
+                                      "name of a file beside the index, got " +
+                                      std::string(file)));
+  }
+  EXPECT_THAT(with(R"("of_another_model")"), HasSubstr("missing: of_another_model. Download"));
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  EXPECT_THAT(with(deep), HasSubstr("beside the index, got [[[[[[[...]]]]]]]"));
+  std::string many = R"("0")";
+  for (int i = 1; i < 5000; ++i) many += concat(",\"t", i, "\":\"", i, '"');
+  EXPECT_THAT(with(many), HasSubstr("of which 5000 are missing: 0, 1, 10, "));
+  EXPECT_LT(with(many).size(), 1000U);
+  folder_.write("qwen3_moe/model.safetensors.index.json", deep);
+  EXPECT_THAT(message(), HasSubstr("expected an object with a weight_map"));
+}
+
+TEST_F(BrokenFolder, BracketsThatDoNotEnd) {
+  const std::string model = copied(folder_, "qwen3_moe");
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  const auto config = OrderedJson::parse(read_hf_file(model, "config.json")).dump();
+  const auto with = [&](const std::string& key) {
+    folder_.write("qwen3_moe/config.json",
+                  config.substr(0, config.size() - 1) + ",\"" + key + "\":" + deep + "}");
+    return message();
+  };
+  EXPECT_THAT(with("no_such_key"), HasSubstr("expected no key of this name, got [[[[[[[...]]]"));
+  EXPECT_THAT(with("quantization_config"), HasSubstr("mxfp8-quantized, got [[[[[[[...]]]]]]]"));
+  EXPECT_EQ(with("eos_token_id"), "(no error)");
+  EXPECT_THAT(pretrained_end_tokens(model), ::testing::IsEmpty());
+  testing::save(testing::pretrained(case_of("qwen3_moe")), folder_ / "exported",
+                {.files_from = model});
+  EXPECT_FALSE(OrderedJson::parse(read_hf_file(folder_ / "exported", "config.json"))
+                   .contains("eos_token_id"));
 }
 
 TEST_F(BrokenFolder, NamesAndSizesOfAnotherModel) {

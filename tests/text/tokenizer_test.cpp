@@ -212,6 +212,20 @@ TEST(TokenizerTest, DamagedFilesAreRefusedInOneLine) {
   EXPECT_THAT(refusal(file), HasSubstr("A text has to have the same tokens each time"));
 }
 
+TEST(TokenizerTest, BracketsThatDoNotEndAreRefused) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  const auto with = [&](const std::string& part) {
+    return error_of(
+        [&] { Tokenizer::parse("{\"model\":{\"type\":\"BPE\"," + part + "}}", "t.json"); });
+  };
+  EXPECT_THAT(with("\"vocab\":{},\"merges\":[" + deep + "]"),
+              HasSubstr("got [[[[[[[...]]]]]]] as merge 0"));
+  EXPECT_THAT(with("\"merges\":[],\"vocab\":{\"a\":" + deep + "}"),
+              HasSubstr("got [[[[[[[...]]]]]]] for 'a'"));
+  EXPECT_THAT(with("\"vocab\":{},\"merges\":[],\"dropout\":" + deep),
+              HasSubstr("expected null, got [[[[[[[...]]]]]]]"));
+}
+
 TEST(TokenizerTest, IdsOfAddedTokensFollowTheVocabulary) {
   json file = small();
   file["added_tokens"] = {{{"id", 259}, {"content", "<a>"}, {"special", true}},
