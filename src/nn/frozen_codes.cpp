@@ -41,9 +41,16 @@ CodesAndScales quantized(const at::Tensor& weight, const OperandFormat& format) 
   return {made.data, made.scale};
 }
 
-// Sizes without memory.
-at::Tensor placeholder(const at::Tensor& parameter) {
-  return at::zeros({1}, parameter.options().requires_grad(false)).expand(parameter.sizes());
+// Sizes without memory. LibTorch asks storage for its address in whatever reads or writes a tensor.
+at::Tensor placeholder(const at::Tensor& parameter, const std::string& name) {
+  const at::Tensor one = at::zeros({1}, parameter.options().requires_grad(false));
+  one.storage().unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(
+      concat("[lora] ", name,
+             ": expected nobody to read or write a weight that is kept as codes. "
+             "They are the buffers ",
+             name, kCodes, " and ", name, kScales,
+             "; base = \"weights\" in [lora] keeps weights as they are."));
+  return one.expand(parameter.sizes());
 }
 
 }  // namespace
@@ -61,7 +68,7 @@ bool can_be_codes(const Config& config) {
 int64_t keep_as_codes(torch::nn::Module& model) {
   const at::NoGradGuard no_grad;
   int64_t count = 0;
-  for (const std::shared_ptr<torch::nn::Module>& module : model.modules()) {
+  for (const auto& [path, module] : model.named_modules().pairs()) {
     for (const auto& parameter : module->named_parameters(/*recurse=*/false)) {
       at::Tensor weight = parameter.value();
       const std::optional<Config> config = config_of(weight);
@@ -70,7 +77,8 @@ int64_t keep_as_codes(torch::nn::Module& model) {
       auto [codes, scales] = quantized(weight.detach(), format_along_rows(*config));
       module->register_buffer(parameter.key() + kCodes, std::move(codes));
       module->register_buffer(parameter.key() + kScales, std::move(scales));
-      weight.set_data(placeholder(weight));
+      weight.set_data(
+          placeholder(weight, path.empty() ? parameter.key() : concat(path, '.', parameter.key())));
       ++count;
     }
   }

@@ -20,7 +20,8 @@ namespace moe8 {
 bool can_be_codes(const Config& config);
 
 /// Turns every such weight into buffers of its module, "NAME_codes" and "NAME_scales". The parameter
-/// keeps its name, sizes, dtype and conversion, and no memory: it reads as zeros.
+/// keeps its name, sizes, dtype and conversion, and no memory: whatever asks for its elements gets a
+/// c10::Error that says where they are.
 /// @return  how many weights
 int64_t keep_as_codes(torch::nn::Module& model);
 

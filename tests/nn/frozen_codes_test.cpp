@@ -4,8 +4,11 @@
 
 #include <torch/torch.h>
 
+#include <functional>
 #include <map>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "moe8/float8.h"
 #include "moe8/lora.h"
@@ -105,6 +108,39 @@ TEST(FrozenCodes, TakeTheMemoryOfCodes) {
   EXPECT_FALSE(is_kept_as_codes(parameters["layers.1.moe.experts.w1_lora_a"]));
   EXPECT_FALSE(is_kept_as_codes(parameters["tok_embeddings.weight"]));
   EXPECT_EQ(keep_as_codes(*model), 0);
+}
+
+// By code that does not know of codes.
+TEST(FrozenCodes, AParameterWithoutMemorySaysWhereItsCodesAre) {
+  Transformer model = adapted(recipes().at("fp8"));
+  keep_as_codes(*model);
+  const std::string name = "layers.1.moe.experts.w1";
+  const at::Tensor kept = model->named_parameters()[name];
+  const torch::NoGradGuard no_grad;
+  const std::vector<std::function<void()>> uses{[&] { kept.clone(); },
+                                                [&] { kept.to(at::kFloat); },
+                                                [&] { kept.norm(); },
+                                                [&] { kept[0][0][0].item<float>(); },
+                                                [&] { kept.sum(); },
+                                                [&] { kept.contiguous(); },
+                                                [&] { kept[0].fill_(1); },
+                                                [&] { at::zeros(kept.sizes()).copy_(kept); },
+                                                [&] { kept.const_data_ptr(); },
+                                                [&] { model->to(at::kDouble); },
+                                                [&] {
+                                                  std::ostringstream out;
+                                                  torch::save(model.ptr(), out);
+                                                }};
+  for (size_t i = 0; i < uses.size(); ++i) {
+    EXPECT_THAT(testing::error_of(uses[i]),
+                ::testing::HasSubstr("that is kept as codes. They are the buffers"))
+        << i;
+  }
+  EXPECT_THAT(testing::error_of([&] { kept.sum(); }),
+              ::testing::HasSubstr("[lora] " + name +
+                                   ": expected nobody to read or write a weight "
+                                   "that is kept as codes. They are the buffers " +
+                                   name + "_codes and " + name + "_scales"));
 }
 
 // Written as numbers and read again they are the same ones.
