@@ -56,6 +56,18 @@ at::Tensor reduce_scatter_sequence(const Group& group, const at::Tensor& x, int6
 /// @throws c10::Error unless size divides those of x
 at::Tensor sequence_part(const Group& group, const at::Tensor& x, int64_t dim = 1);
 
+/// RMSNorm over the features of all ranks, of which each has a part of every position:
+///
+///   out = x / sqrt(sum over ranks and features of x^2 / width + eps) * weight
+///
+/// in float32, rounded once. Forward and backward add up one float32 number a position over the ranks.
+/// @param x       [..., width / size], bf16 or float32
+/// @param weight  [width], of x's dtype: of all ranks; the gradient is of this rank's features and 0 beside
+///                them
+/// @throws c10::Error unless weight has the features of all ranks
+at::Tensor rms_norm_in_parts(const Group& group, const at::Tensor& x, const at::Tensor& weight,
+                             double eps);
+
 /// How Transformer splits its parameter of this name: wq, wk, wv of attention, w1 and w3 of the dense
 /// and shared feed-forward are column parallel, wo and w2 row parallel, everything else is whole: also
 /// the biases of the latter.

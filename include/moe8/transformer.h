@@ -30,6 +30,8 @@ class RMSNormImpl : public torch::nn::Module {
  public:
   RMSNormImpl(int64_t dim, double eps);
   torch::Tensor forward(const torch::Tensor& x);
+  /// Of x with this rank's part of the features, see rms_norm_in_parts() of tensor_parallel.h.
+  torch::Tensor forward_in_parts(const Group& group, const torch::Tensor& x);
   /// x + y and its norm by add_rms_norm() of model_ops.h; without y x and its norm.
   NormedSum add_and_norm(const torch::Tensor& x, const torch::Tensor& y = {});
 
@@ -72,8 +74,8 @@ struct Positions {
 class AttentionImpl : public torch::nn::Module {
  public:
   /// @param tensor_group  over which heads are spread, see moe8/tensor_parallel.h; x and the result
-  ///                      are then the positions of this rank. Only without attention_bias,
-  ///                      attention_sinks and qk_norm
+  ///                      are then the positions of this rank. Only without attention_bias
+  ///                      and attention_sinks
   explicit AttentionImpl(const TransformerConfig& config, Group tensor_group = Group());
   /// @param x          [B, S, dim]
   /// @param positions  of all ranks

@@ -94,10 +94,9 @@ struct TransformerConfig {
   /// head_dim, or what stands for 0.
   int64_t head_width() const { return head_dim > 0 ? head_dim : dim / n_heads; }
   bool has_latent_attention() const { return kv_rank > 0; }
-  /// Attention has parts that no group of ranks spreads (moe8/tensor_parallel.h). A norm of each head
-  /// goes with the head.
+  /// Attention has parts that no group of ranks spreads (moe8/tensor_parallel.h).
   bool attention_is_whole() const {
-    return has_latent_attention() || attention_bias || attention_sinks || qk_norm == QkNorm::WIDTH;
+    return has_latent_attention() || attention_bias || attention_sinks;
   }
   /// Features of a query's and of a key's head.
   int64_t query_width() const {

@@ -10,7 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/function_parts.h"
 #include "base/check.h"
+#include "moe8/model_ops.h"
 #include "nn/init.h"
 
 namespace moe8 {
@@ -71,6 +73,58 @@ struct SequenceExchange : torch::autograd::Function<SequenceExchange<kForward, k
   }
 };
 
+// [..., 1] float32: the sum of x over the features of all ranks.
+at::Tensor sum_of_features(const Group& group, const at::Tensor& x) {
+  const at::Tensor sum = x.sum(-1, /*keepdim=*/true).contiguous();
+  all_reduce_(group, sum);
+  return sum;
+}
+
+// n = x r with r = (mean of x^2 + eps)^(-1/2): out = n w, grad_x = (g w - n mean(g w n)) r.
+struct NormInParts : torch::autograd::Function<NormInParts> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const Group& group, double eps) {
+    const at::Tensor values = x.to(at::kFloat);
+    const auto width = static_cast<double>(weight.size(0));
+    const at::Tensor rstd = (sum_of_features(group, values.square()) / width + eps).rsqrt();
+    ctx->save_for_backward({x, weight, rstd});
+    ctx->saved_data["group"] = c10::IValue::make_capsule(c10::make_intrusive<HeldGroup>(group));
+    const at::Tensor out = values * rstd * own_features(group, weight).to(at::kFloat);
+    return out.to(x.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto held =
+        c10::static_intrusive_pointer_cast<HeldGroup>(ctx->saved_data["group"].toCapsule());
+    const Group& group = held->group;
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
+    const at::Tensor grad = grads[0].to(at::kFloat), normed = x.to(at::kFloat) * rstd;
+    variable_list results(4);
+    const at::Tensor of_normed = grad * own_features(group, weight).to(at::kFloat);
+    const at::Tensor mean =
+        sum_of_features(group, of_normed * normed) / static_cast<double>(weight.size(0));
+    if (ctx->needs_input_grad(0)) {
+      results[0] = ((of_normed - normed * mean) * rstd).to(x.scalar_type());
+    }
+    if (ctx->needs_input_grad(1)) {
+      results[1] = at::zeros_like(weight);
+      own_features(group, results[1]).copy_((grad * normed).flatten(0, -2).sum(0));
+    }
+    if (at::GradMode::is_enabled()) {
+      forbid_double_backward(
+          results, "moe8: rms_norm_in_parts cannot be differentiated twice (create_graph=true).");
+    }
+    return results;
+  }
+
+ private:
+  static at::Tensor own_features(const Group& group, const at::Tensor& weight) {
+    const int64_t part = weight.size(0) / group.size();
+    return weight.narrow(0, group.rank() * part, part);
+  }
+};
+
 }  // namespace
 
 torch::nn::Linear column_parallel_linear(int64_t in, int64_t out, const Group& group) {
@@ -101,6 +155,22 @@ at::Tensor sequence_part(const Group& group, const at::Tensor& x, int64_t dim) {
   if (group.size() == 1) return x;
   const int64_t part = equal_part("x", x.size(dim), group);
   return x.narrow(dim, group.rank() * part, part);
+}
+
+at::Tensor rms_norm_in_parts(const Group& group, const at::Tensor& x, const at::Tensor& weight,
+                             double eps) {
+  MOE8_CHECK(x.dim() > 0 && x.size(-1) > 0 &&
+                 (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat),
+             kTensorParallel, "x", "expected bf16 or float32 [..., D] with D > 0, got ",
+             x.scalar_type(), " ", x.sizes());
+  const int64_t width = group.size() * x.size(-1);
+  MOE8_CHECK(weight.dim() == 1 && weight.size(0) == width &&
+                 weight.scalar_type() == x.scalar_type() && weight.device() == x.device(),
+             kTensorParallel, "weight", "expected ", x.scalar_type(), " [", width, "] on ",
+             x.device(), ", got ", weight.scalar_type(), " ", weight.sizes(), " on ",
+             weight.device());
+  if (group.size() == 1) return rms_norm(x, weight, eps);
+  return NormInParts::apply(x, weight, group, eps);
 }
 
 TensorSplit tensor_split(std::string_view parameter) {

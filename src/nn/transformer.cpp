@@ -26,6 +26,10 @@ torch::Tensor RMSNormImpl::forward(const torch::Tensor& x) {
   return rms_norm(x, weight, eps_);
 }
 
+torch::Tensor RMSNormImpl::forward_in_parts(const Group& group, const torch::Tensor& x) {
+  return rms_norm_in_parts(group, x, weight, eps_);
+}
+
 NormedSum RMSNormImpl::add_and_norm(const torch::Tensor& x, const torch::Tensor& y) {
   return add_rms_norm(x, y, weight, eps_);
 }
@@ -36,8 +40,7 @@ namespace {
 // Over ranks goes what the parts of moe8/tensor_parallel.h are made for.
 void check_spreads(const TransformerConfig& config, const Group& group) {
   MOE8_CHECK(group.size() == 1 || !config.attention_is_whole(), "Attention", "tensor_group",
-             "expected one rank beside attention_bias, attention_sinks, qk_norm = \"width\" and "
-             "kv_rank, got ",
+             "expected one rank beside attention_bias, attention_sinks and kv_rank, got ",
              group.size());
 }
 
@@ -85,7 +88,8 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& x, const Positions& po
   }();
   const auto normed = [&](RMSNorm& norm, const torch::Tensor& projected) {
     if (qk_norm_ == QkNorm::NONE) return projected;
-    return qk_norm_ == QkNorm::HEAD ? norm(projected) : heads(norm(projected.flatten(2)));
+    return qk_norm_ == QkNorm::HEAD ? norm(projected)
+                                    : heads(norm->forward_in_parts(group_, projected.flatten(2)));
   };
   const RotatedHeads rotated = rotary_embedding(
       normed(q_norm, projected_q), normed(k_norm, projected_k), positions.freqs, pairs_);

@@ -121,9 +121,60 @@ TEST(ParallelLinears, SayWhatDoesNotDivide) {
                     HasSubstr("[Attention] tensor_group: expected a divisor of n_kv_heads = 1, "
                               "got 2 ranks"));
         config = small_config();
-        config.qk_norm = QkNorm::WIDTH;  // over the heads of all ranks
+        config.attention_sinks = true;
         EXPECT_THAT(error_of([&] { Attention(config, group); }),
                     HasSubstr("[Attention] tensor_group: expected one rank beside"));
+      },
+      all_tensor);
+}
+
+// ---- norms over split features --------------------------------------------------
+TEST(NormInParts, IsThatOfTheWholeWidth) {
+  in_processes(
+      {1, 2, 4},
+      [](Parallel& p) {
+        const Group& group = p.tensor();
+        torch::manual_seed(1);
+        const int64_t part = 24 / group.size(), first = group.rank() * part;
+        const at::Tensor values = at::randn({2, 5, 24}) * 3, scales = at::rand({24}) + 0.5;
+        const at::Tensor grad = at::randn({2, 5, 24});
+        for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+          const at::Tensor x = values.to(dtype).clone().requires_grad_();
+          const at::Tensor weight = scales.to(dtype).clone().requires_grad_();
+          const at::Tensor expected = at::rms_norm(x, {24}, weight, 1e-5);
+          expected.backward(grad.to(dtype));
+          const at::Tensor own = values.to(dtype).narrow(-1, first, part).clone().requires_grad_();
+          const at::Tensor own_weight = scales.to(dtype).clone().requires_grad_();
+          const at::Tensor out = rms_norm_in_parts(group, own, own_weight, 1e-5);
+          out.backward(grad.to(dtype).narrow(-1, first, part));
+          EXPECT_EQ(out.scalar_type(), dtype);
+          // In bf16 a rounding apart where sums differ in their last digit.
+          const double bound = dtype == at::kFloat ? 1e-6 : 5e-3;
+          using testing::relative_error;
+          EXPECT_LT(relative_error(out, expected.narrow(-1, first, part)), bound);
+          EXPECT_LT(relative_error(own.grad(), x.grad().narrow(-1, first, part)), bound);
+          const at::Tensor of_weight = own_weight.grad().to(at::kFloat);
+          all_reduce_(group, of_weight);  // of other ranks' features it is 0
+          EXPECT_LT(relative_error(of_weight, weight.grad()), bound);
+        }
+      },
+      all_tensor);
+}
+
+TEST(NormInParts, SaysWhatDoesNotFit) {
+  in_processes(
+      {2},
+      [](Parallel& p) {
+        const auto error = [&](const at::Tensor& x, const at::Tensor& weight) {
+          return error_of([&] { rms_norm_in_parts(p.tensor(), x, weight, 1e-5); });
+        };
+        EXPECT_THAT(
+            error(at::zeros({3, 4}), at::zeros({4})),
+            HasSubstr("[tensor_parallel] weight: expected Float [8] on cpu, got Float [4]"));
+        EXPECT_THAT(error(at::zeros({3, 4}), at::zeros({8}, at::kBFloat16)),
+                    HasSubstr("weight: expected Float [8] on cpu, got BFloat16 [8]"));
+        EXPECT_THAT(error(at::zeros({3, 4}, at::kLong), at::zeros({8})),
+                    HasSubstr("[tensor_parallel] x: expected bf16 or float32 [..., D]"));
       },
       all_tensor);
 }
@@ -152,6 +203,18 @@ TEST(TransformerInParts, HoldsPartsOfTheSameWeights) {
 TEST(TransformerInParts, LossAndGradientsAreThoseOfOneProcess) {
   in_processes(
       {2, 4}, [](Parallel& p) { testing::compare_with_whole_transformer(p); }, all_tensor);
+}
+
+// As OLMoE has them.
+TEST(TransformerInParts, NormsOfQueriesAndKeysOverTheWholeWidth) {
+  in_processes(
+      {2, 4},
+      [](Parallel& p) {
+        TransformerConfig config = small_config();
+        config.qk_norm = QkNorm::WIDTH;
+        testing::compare_with_whole_transformer(p, config);
+      },
+      all_tensor);
 }
 
 }  // namespace

@@ -45,8 +45,9 @@ inline at::Tensor held_of(const std::string& name, const at::Tensor& whole, cons
 
 // Made on the CPU: the same weights everywhere.
 inline Transformer small_transformer(const std::string& recipe, const at::Device& device,
-                                     const Group& tensor_group) {
-  Transformer model(small_config(), 7, at::kBFloat16, Group(), tensor_group);
+                                     const Group& tensor_group,
+                                     const TransformerConfig& config = small_config()) {
+  Transformer model(config, 7, at::kBFloat16, Group(), tensor_group);
   if (!device.is_cpu()) model->to(device);
   if (recipe == "bf16") return model;
   const bool fp8 = recipe == "fp8_rowwise";
@@ -60,14 +61,15 @@ inline Transformer small_transformer(const std::string& recipe, const at::Device
 // Loss and gradients of a step with each recipe. Sums over features are made in parts that are rounded
 // to bf16, and FP8 scales of what is contracted over split features are those of a part: bounds as of
 // experts over ranks.
-inline void compare_with_whole_transformer(Parallel& p) {
+inline void compare_with_whole_transformer(Parallel& p,
+                                           const TransformerConfig& config = small_config()) {
   const Group& group = p.tensor();
   torch::manual_seed(3);
   const at::Tensor tokens = at::randint(64, {2, 17}, at::kLong).to(p.device());
   for (const std::string recipe : {"bf16", "fp8_rowwise", "mxfp8_rceil"}) {
     SCOPED_TRACE(recipe);
-    Transformer one = small_transformer(recipe, p.device(), Group());
-    Transformer mine = small_transformer(recipe, p.device(), group);
+    Transformer one = small_transformer(recipe, p.device(), Group(), config);
+    Transformer mine = small_transformer(recipe, p.device(), group, config);
     const Step whole = step(one, tokens);
     const Step part = step(mine, tokens);
     const at::Tensor loss = at::full({}, part.loss, at::kDouble);

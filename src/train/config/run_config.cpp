@@ -552,9 +552,8 @@ void check_tensor_parallel(const RunConfig& config) {
                " = ", size, ", got ", ranks);
   };
   MOE8_CHECK(!m.attention_is_whole(), kRunConfig, "parallel.tensor",
-             "expected 1 beside model.attention_bias, attention_sinks, qk_norm = \"width\" or "
-             "kv_rank, got ",
-             ranks, ". Such attention is whole on every rank.");
+             "expected 1 beside model.attention_bias, attention_sinks or kv_rank, got ", ranks,
+             ". Such attention is whole on every rank.");
   constexpr int64_t kWidth = 8;
   check("model.n_kv_heads", m.n_kv_heads);
   if (m.n_dense_layers > 0) check("model.dense_hidden_dim / 8", m.dense_hidden_dim / kWidth);

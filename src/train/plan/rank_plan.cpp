@@ -88,6 +88,16 @@ double exchanges(bool first_half, bool second_half, Recompute recompute) {
   return (first_half ? of_first : 0) + (second_half ? of_second : 0);
 }
 
+// Bytes per token of the sums over features of norms over the whole width of queries and keys, each of
+// which is made and sent around, forward and backward.
+double sums_of_norms(const RunConfig& config) {
+  if (config.model.qk_norm != QkNorm::WIDTH) return 0;
+  constexpr double kNorms = 2, kWays = 2;
+  const bool again = config.training.activation_checkpointing == Recompute::FULL;
+  const double sums = again ? 3 : 2;
+  return double(config.model.n_layers) * sums * kNorms * kWays * kFloat;
+}
+
 // Each rank sends its part of the tokens to the others, or their parts of its sums.
 double activations_sent(const RunConfig& config, double tokens, double width) {
   const TransformerConfig& m = config.model;
@@ -97,7 +107,8 @@ double activations_sent(const RunConfig& config, double tokens, double width) {
     const bool feeds = layer < m.n_dense_layers || m.n_shared_experts > 0;
     count += exchanges(true, feeds, config.training.activation_checkpointing);
   }
-  return count * tokens / ranks * (ranks - 1) * double(m.dim) * width;
+  const double of_features = count * double(m.dim) * width;
+  return (of_features + sums_of_norms(config)) * tokens / ranks * (ranks - 1);
 }
 
 // Adapters beside w1 and w3 read the values of tokens, which then travel as such.

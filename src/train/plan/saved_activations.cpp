@@ -55,6 +55,7 @@ class SavedList {
     add_input(what, held_.tensor * elements, layer, readers);
   }
   bool gathers() const { return held_.tensor > 1; }
+  int64_t tensor_ranks() const { return held_.tensor; }
   bool is_on_gpu() const { return conversion_.is_on_gpu(); }
   /// Ranks over which the experts of a layer are spread.
   int64_t expert_ranks() const { return held_.expert; }
@@ -80,15 +81,22 @@ class SavedList {
   std::vector<SavedTensor> rows_;
 };
 
-// A layer that is not there: kept whatever the conversion.
-constexpr const char* kOther = "";
-
 // The reciprocal root of each row, and on a GPU the input; on a CPU LibTorch composes the norm, of
 // the input and the normalized input, both in float32.
 void add_norm(SavedList& list, int64_t width, int64_t rows = 1) {
   const double of_element = list.is_on_gpu() ? list.model_itemsize() : 2 * kFloat;
   list.add("norms", of_element * double(width) + kFloat * double(rows));
 }
+
+// Of features that a tensor group shares out: the input, and the roots of all its positions.
+void add_norm_in_parts(SavedList& list, int64_t width, int64_t norms) {
+  if (list.tensor_ranks() == 1) return add_norm(list, width, norms);
+  list.add("norms",
+           list.model_itemsize() * double(width) + kFloat * double(norms * list.tensor_ranks()));
+}
+
+// A layer that is not there: kept whatever the conversion.
+constexpr const char* kOther = "";
 
 // Values are widened to the width of keys, which copies them; or else they are a part of what wkv_b
 // made, which stays.
@@ -117,7 +125,7 @@ void add_attention(SavedList& list, const TransformerConfig& c, const std::strin
   if (c.has_latent_attention()) return add_latent_attention(list, c, layer);
   const int64_t width = c.n_heads * c.head_width(), kv = c.n_kv_heads * c.head_width();
   if (c.qk_norm == QkNorm::HEAD) add_norm(list, width + kv, c.n_heads + c.n_kv_heads);
-  if (c.qk_norm == QkNorm::WIDTH) add_norm(list, width + kv, 2);
+  if (c.qk_norm == QkNorm::WIDTH) add_norm_in_parts(list, width + kv, 2);
   list.add_gathered_input("attention: input", c.dim, layer + "attention.",
                           {{"wq.weight", "wk.weight", "wv.weight"}});
   list.add("attention: q, k, v", list.model_itemsize() * double(width + 2 * kv));

@@ -103,6 +103,7 @@ Counted count(const RunConfig& config, const Groups& groups) {
   Counted counted;
   Transformer model(config.model, 1, at::kBFloat16, groups.expert, groups.tensor);
   freeze(model, config);
+  model->set_recompute(config.training.activation_checkpointing);
   for (const at::Tensor& x : model->parameters()) counted.weights += double(x.nbytes());
   const int64_t before = alive();
   Stepper stepper(*model, config.optimizer, config.training.weights,
@@ -152,6 +153,8 @@ void expect_planned(const RunConfig& config, int64_t world, const Counted& mean)
   if (config.parallel.expert == 1) {
     EXPECT_EQ(mean.sent_in_backward, sent);
     if (config.trains_in_part()) return;  // of what frozen weights do not keep the plan counts all
+    // Recomputed, the most is there in backward.
+    if (config.training.activation_checkpointing != Recompute::NONE) return;
     // Offsets and counts of experts and the loss with its number of tokens are left out.
     const TransformerConfig& m = config.model;
     const double left_out = double((m.n_layers - m.n_dense_layers) * m.n_experts * 4 + 8);
@@ -197,6 +200,29 @@ TEST_F(RankPlanTest, IsWhatRanksHoldAndSend) {
                                         mean.const_data_ptr<double>() + mean.numel()}));
         },
         [&](int64_t) { return layout; });
+  }
+}
+
+// A tensor group that makes norms over the features of all its ranks.
+TEST_F(RankPlanTest, KnowsNormsInParts) {
+  for (const Recompute recompute : {Recompute::NONE, Recompute::FULL}) {
+    in_processes(
+        {2},
+        [&](Parallel& p) {
+          RunConfig config = small_config();
+          config.model.qk_norm = QkNorm::WIDTH;
+          config.parallel.tensor = 2;
+          config.training.activation_checkpointing = recompute;
+          const Counted own =
+              count(config, {p.world(), p.data(), p.expert(), p.expert_data(), p.tensor()});
+          const at::Tensor all = at::tensor(own.values(), at::kDouble);
+          all_reduce_(p.world(), all);
+          const at::Tensor mean = all / 2;
+          expect_planned(config, 2,
+                         Counted::from({mean.const_data_ptr<double>(),
+                                        mean.const_data_ptr<double>() + mean.numel()}));
+        },
+        [](int64_t) { return ParallelLayout{.tensor = 2}; });
   }
 }
 
