@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What moe8 does before and around training, beside the Python tools, in one run on one machine.
 
-  compare_text.py MOE8 [--tokenizer FILE] [--text FILE] [--rounds N]
+  compare_text.py MOE8 [--before MOE8] [--tokenizer FILE] [--text FILE] [--rounds N] [--only-models]
 
 Each row is a whole process, from its start to its end, of the command and of Python, in turn; the median of
 the rounds. tokenize: a text of documents to a file of ids, on one core and on all of them, with the
 `tokenizers` library and numpy. start: the command, or Python with torch and transformers, to the first
-token of a tiny model. read: the same of a model of a gigabyte, less the start. Run by a Python that has torch,
+token of a tiny model. read: the same of a model of a gigabyte, less the start. --before: another build of the
+command, in the same turns. Run by a Python that has torch,
 transformers and tokenizers (./dev test --hf installs them), with MOE8's libraries where it finds them.
 """
 import argparse
@@ -88,6 +89,8 @@ def make_model(folder, layers, width, experts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("moe8", type=pathlib.Path)
+    parser.add_argument("--before", type=pathlib.Path)
+    parser.add_argument("--only-models", action="store_true")
     parser.add_argument("--tokenizer", type=pathlib.Path)
     parser.add_argument("--text", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -117,7 +120,7 @@ def main():
 
         cores = os.cpu_count()
         print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; {megabytes:.1f} MB of text", flush=True)
-        for threads in sorted({1, cores}):
+        for threads in sorted({1, cores}) if not options.only_models else ():
             both = medians(options.rounds, {"moe8": lambda: ours(threads), "tokenizers": lambda: theirs(threads)})
             for name, (wall, cpu) in both.items():
                 print(f"tokenize, {threads} threads  {name:12} {wall:7.2f} s ({megabytes / wall:6.1f} MB/s), "
@@ -127,11 +130,15 @@ def main():
         size = make_model(large, 8, 1024, 32) / 1e9
         start = {}
         for which, model in (("start", small), ("read", large)):
-            both = medians(options.rounds, {
-                "moe8": lambda: seconds([options.moe8, "generate", model, "--prompt-tokens", "1,2,3", "--max-tokens", "1",
-                                         "--ignore-end"]),
-                "transformers": lambda: seconds([sys.executable, generate, model], {"HF_HUB_OFFLINE": "1"})})
-            for name, (wall, cpu) in both.items():
+            def first_token(command):
+                return lambda: seconds([command, "generate", model, "--prompt-tokens", "1,2,3", "--max-tokens", "1",
+                                        "--ignore-end"])
+
+            calls = {"moe8": first_token(options.moe8),
+                     "transformers": lambda: seconds([sys.executable, generate, model], {"HF_HUB_OFFLINE": "1"})}
+            if options.before:
+                calls = {"before": first_token(options.before), **calls}
+            for name, (wall, cpu) in medians(options.rounds, calls).items():
                 more = ""
                 if which == "start":
                     start[name] = wall, cpu

@@ -118,10 +118,10 @@ FqnToConfig to_fqn_config(const std::vector<ConversionRule>& rules) {
 std::string to_toml(const std::vector<ConversionRule>& rules) {
   std::string text;
   for (const ConversionRule& rule : rules) {
-    text += concat("\n[[convert]]\nmatch = ", toml::value<std::string>(rule.match),
-                   "\nrecipe = ", toml::value<std::string>(rule.recipe), '\n');
+    text += concat("\n[[convert]]\nmatch = ", toml_string(rule.match),
+                   "\nrecipe = ", toml_string(rule.recipe), '\n');
     for (const auto& [field, value] : rule.fields) {
-      text += concat(field, " = ", toml::value<std::string>(value), '\n');
+      text += concat(field, " = ", toml_string(value), '\n');
     }
   }
   return text;

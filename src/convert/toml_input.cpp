@@ -2,6 +2,8 @@
 // Reading TOML with errors that name file and line.
 #include "convert/toml_input.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/nearest.h"
 #include "base/plain_text.h"
@@ -58,6 +60,21 @@ std::string describe(const toml::node& node) {
   }
   if (quote.size() > kLongestQuote) quote = quote.substr(0, kLongestQuote) + "...";
   return concat(quote, " (", kind_of(node), ")");
+}
+
+std::string toml_string(const std::string& value) {
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
+  if (std::ranges::none_of(value, is_control)) return concat(toml::value<std::string>(value));
+  std::string text = "\"";
+  for (const char c : value) {
+    if (is_control(c)) {
+      text += formatted("\\u%04X", static_cast<unsigned>(static_cast<unsigned char>(c)));
+    } else {
+      if (c == '"' || c == '\\') text += '\\';
+      text += c;
+    }
+  }
+  return text + '"';
 }
 
 void check_known(const char* op, std::string_view name, const std::vector<std::string>& names,

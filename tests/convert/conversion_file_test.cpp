@@ -77,7 +77,9 @@ TEST(ConversionFile, MistakesNameFileAndLine) {
 TEST(ConversionFile, ReadFromDiskAndWrittenBack) {
   const testing::TemporaryFolder folder;
   const std::vector<ConversionRule> rules{
-      {"re:.*\\.\"x\"", "mxfp8_rceil", {{"out_dtype", "float32"}}, ""}, {"", "none", {}, ""}};
+      {"re:.*\\.\"x\"", "mxfp8_rceil", {{"out_dtype", "float32"}}, ""},
+      {"\n\na break \"first\" and\ttabs", "rowwise", {}, ""},
+      {"", "none", {}, ""}};
   const std::string path = folder.write("c.toml", to_toml(rules));
   EXPECT_EQ(read_conversion_rules(path), rules);
   EXPECT_EQ(read_conversion_file(path), to_fqn_config(rules));

@@ -10,7 +10,8 @@ agree within 1e-4 of the largest; every file that moe8 writes holds the tensors 
 for bit; and transformers computes the same bits from it. `moe8 generate` gives the tokens of its generate(),
 with and without a cache, and `moe8 eval` its loss. Adapters that moe8 trained and exported are read by
 PEFT, whose model gives the logits of the merged one within 1e-4 of the largest; weights exported in FP8 and
-MXFP8 are decompressed by compressed-tensors to codes x scales, which moe8 reads as well. Run by a Python that
+MXFP8 are decompressed by compressed-tensors to codes x scales, which moe8 reads as well, and transformers
+those in FP8. Run by a Python that
 has these libraries (./dev test --hf installs them).
 """
 import argparse
@@ -299,7 +300,25 @@ def decompressed(folder):
     return tensors, count
 
 
-def compare_quantized(moe8, model, folder, name):
+def read_by_transformers(model, folder, tensors, tokens):
+    """Whether transformers, with compressed-tensors, reads a quantized folder as the values of these tensors."""
+    plain = folder.with_name(folder.name + "_values")
+    plain.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config")
+    (plain / "config.json").write_text(json.dumps(config))
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    wanted = load(model, plain).state_dict()
+    made = type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    made.set_experts_implementation("eager")
+    with torch.no_grad():
+        check(made(tokens).logits.isfinite().all(), f"{folder.name}: logits that are no numbers")  # decompresses
+    got = made.state_dict()
+    for key, tensor in wanted.items():
+        check(torch.equal(got[key].float(), tensor), f"{folder.name}: transformers reads another {key}")
+
+
+def compare_quantized(moe8, model, folder, name, tokens):
     if name.startswith("gpt_oss"):
         return  # its stacks are refused
     train(moe8, model, folder, "whole", "")
@@ -307,14 +326,19 @@ def compare_quantized(moe8, model, folder, name):
     blocks = all(weight.shape[1] % 32 == 0 for key, weight in plain.items()
                  if weight.ndim == 2 and ".layers." in key and not key.endswith("gate.weight"))
     for weights in ["fp8_rowwise"] + (["mxfp8_rceil", "mxfp8_floor"] if blocks else []):
-        got, count = decompressed(exported(moe8, folder, "whole", weights, "--weights", weights))
+        quantized = exported(moe8, folder, "whole", weights, "--weights", weights)
+        got, count = decompressed(quantized)
         check(sorted(got) == sorted(plain) and count > 0, f"{name}: {weights}: other tensors")
         for key, tensor in plain.items():
             # 4 binary digits are left, fewer of the smallest; scales rounded down cut off an eighth
             part = 8 if weights == "mxfp8_floor" else 16
             near = tensor if torch.equal(got[key], tensor) else tensor.abs() / part + tensor.abs().max() / 512
             check(((got[key] - tensor).abs() <= near.abs()).all(), f"{name}: {weights}: {key} is another")
-        print(f"  {weights}: {count} matrices decompressed to codes x scales")
+        as_well = ""
+        if weights == "fp8_rowwise":  # its own reader of stacked experts multiplies by one scale a row
+            read_by_transformers(model, quantized, got, tokens)
+            as_well = ", which transformers reads as well"
+        print(f"  {weights}: {count} matrices decompressed to codes x scales{as_well}")
 
 
 def compare(program, moe8, name, folder):
@@ -330,7 +354,7 @@ def compare(program, moe8, name, folder):
     compare_losses(moe8, model, folder, name)
     with torch.no_grad():
         compare_adapters(moe8, model, folder, name, tokens)
-    compare_quantized(moe8, model, folder, name)
+    compare_quantized(moe8, model, folder, name, tokens)
     print(f"{name}: {len(original)} tensors the same bits, transformers the same logits, tokens and loss",
           flush=True)
 

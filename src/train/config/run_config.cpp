@@ -203,12 +203,12 @@ std::string toml_of(Deterministic value) {
   return value == Deterministic::AUTO ? "\"auto\"" : toml_of(value == Deterministic::ON);
 }
 std::string toml_of(const std::string& value) {
-  return concat(toml::value<std::string>(value));
+  return toml_string(value);
 }
 std::string toml_of(const std::vector<std::string>& value) {
-  toml::array array;
-  for (const std::string& item : value) array.push_back(item);
-  return concat(array);
+  std::vector<std::string> items;
+  for (const std::string& item : value) items.push_back(toml_string(item));
+  return items.empty() ? "[]" : concat("[ ", join(items), " ]");
 }
 std::string toml_of(const std::vector<double>& value) {
   std::vector<std::string> items;

@@ -220,12 +220,13 @@ TEST(RunConfig, WrittenBackItIsTheSame) {
   config.model.score_function = ScoreFunction::SOFTMAX;
   config.optimizer.learning_rate = 0.1 + 0.2;  // not a short decimal
   config.optimizer.eps = 1e-12;
-  config.data.files = {"with \"quotes\" and \\", "tab\t"};
+  config.data.files = {"with \"quotes\" and \\", "tab\t", "\n\nbreaks", "\r\n\x7f\x1b'''"};
   config.training.recipe = "custom";
   config.training.weights = Weights::BF16;
   config.training.seed = 8999999999999999999;
   config.convert = {{"re:.*\\.experts\\.w[123]", "mxfp8_rceil", {{"wgrad_with_hp", "true"}}, ""},
                     {"output.weight", "none", {}, ""}};
+  config.optimizer.rates = {{"re:(\n)?.*\\.w1(\"\t)?", 0.5}, {"re:.*\\.w2", 2.0}};
   EXPECT_EQ(parse_run_config(to_toml(config), "run.toml"), config) << to_toml(config);
   EXPECT_EQ(parse_run_config(to_toml(RunConfig{}), "run.toml"), RunConfig{});
 }
