@@ -5,6 +5,7 @@
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -155,6 +156,7 @@ void HfWeights::read(const std::string& ours, const HeldPart& part, const at::Te
 // ---- the other way round ----------------------------------------------------
 std::vector<HfTensor> hf_tensors(const Family& family, const std::vector<ParameterShape>& ours) {
   std::vector<HfTensor> list;
+  std::map<std::string, size_t> whole;  // of those that are made of several of ours, by name
   for (const ParameterShape& own : ours) {
     const TensorPlace place = place_of(family, own.name);
     const int64_t elements =
@@ -163,8 +165,8 @@ std::vector<HfTensor> hf_tensors(const Family& family, const std::vector<Paramet
     const int64_t count = is_split ? own.shape[0] : 1;
     for (int64_t e = 0; e < count; ++e) {
       const std::string name = is_split ? of_expert(place.name, e) : place.name;
-      const auto same = is_split ? list.end() : std::ranges::find(list, name, &HfTensor::name);
-      HfTensor& tensor = same == list.end() ? list.emplace_back() : *same;
+      const bool is_new = is_split || whole.emplace(name, list.size()).second;
+      HfTensor& tensor = is_new ? list.emplace_back() : list[whole.at(name)];
       tensor.name = name;
       tensor.parts.emplace_back(own.name, place.layout);
       tensor.expert = e;

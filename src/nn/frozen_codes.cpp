@@ -5,7 +5,6 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <variant>
 
