@@ -2,7 +2,6 @@
 #include "routing/rows.h"
 
 #include <ATen/ops/arange.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_copy.h>
 #include <ATen/ops/index_select.h>
@@ -65,12 +64,13 @@ void sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::T
     out.zero_();
     return;
   }
-  // A row of zeros for slots that have none.
+  // Slots that have no row read the last one, and take zeros instead.
   const bool all_have_rows = order.rows() == order.experts.numel();
-  const at::Tensor source = all_have_rows ? rows : at::constant_pad_nd(rows, {0, 0, 0, 1});
+  const at::Tensor source = order.rows() == 0 ? at::zeros({1, N}, rows.options()) : rows;
   const at::Tensor row_of_slot =
-      order.row_of_slot.clamp_max(order.rows()).view(order.experts.sizes());
-  at::Tensor has_no_group, weights;
+      order.row_of_slot.clamp_max(source.size(0) - 1).view(order.experts.sizes());
+  at::Tensor has_no_row, has_no_group, weights;
+  if (!all_have_rows) has_no_row = order.row_of_slot.ge(order.rows()).view(order.experts.sizes());
   if (scores.defined() || bias.defined()) has_no_group = slots_in_groups(order).logical_not();
   if (scores.defined()) weights = scores.masked_fill(has_no_group, 0);
   for_row_blocks(out.size(0), N, rows.device(), [&](int64_t begin, int64_t size) {
@@ -80,6 +80,7 @@ void sum_rows_into(const at::Tensor& rows, const ExpertOrder& order, const at::T
     at::Tensor sum;
     for (int64_t j = 0; j < k; ++j) {
       at::Tensor term = source.index_select(0, slots(row_of_slot, j)).to(at::kFloat);
+      if (has_no_row.defined()) term.masked_fill_(slots(has_no_row, j).unsqueeze(1), 0);
       if (bias.defined()) {
         const at::Tensor expert = slots(order.experts, j).clamp(0, order.n_experts() - 1);
         term.add_(

@@ -66,7 +66,7 @@ void randomize(Transformer& model) {
   for (const auto& parameter : model->named_parameters()) {
     const bool is_bias = parameter.key().find("bias") != std::string::npos ||
                          parameter.key().find("experts.b") != std::string::npos;
-    if (is_adapter(parameter.key()) || is_bias) parameter.value().normal_(0, 0.1);
+    if (is_adapter(parameter.key()) || is_bias) parameter.value().normal_(0, 0.2);
   }
 }
 
