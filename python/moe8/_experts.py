@@ -5,7 +5,7 @@ _fused.py compute what they do not refuse; what is here is their definition, and
 
 T tokens, k experts each, R = T k rows in the order of experts; W13 (E, 2h, d), W2 (E, d, h)."""
 import dataclasses
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ from .config import meaning
 _OP = "moe_experts"
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a call has beside tensors."""
     config13: str
     config2: str

@@ -27,10 +27,15 @@ def _decision(config13, config2, x, w13, w2, hidden):
     return said["refusal"], said["keeps_codes"]
 
 
+@functools.lru_cache(maxsize=64)
+def _is_cuda(device):
+    return device.type == "cuda"  # a string that is made anew each time
+
+
 def refusal(device, x, w13, w2, hidden, o):
     """Why these kernels do not compute a layer with tokens and weights of these dtypes; None: they do. Another GPU than
     Hopper is an error, here as in _experts.py."""
-    if device.type != "cuda":
+    if not _is_cuda(device):
         return "tokens are not on a GPU"
     if not is_wanted:
         return "moe8._fused.is_wanted is False"
@@ -56,7 +61,6 @@ def layout(tokens, top_k, columns, experts, codes):
 _HEAD = struct.Struct("@20P4i")  # of Moe8Experts: what differs from call to call
 _TAIL = struct.Struct("@6q9i2f18i4x0q")
 _ALIGNED = 16  # a pointer to ask for sizes with
-_WORKSPACE, _KEPT13, _KEPT2, _STREAM = 16, 17, 18, 19  # among the pointers
 
 
 class _Plan:
@@ -77,15 +81,15 @@ class _Plan:
         self.is_empty = 0 in (self.rows, self.d, self.h)
         self._sizes = {}
 
-    def sizes(self, call, pointers, numbers, tail):
-        """Bytes of the workspace and of the forms of W13 and of W2: they follow from which tensors there are."""
-        key = (call, *map(bool, pointers), *numbers, tail is self.tails[1])
+    def sizes(self, call, pointers, forms, numbers, codes):
+        """Bytes of the workspace and of the forms of W13 and of W2: they follow from which tensors there are. forms:
+        whether those of either weight are kept, or are made to be kept."""
+        key = (call, *[pointer > 0 for pointer in pointers], *forms, *numbers, codes)
         sizes = self._sizes.get(key)
         if sizes is None:
-            some = [_ALIGNED if pointer else 0 for pointer in pointers]
-            some[_WORKSPACE] = some[_STREAM] = 0
+            some = [_ALIGNED if there else 0 for there in (*pointers, 0, *forms, 0)]
             said = _native.ExpertsBytes()
-            call(_HEAD.pack(*some, *numbers) + tail, said)
+            call(_HEAD.pack(*some, *numbers) + self.tails[codes], said)
             sizes = self._sizes[key] = said.workspace, said.kept13, said.kept2
         return sizes
 
@@ -107,37 +111,35 @@ def _address(x):
 
 class _Call:
     """Launches of one request: with forms of weights that are kept, or are made to be kept."""
+    __slots__ = "_call", "_plan", "_codes", "_device", "_index", "_configs", "_kept", "_forms"
 
-    def __init__(self, call, plan, tail, device, configs, kept):
-        self._call, self._plan, self._tail, self._device = call, plan, tail, device
-        self._kept = [(part, config, None if part is None else part.find(config))
-                      for part, config in zip(kept, configs)]
-
-    def _sizes(self, pointers, part):
-        """Bytes of the workspace, and of the forms of both weights that this part makes."""
-        forms = [kept is not None for kept, _, _ in self._kept]
-        return self._plan.sizes(self._call, (*pointers, 0, *forms, 0), self._numbers(part), self._tail)
-
-    def _numbers(self, part):
-        return (*(form is not None for _, _, form in self._kept), part, self._device.index)
+    def __init__(self, call, plan, codes, device, configs, kept):
+        self._call, self._plan, self._codes, self._device = call, plan, codes, device
+        self._index, self._configs, self._kept = device.index, configs, kept
+        self._forms = [part and part.find(config) for part, config in zip(kept, configs)]
 
     def launch(self, pointers, part, workspace=None, last_part=None):
         """pointers: the first 16 of Moe8Experts. workspace: that of the part before. last_part: the one that will have
         the workspace last. Returns the workspace."""
-        device, numbers = self._device, self._numbers(part)
-        needed, *bytes_kept = self._sizes(pointers, part)
+        plan, device, index, forms = self._plan, self._device, self._index, self._forms
+        kept13, kept2 = self._kept
+        are_kept = kept13 is not None, kept2 is not None
+        numbers = forms[0] is not None, forms[1] is not None, part, index
+        needed, *bytes_kept = plan.sizes(self._call, pointers, are_kept, numbers, self._codes)
         if last_part is not None:
-            needed = self._sizes(pointers, last_part)[0]
-        forms = [torch.empty(size, dtype=torch.uint8, device=device) if kept is not None and form is None else form
-                 for (kept, _, form), size in zip(self._kept, bytes_kept)]
+            needed = plan.sizes(self._call, pointers, are_kept, (*numbers[:2], last_part, index), self._codes)[0]
+        made = [i for i in (0, 1) if are_kept[i] and not numbers[i]]
+        for i in made:
+            forms[i] = torch.empty(bytes_kept[i], dtype=torch.uint8, device=device)
         if workspace is None:
             workspace = torch.empty(needed, dtype=torch.uint8, device=device)
-        self._call(_HEAD.pack(*pointers, workspace.data_ptr(), *map(_address, forms),
-                              torch._C._cuda_getCurrentRawStream(device.index), *numbers) + self._tail, None)
-        for i, (kept, config, form) in enumerate(self._kept):
-            if kept is not None and form is None and bytes_kept[i]:
-                kept.keep(forms[i], config)
-                self._kept[i] = kept, config, forms[i]
+        self._call(_HEAD.pack(*pointers, workspace.data_ptr(), _address(forms[0]), _address(forms[1]),
+                              torch._C._cuda_getCurrentRawStream(index), *numbers) + plan.tails[self._codes], None)
+        for i in made:
+            if bytes_kept[i]:
+                self._kept[i].keep(forms[i], self._configs[i])
+            else:
+                forms[i] = None
         return workspace
 
 
@@ -156,7 +158,7 @@ def forward(x, w13, w2, experts, scores, b13, b2, o, kept, keeps):
     pointers = (x.data_ptr(), w13.data_ptr(), w2.data_ptr(), experts.data_ptr(), _address(scores), _address(b13),
                 _address(b2), 0, out.data_ptr(), hidden.data_ptr(), 0 if keeps is None else saved.data_ptr(), 0, 0, 0,
                 0, 0)
-    call = _Call(_native.cuda_experts_forward, plan, plan.tails[codes], device, (o.config13, o.config2), kept)
+    call = _Call(_native.cuda_experts_forward, plan, codes, device, (o.config13, o.config2), kept)
     call.launch(pointers, 0)
     return out, hidden, saved
 
@@ -177,7 +179,7 @@ def backward(grad_out, x, w13, w2, experts, scores, b13, hidden, saved, o, needs
     codes = saved.numel() == plan.layouts[True][-1]
     # Forms of a weight that this backward does not multiply by are not asked for, and not made.
     reads13, reads2 = "x" in needs, between is not None or bool(needs - {"w2"})
-    call = _Call(_native.cuda_experts_backward, plan, plan.tails[codes], device, (o.config13, o.config2),
+    call = _Call(_native.cuda_experts_backward, plan, codes, device, (o.config13, o.config2),
                  (kept[0] if reads13 else None, kept[1] if reads2 else None))
 
     def pointers(dA):

@@ -304,71 +304,77 @@ def _one_group(rows, device, _stream):
     return torch.full((1,), rows, dtype=torch.int32, device=device)
 
 
-_PRODUCT = struct.Struct("@10P4q15i0q")  # Moe8Product
+_POINTERS, _NUMBERS = struct.Struct("@10P"), struct.Struct("@4q15i0q")  # Moe8Product: what differs by call; the rest
 
 
-@functools.lru_cache(maxsize=None)
-def _formats(config):
-    forms = meaning(config)
-    return (*forms.left, *forms.right, *forms.fast_accum)
+class _Request:
+    """The requests of products of tensors of given dtypes and shapes: what does not differ from call to call."""
+
+    def __init__(self, config, A, A_shape, W, W_shape, out, has_groups, device):
+        forms = meaning(config)
+        self.rows, columns = A_shape
+        self.out_shape = (self.rows, W_shape[-2])
+        self.is_empty = 0 in (self.rows, columns, W_shape[-2])
+        numbers = (self.rows, *W_shape[-2:], W_shape[0] if has_groups else 1, type_of(A), type_of(W), type_of(out),
+                   has_groups, device.index)
+        self._numbers = [_NUMBERS.pack(*numbers, is_made, *forms.left, *forms.right, *forms.fast_accum)
+                         for is_made in (False, True)]
+        self._config, self._device, self._has_groups, self._sizes = config, device, has_groups, {}
+
+    def _bytes(self, call, *pointers, is_kept, is_made):
+        """How much memory a launch needs: of its own, and for the forms of its weight where they are kept. Of pointers
+        it matters which there are, and their alignment."""
+        a, w, grad_out, grad_A, grad_W = (pointer and 16 | pointer & 15 for pointer in pointers)
+        sizes = _native.Bytes()
+        call(_POINTERS.pack(a, w, grad_out, 16, 16, grad_A, grad_W, 0, 16 if is_kept else 0, 0) +
+             self._numbers[is_made], sizes)
+        return sizes.workspace, sizes.kept
+
+    def launch(self, call, a, w, grad_out, offs, out, grad_A, grad_W, kept):
+        device, config = self._device, self._config
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        if not self._has_groups:
+            make = _one_group.__wrapped__ if torch.cuda.is_current_stream_capturing() else _one_group
+            offs = make(self.rows, device, stream)
+        is_kept = kept is not None
+        forms = kept.find(config) if is_kept else None
+        is_made = forms is not None
+        key = (call, a & 15, w & 15, grad_out & 15, grad_A > 0, grad_W > 0, is_kept, is_made)
+        sizes = self._sizes.get(key)
+        if sizes is None:
+            sizes = self._sizes[key] = self._bytes(call, a, w, grad_out, grad_A, grad_W, is_kept=is_kept,
+                                                   is_made=is_made)
+        if is_kept and not is_made:
+            forms = torch.empty(sizes[1], dtype=torch.uint8, device=device)
+        workspace = torch.empty(sizes[0], dtype=torch.uint8, device=device)
+        call(_POINTERS.pack(a, w, grad_out, offs.data_ptr(), out, grad_A, grad_W, workspace.data_ptr(),
+                            forms.data_ptr() if is_kept else 0, stream) + self._numbers[is_made], None)
+        if is_kept and not is_made:
+            kept.keep(forms, config)
 
 
-@functools.lru_cache(maxsize=4096)
-def _gpu_bytes(call, *request):
-    """How much memory a request needs: of its own, and for the forms of its weight where they are kept."""
-    sizes = _native.Bytes()
-    call(_PRODUCT.pack(*request), sizes)
-    return sizes.workspace, sizes.kept
-
-
-def _like(pointer):
-    """A pointer of the same alignment, to ask for sizes with."""
-    return 16 | pointer & 15
-
-
-def _launch(call, A, W, offs, pointers, types, config, kept):
-    """pointers: A, W, grad_out, out, grad_A, grad_W; types: of A, W and the output."""
-    device = A.device
-    index = device.index
-    stream = torch._C._cuda_getCurrentRawStream(index)
-    has_tail = offs is not None
-    if offs is None:
-        make = _one_group.__wrapped__ if torch.cuda.is_current_stream_capturing() else _one_group
-        offs = make(A.shape[0], device, stream)
-    forms = None if kept is None else kept.find(config)
-    numbers = (A.shape[0], W.shape[-2], W.shape[-1], W.shape[0] if W.dim() == 3 else 1, *types, has_tail, index,
-               forms is not None, *_formats(config))
-    a, w, grad_out, out, grad_A, grad_W = pointers
-    needed, size = _gpu_bytes(call, _like(a), _like(w), _like(grad_out), 16, 16, 16 if grad_A else 0,
-                              16 if grad_W else 0, 0, 0 if kept is None else 16, 0, *numbers)
-    if kept is not None and forms is None:
-        forms = torch.empty(size, dtype=torch.uint8, device=device)
-    workspace = torch.empty(needed, dtype=torch.uint8, device=device)
-    call(_PRODUCT.pack(a, w, grad_out, offs.data_ptr(), out, grad_A, grad_W, workspace.data_ptr(),
-                       0 if forms is None else forms.data_ptr(), stream, *numbers), None)
-    if forms is not None and not numbers[9]:
-        kept.keep(forms, config)
+_request = functools.lru_cache(maxsize=1024)(_Request)
 
 
 def _gpu_forward(A, W, offs, config, out_dtype, kept):
-    n = W.shape[-2]
-    out = torch.empty((A.shape[0], n), dtype=out_dtype, device=A.device)
-    if out.numel() == 0 or A.shape[1] == 0:
+    device = A.device
+    request = _request(config, A.dtype, A.shape, W.dtype, W.shape, out_dtype, offs is not None, device)
+    out = torch.empty(request.out_shape, dtype=out_dtype, device=device)
+    if request.is_empty:
         return out.zero_()
-    _launch(_native.cuda_forward, A, W, offs, (A.data_ptr(), W.data_ptr(), 0, out.data_ptr(), 0, 0),
-            (type_of(A.dtype), type_of(W.dtype), type_of(out_dtype)), config, kept)
+    request.launch(_native.cuda_forward, A.data_ptr(), W.data_ptr(), 0, offs, out.data_ptr(), 0, 0, kept)
     return out
 
 
 def _gpu_backward(grad_out, A, W, offs, config, needs_A, needs_W, kept):
-    grad_A = torch.empty(A.shape, dtype=A.dtype, device=A.device) if needs_A else None
-    grad_W = torch.empty(W.shape, dtype=W.dtype, device=A.device) if needs_W else None
-    if grad_out.numel() == 0 or A.numel() == 0:
+    device, of_A, of_W = A.device, A.shape, W.shape
+    request = _request(config, A.dtype, of_A, W.dtype, of_W, grad_out.dtype, offs is not None, device)
+    grad_A = torch.empty(of_A, dtype=A.dtype, device=device) if needs_A else None
+    grad_W = torch.empty(of_W, dtype=W.dtype, device=device) if needs_W else None
+    if request.is_empty:
         return grad_A.zero_() if needs_A else None, grad_W.zero_() if needs_W else None
-    _launch(_native.cuda_backward, A, W, offs,
-            (A.data_ptr(), W.data_ptr(), grad_out.data_ptr(), 0, grad_A.data_ptr() if needs_A else 0,
-             grad_W.data_ptr() if needs_W else 0),
-            (type_of(A.dtype), type_of(W.dtype), type_of(grad_out.dtype)), config, kept if needs_A else None)
+    request.launch(_native.cuda_backward, A.data_ptr(), W.data_ptr(), grad_out.data_ptr(), offs, 0,
+                   grad_A.data_ptr() if needs_A else 0, grad_W.data_ptr() if needs_W else 0, kept if needs_A else None)
     return grad_A, grad_W
 
 

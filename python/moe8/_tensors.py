@@ -100,11 +100,11 @@ def gpu_refusal(index):
 
 
 def check_device(op, argument, x):
-    if x.device.type == "cpu":
+    if x.is_cpu:
         return
-    if x.device.type != "cuda":
+    if not x.is_cuda:
         fail(op, argument, f"expected a tensor on a CPU or a CUDA device, got {describe(x)}")
-    if refusal := gpu_refusal(x.device.index):
+    if refusal := gpu_refusal(x.get_device()):
         fail(op, argument, f"expected a device with kernels of moe8, got {x.device}. {refusal}")
 
 

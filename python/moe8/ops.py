@@ -208,7 +208,7 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, A, B_t, offs, bias, config, out_dtype):
         ctx.config, ctx.bias_dtype = config, None if bias is None else bias.dtype
-        W = B_t.transpose(1, 2)
+        W = B_t.mT  # sooner made than transpose(1, 2)
         ctx.save_for_backward(A, W, offs)
         return _product(A, W, offs, bias, config, out_dtype, _kept.for_forward(W), ctx)
 
@@ -222,7 +222,7 @@ class _Grouped(torch.autograd.Function):
                                                 _kept.for_backward(W), ctx)
         if needs_W:
             _kept.note_gradient(W)
-            grad_W = grad_W.transpose(1, 2)
+            grad_W = grad_W.mT
         if ctx.bias_dtype is not None and needs_bias:
             grad_bias = _products.group_sums(grad_out, offs, W.shape[0]).to(ctx.bias_dtype)
         return grad_A, grad_W, None, grad_bias, None, None
@@ -337,8 +337,8 @@ class _Experts(torch.autograd.Function):
     """The same for eager code, with weights that are kept."""
 
     @staticmethod
-    def forward(ctx, x, w13, w2, experts, scores, b13, b2, *options):
-        o = ctx.options = _experts.Options(*options)
+    def forward(ctx, x, w13, w2, experts, scores, b13, b2, o):
+        ctx.options = o
         needs_w13 = ctx.needs_input_grad[1]
         keeps_codes = needs_w13 and _experts.keeps_codes(x, w13, w2, o)
         out, hidden, saved = _experts.forward(x, w13, w2, experts, scores, b13, b2, o,
@@ -357,7 +357,7 @@ class _Experts(torch.autograd.Function):
         for name, weight in (("w13", w13), ("w2", w2)):
             if name in needs:
                 _kept.note_gradient(weight)
-        return (grads.x, grads.w13, grads.w2, None, grads.scores, grads.b13, grads.b2) + (None,) * 7
+        return grads.x, grads.w13, grads.w2, None, grads.scores, grads.b13, grads.b2, None
 
 
 _apply_experts = _applied(_Experts)
@@ -416,7 +416,7 @@ def grouped_mm(A: Tensor, B_t: Tensor, offs: Tensor, config="fp8_rowwise", bias:
         return torch.ops.moe8.grouped_mm(A, B_t.transpose(1, 2), offs, bias, text, dtype)
     if _wants_grad(A, B_t) or bias is not None and _wants_grad(bias, bias):
         return _apply_grouped(A, B_t, offs, bias, text, dtype)
-    return _product(A, B_t.transpose(1, 2), offs, bias, text, dtype)
+    return _product(A, B_t.mT, offs, bias, text, dtype)
 
 
 def grouped_mm_wgrad(grad_out: Tensor, A: Tensor, offs: Tensor, config="fp8_rowwise",
@@ -500,14 +500,15 @@ def moe_experts(x: Tensor, w1: Tensor, w3: Optional[Tensor], w2: Tensor, experts
     if b2 is not None:
         _check_bias(op, "b2", b2, w2.shape[:2], device)
     to_float = lambda t: None if t is None else t.float()
-    arguments = (x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2), text13, text2, interleaved,
-                 activation == "clamped_swiglu", float(alpha), float(limit), scores_on == "input")
+    tensors = x, w13, w2, experts, to_float(scores), to_float(b13), to_float(b2)
+    o = _experts.Options(text13, text2, interleaved, activation == "clamped_swiglu", float(alpha), float(limit),
+                         scores_on == "input")
     if _is_eager(x, w13) and type(w2).__torch_dispatch__ is _PLAIN_DISPATCH:
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:7]):
-            return _apply_experts(*arguments)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return _apply_experts(*tensors, o)
         with torch._C.DisableTorchFunctionSubclass():
-            return _experts.forward(*arguments[:7], _experts.Options(*arguments[7:]))[0]
-    return torch.ops.moe8.moe_experts(*arguments)[0]
+            return _experts.forward(*tensors, o)[0]
+    return torch.ops.moe8.moe_experts(*tensors, *o)[0]
 
 
 def _check_weight(op, name, w, shape, device):
