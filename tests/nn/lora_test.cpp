@@ -62,6 +62,7 @@ bool is_adapter(const std::string& name) {
 
 // Adapters and biases that do something.
 void randomize(Transformer& model) {
+  torch::manual_seed(4);  // whatever was drawn before
   const torch::NoGradGuard no_grad;
   for (const auto& parameter : model->named_parameters()) {
     const bool is_bias = parameter.key().find("bias") != std::string::npos ||
