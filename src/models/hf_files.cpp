@@ -31,7 +31,7 @@ std::vector<std::string> check_shards(const std::string& folder,
   constexpr size_t kMostNames = 10;
   if (count > kMostNames) {
     missing.resize(kMostNames);
-    missing.push_back("...");
+    missing.emplace_back("...");
   }
   MOE8_CHECK(count == 0, kPretrained, folder, "expected the ", names.size(), " files of ",
              kIndexFile, ", of which ", count, count == 1 ? " is" : " are",

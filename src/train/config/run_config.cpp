@@ -207,6 +207,7 @@ std::string toml_of(const std::string& value) {
 }
 std::string toml_of(const std::vector<std::string>& value) {
   std::vector<std::string> items;
+  items.reserve(value.size());
   for (const std::string& item : value) items.push_back(toml_string(item));
   return items.empty() ? "[]" : concat("[ ", join(items), " ]");
 }
