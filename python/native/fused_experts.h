@@ -9,6 +9,7 @@
 #include <variant>
 
 #include "experts/stage_forms.h"
+#include "formats/code_pitch.h"
 #include "weight_formats.h"
 
 namespace moe8::native {
@@ -73,7 +74,7 @@ struct KeptLayout {
                        bool keeps_codes) {
     const auto words = [](int64_t count) { return (count + 3) / 4 * 16; };
     KeptLayout at;
-    at.scale = keeps_codes ? tokens * ((columns + 15) / 16 * 16) : 0;
+    at.scale = keeps_codes ? tokens * code_pitch(columns) : 0;
     at.amax = at.scale + (keeps_codes ? words(tokens) : 0);
     at.slot_of_row = at.amax + (keeps_codes ? words(experts * columns) : 0);
     at.row_of_slot = at.slot_of_row + words(tokens * top_k);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Memory and device of a request to the CUDA kernels, and the error of a launch.
+// Memory of a request to the CUDA kernels.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,21 +8,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/check.h"
-#include "base/plain_text.h"
-#include "cuda/launch_status.h"
+#include "device/check_launch.h"
+#include "formats/code_pitch.h"
 #include "formats/float_type.h"
 
 namespace moe8::native {
-
-/// @throws c10::Error unless the launch succeeded.
-inline void check_launch(const char* op, const cuda::LaunchStatus& status) {
-  if (status.ok()) return;
-  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
-  fail(op, "",
-       concat("a CUDA kernel could not be launched (", status.failed,
-              "): ", cudaGetErrorString(status.error)));
-}
 
 /// Of the interface's `type`.
 inline FloatType type_of(int32_t type) {
@@ -31,11 +21,6 @@ inline FloatType type_of(int32_t type) {
 
 inline int64_t size_of(FloatType type) {
   return type == FloatType::BF16 ? 2 : 4;
-}
-
-/// Bytes from one row of FP8 codes to the next.
-inline int64_t code_pitch(int64_t columns) {
-  return (columns + 15) / 16 * 16;
 }
 
 /// Pieces of a workspace. A quiet one launches nothing: it only counts, or finds again where an

@@ -10,9 +10,8 @@
 
 #include <optional>
 
-#include "base/check.h"
-#include "base/plain_text.h"
-#include "cuda/launch_status.h"
+#include "device/check_launch.h"
+#include "formats/code_pitch.h"
 
 namespace moe8 {
 
@@ -25,15 +24,6 @@ struct Launch {
   cudaStream_t stream;
 };
 
-/// @throws c10::Error unless the launch succeeded.
-inline void check_launch(const char* op, const cuda::LaunchStatus& status) {
-  if (status.ok()) return;
-  (void)cudaGetLastError();  // a launch that was refused leaves nothing behind but this
-  fail(op, "",
-       concat("a CUDA kernel could not be launched (", status.failed,
-              "): ", cudaGetErrorString(status.error)));
-}
-
 /// Memory for a result.
 inline at::Tensor empty_on(const at::Device& device, at::IntArrayRef sizes, at::ScalarType dtype) {
   // Not by way of the dispatcher: a product makes a dozen of these.
@@ -41,11 +31,6 @@ inline at::Tensor empty_on(const at::Device& device, at::IntArrayRef sizes, at::
 }
 inline at::Tensor empty_on(const at::Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
   return empty_on(x.device(), sizes, dtype);
-}
-
-/// Bytes from one row of FP8 codes to the next: whole 16-byte accesses.
-inline int64_t code_pitch(int64_t columns) {
-  return (columns + 15) / 16 * 16;
 }
 
 }  // namespace moe8
