@@ -26,8 +26,9 @@ enum class ScorePlacement {
   INPUT,   // the expert's input; applied in float32 to the first product, which is linear in it
 };
 
-/// From what the FP8 codes along tokens, operands of the weights' gradients, are made. Matters to
-/// recipes with one power-of-two scale per row (fp8_rowwise) and is without effect in others.
+/// From what the FP8 codes along tokens, operands of the weights' gradients, are made; on a GPU with
+/// kernels of moe8 also the weights' codes that the gradient of x is computed with. Matters to recipes
+/// with one power-of-two scale per row (fp8_rowwise) and is without effect in others.
 enum class ColumnCodes {
   AUTO,            // the faster one: FROM_ROW_CODES on a GPU with kernels of moe8, else FROM_VALUES
   FROM_VALUES,     // the values in high precision: torchao's arithmetic

@@ -149,7 +149,9 @@ struct Layer : torch::CustomClassHolder {
             .formats = of,
             .out_dtype = dtype,
             .kernel_preference = formats.kernel_preference,
-            .weight = weight};
+            .weight = weight,
+            .weight_from_row_codes = call.column_codes == ColumnCodes::FROM_ROW_CODES &&
+                                     formats.out.right == formats.grad_input.right};
   }
 };
 using LayerPtr = c10::intrusive_ptr<Layer>;

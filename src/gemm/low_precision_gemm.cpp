@@ -44,7 +44,9 @@ FormKey GemmProblem::left_key(Encoding encoding) const {
 
 FormKey GemmProblem::right_key(Encoding encoding) const {
   const int64_t axis = gemm == Gemm::OUT ? 2 : gemm == Gemm::GRAD_INPUT ? 1 : 0;
-  return {formats.right, axis, encoding};
+  const bool from_row_codes =
+      weight_from_row_codes && gemm == Gemm::GRAD_INPUT && encoding == Encoding::FLOAT8;
+  return {formats.right, axis, encoding, from_row_codes};
 }
 
 const std::vector<GemmKernel>& gemm_kernels() {

@@ -29,6 +29,8 @@ struct GemmProblem {
   /// Launched right after a product that writes none of the operands: a GPU may run the end of that
   /// one and the beginning of this one side by side.
   bool follows_unrelated = false;
+  /// GRAD_INPUT: FormKey::from_row_codes of the weight, where OUT reads it in the same format.
+  bool weight_from_row_codes = false;
 
   std::string describe() const;
   /// The forms of the operands that a kernel reads, given how it wants them encoded.

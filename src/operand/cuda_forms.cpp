@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/overloaded.h"
 #include "base/plain_text.h"
+#include "cuda/experts/transpose_codes.h"
 #include "device/cuda_launch.h"
 #include "groups/cuda_groups.h"
 #include "quantize/cuda_args.h"
@@ -76,7 +77,8 @@ class Float8Forms {
   Float8Forms(const std::vector<Source>& parts, const Float8Format& format, cudaStream_t stream)
       : parts_(parts), s_(parts.front()), f_(format), stream_(stream) {}
 
-  // `rows` is null where only the transposed codes are wanted: their scales need its pass.
+  // `rows` is null where only the transposed codes are wanted: their scales need its pass, and they
+  // may be made of its codes.
   void make(Form* rows, Form* transposed) {
     if (one_scale()) {
       find_amax();
@@ -86,8 +88,13 @@ class Float8Forms {
       return;
     }
     Form unwanted{};
-    make_rows(rows ? *rows : unwanted, transposed != nullptr);
-    if (transposed) make_transposed(*transposed, nullptr);
+    Form& made = rows ? *rows : unwanted;
+    make_rows(made, transposed != nullptr);
+    if (transposed && transposed->key.from_row_codes && f_.round_scales_to_power_of_2) {
+      turn(made, *transposed);
+    } else if (transposed) {
+      make_transposed(*transposed, nullptr);
+    }
   }
 
  private:
@@ -173,6 +180,24 @@ class Float8Forms {
       }
       check_launch(kOp, cuda::launch_float8_transposed(args, stream_));
     });
+  }
+
+  // A byte for each code less to read than from values in bf16.
+  void turn(const Form& rows, Form& form) const {
+    form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
+    form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+    const cuda::RowCodes in{.codes = rows.data.const_data_ptr<uint8_t>(),
+                            .inverse_scale = rows.decode_scale.const_data_ptr<float>(),
+                            .elem = f_.elem,
+                            .columns = s_.columns,
+                            .pitch = code_pitch(s_.columns),
+                            .groups = cuda::RowGroups::equal(s_.groups.groups, group_rows(parts_))};
+    const cuda::TransposeCodesArgs args{
+        .in = in,
+        .column_amax = amax_bits(amax_),
+        .codes = form.data.mutable_data_ptr<uint8_t>(),
+        .inverse_scale = form.decode_scale.mutable_data_ptr<float>()};
+    check_launch(kOp, cuda::launch_transpose_codes(args, stream_));
   }
 
   const std::vector<Source>& parts_;

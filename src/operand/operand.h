@@ -29,6 +29,8 @@ struct FormKey {
   OperandFormat format;
   int64_t axis;
   Encoding encoding;
+  /// Of a weight's codes along axis 1: they may be made from those along axis 2, of the same format.
+  bool from_row_codes = false;
   bool operator==(const FormKey&) const = default;
 };
 

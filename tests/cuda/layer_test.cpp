@@ -272,6 +272,25 @@ TEST_F(ExpertsOnGpu, ColumnsFromRowCodesCostAtMostATwentiethOfADecibel) {
   }
 }
 
+// Without a cache, backward makes the weights' codes along columns alone.
+TEST_F(ExpertsOnGpu, WeightsAreTheSameCodesWithAndWithoutCache) {
+  const ExpertsShape shape{.tokens = 300, .top_k = 2, .experts = 5, .dim = 208, .hidden = 112};
+  const ExpertsProblem p = experts_problem(shape, at::kBFloat16, 13);
+  const auto run = [&](WeightCache cache) {
+    set_weight_cache(cache);
+    clear_weight_cache();
+    const ExpertsResults results = run_experts(
+        gpu(p), {.config = recipe("fp8_rowwise"), .column_codes = ColumnCodes::FROM_ROW_CODES});
+    set_weight_cache(WeightCache::AUTO);
+    return results;
+  };
+  const ExpertsResults kept = run(WeightCache::ON), made_again = run(WeightCache::OFF);
+  EXPECT_TRUE(same_bits(kept.out, made_again.out));
+  for (size_t i = 0; i < kept.grads.size(); ++i) {
+    EXPECT_TRUE(same_bits(kept.grads[i], made_again.grads[i])) << i;
+  }
+}
+
 // What half the memory for hidden rows costs.
 TEST_F(ExpertsOnGpu, HiddenRowsMayBeKeptAsCodes) {
   const ExpertsShape shape{.tokens = 2048, .top_k = 4, .experts = 8, .dim = 512, .hidden = 384};
