@@ -17,6 +17,9 @@ namespace moe8 {
 ///   matrix (M, K), axis 0:   data [K, padded tokens],     scale [E, K]; see DeviceGroups
 ///   weight (E, N, K), axis 2: data [E, N, pitch],         scale [E, N]
 ///   weight (E, N, K), axis 1: data [E, K, pitch],         scale [E, K]
+/// Codes of a weight along axis 1 with FormKey::from_row_codes are made of its codes along axis 2,
+/// which are made for them where they are not wanted; of its values where scales are no powers of two,
+/// and where the weight lies as (E, K, N).
 /// decode_scale is 1 / (what the source was multiplied by); one scale of a whole tensor is
 /// repeated.
 std::vector<Form> make_cuda_forms(at::TensorList parts, const std::vector<FormKey>& keys,
