@@ -13,7 +13,6 @@
 #include "cuda/experts/gather.h"
 #include "cuda/experts/mx_rows.h"
 #include "cuda/experts/swiglu.h"
-#include "cuda/experts/transpose_codes.h"
 #include "cuda/quantize/float8.h"
 #include "device/cuda_launch.h"
 #include "device/implementation.h"
@@ -160,11 +159,7 @@ Form turned(const ExpertsCall& call, const CodedRows& x, const FormKey& key, boo
   const cuda::RowCodes in = row_codes(call, x, of_tokens);
   Form form{key, empty_on(call.device, {x.columns, in.groups.transposed_columns()}, at::kByte),
             empty_on(call.device, {call.order.n_experts(), x.columns}, at::kFloat)};
-  const cuda::TransposeCodesArgs args{.in = in,
-                                      .column_amax = x.amax(),
-                                      .codes = form.data.mutable_data_ptr<uint8_t>(),
-                                      .inverse_scale = form.decode_scale.mutable_data_ptr<float>()};
-  check_launch(kOp, cuda::launch_transpose_codes(args, on.stream));
+  check_launch(kOp, transpose_codes(in, x.amax(), form.data, form.decode_scale, on.stream));
   return form;
 }
 

@@ -7,7 +7,6 @@
 #include "base/log.h"
 #include "base/overloaded.h"
 #include "base/plain_text.h"
-#include "cuda/experts/transpose_codes.h"
 #include "device/cuda_launch.h"
 #include "groups/cuda_groups.h"
 #include "quantize/cuda_args.h"
@@ -126,6 +125,11 @@ class Float8Forms {
     form.data = empty_on(s_.x, sizes, at::kByte);
   }
 
+  void allocate_transposed(Form& form) const {
+    form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
+    form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+  }
+
   void find_amax() {
     amax_ = empty_on(s_.x, {1}, at::kInt);
     check_launch(kOp, cuda::launch_amax(s_.x.const_data_ptr(), float_type(s_.x.scalar_type()),
@@ -163,8 +167,7 @@ class Float8Forms {
 
   // `rows` too where they share the one scale.
   void make_transposed(Form& form, Form* rows) const {
-    form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
-    form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+    allocate_transposed(form);
     if (rows) allocate_rows(*rows);
     for_each_part(parts_, [&](const Source& part, const cuda::JoinedRows& joined) {
       auto args = this->args<cuda::Float8TransposedArgs>(part);
@@ -184,20 +187,14 @@ class Float8Forms {
 
   // A byte for each code less to read than from values in bf16.
   void turn(const Form& rows, Form& form) const {
-    form.data = empty_on(s_.x, transposed_sizes(), at::kByte);
-    form.decode_scale = empty_on(s_.x, s_.by_group(), at::kFloat);
+    allocate_transposed(form);
     const cuda::RowCodes in{.codes = rows.data.const_data_ptr<uint8_t>(),
                             .inverse_scale = rows.decode_scale.const_data_ptr<float>(),
                             .elem = f_.elem,
                             .columns = s_.columns,
                             .pitch = code_pitch(s_.columns),
                             .groups = cuda::RowGroups::equal(s_.groups.groups, group_rows(parts_))};
-    const cuda::TransposeCodesArgs args{
-        .in = in,
-        .column_amax = amax_bits(amax_),
-        .codes = form.data.mutable_data_ptr<uint8_t>(),
-        .inverse_scale = form.decode_scale.mutable_data_ptr<float>()};
-    check_launch(kOp, cuda::launch_transpose_codes(args, stream_));
+    check_launch(kOp, transpose_codes(in, amax_bits(amax_), form.data, form.decode_scale, stream_));
   }
 
   const std::vector<Source>& parts_;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The source of a CUDA quantizer, filled in from a tensor: for the public quantizers and for the
-// forms of operands. Only for files built with CUDA.
+// Arguments of CUDA quantizers, filled in from tensors: for the public quantizers and for the forms
+// of operands. Only for files built with CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "cuda/experts/transpose_codes.h"
 #include "cuda/quantize/float8.h"
 #include "cuda/quantize/mx.h"
 #include "quantize/check_input.h"
@@ -34,6 +35,18 @@ inline cuda::MxArgs mx_args(const at::Tensor& x, int64_t columns, const cuda::Ro
   args.elem = elem;
   args.mode = mode;
   return args;
+}
+
+/// Starts to make codes along columns of codes along rows.
+/// @param codes, inverse_scale  uint8 and float32, in the layout of TransposeCodesArgs
+inline cuda::LaunchStatus transpose_codes(const cuda::RowCodes& in, const uint32_t* column_amax,
+                                          const at::Tensor& codes, const at::Tensor& inverse_scale,
+                                          cudaStream_t stream) {
+  return cuda::launch_transpose_codes({.in = in,
+                                       .column_amax = column_amax,
+                                       .codes = codes.mutable_data_ptr<uint8_t>(),
+                                       .inverse_scale = inverse_scale.mutable_data_ptr<float>()},
+                                      stream);
 }
 
 /// The bits of largest magnitudes, kept as int32 on LibTorch's side.
